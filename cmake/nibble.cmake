@@ -1,0 +1,23 @@
+# Helpers of this build; a project that adds nibble with add_subdirectory sees none of them but the targets.
+include(CMakePackageConfigHelpers)
+
+# Warnings, sanitizers and IEEE arithmetic for the targets that this project compiles.
+function(nibble_compile target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion)
+  if(NIBBLE_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    target_link_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE})
+  endif()
+endfunction()
+
+function(nibble_install)
+  install(TARGETS nibble nibble_reference nibble_kernels EXPORT nibble_targets)
+  install(DIRECTORY include/nibble reference/nibble kernels/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(EXPORT nibble_targets NAMESPACE nibble:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
+  configure_package_config_file(cmake/nibbleConfig.cmake.in ${PROJECT_BINARY_DIR}/nibbleConfig.cmake
+                                INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
+  write_basic_package_version_file(${PROJECT_BINARY_DIR}/nibbleConfigVersion.cmake COMPATIBILITY SameMinorVersion
+                                   ARCH_INDEPENDENT)
+  install(FILES ${PROJECT_BINARY_DIR}/nibbleConfig.cmake ${PROJECT_BINARY_DIR}/nibbleConfigVersion.cmake
+          DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
+endfunction()

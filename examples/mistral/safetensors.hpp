@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// safetensors, read by memory map and written in shards.
+/// A file is u64 header length, JSON header, data; each tensor's data_offsets count from the end of the header.
+/// Source: huggingface/safetensors README, "Format".
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nibble/half.hpp"
+#include "nibble/matrix.hpp"
+
+namespace nibble::mistral {
+
+/// One tensor of a checkpoint, in the map.
+struct tensor {
+  std::string dtype;               ///< "F32", "F16", "BF16", "I32", "I64", "I16", "U8", …
+  std::vector<index_t> shape;      ///< as stored
+  const std::byte* data = nullptr; ///< in the memory map; may be unaligned
+  index_t bytes = 0;
+  std::filesystem::path file;      ///< where it lies, for messages
+
+  index_t size() const;  ///< elements
+};
+
+/// A model directory's tensors: model.safetensors, or model.safetensors.index.json and its shards. Every header, offset
+/// and length is checked when the checkpoint is opened, so reading a tensor cannot run past a file.
+class checkpoint {
+ public:
+  /// @throws error naming the file and what is wrong with it.
+  explicit checkpoint(const std::filesystem::path& model);
+  ~checkpoint();
+  checkpoint(checkpoint&&) noexcept;
+
+  bool contains(std::string_view name) const;
+  /// @throws error naming the tensor if it is missing.
+  const tensor& at(std::string_view name) const;
+  /// As at(), also checking that the shape is `shape`.
+  const tensor& at(std::string_view name, const std::vector<index_t>& shape) const;
+  const std::map<std::string, tensor, std::less<>>& tensors() const;
+  const std::filesystem::path& directory() const;
+
+  /// Tells the kernel that this tensor's pages are not needed any more, so they leave the resident set.
+  void release(const tensor& t) const;
+
+ private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+/// Elements [first, first + count) of an F32, F16 or BF16 tensor as float. @throws error for another dtype, naming it.
+void read_floats(const tensor& t, index_t first, index_t count, float* out);
+
+/// Writes tensors into shards of at most `max_shard_bytes` (one tensor is never split), data first, header last, each
+/// file fsynced; the names become model.safetensors, or model-00001-of-00002.safetensors and an index once finish() knows
+/// how many there are. Memory holds no tensor data.
+class safetensors_writer {
+ public:
+  safetensors_writer(std::filesystem::path directory, std::uint64_t max_shard_bytes);
+  ~safetensors_writer();
+
+  /// Appends a tensor. @throws error naming the file when the disk is full or not writable.
+  void add(const std::string& name, std::string_view dtype, const std::vector<index_t>& shape, const void* data,
+           std::uint64_t bytes);
+  /// Ends the last shard, renames the shards, writes the index if there is more than one. @returns bytes of all files.
+  std::uint64_t finish();
+
+ private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+}  // namespace nibble::mistral

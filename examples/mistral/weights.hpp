@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A linear's weights whatever they are stored as: dense F32/F16/BF16, or any packed format this project writes.
+/// The forward pass and every examination of a checkpoint read weights through here, rows at a time, as float.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "config.hpp"
+#include "safetensors.hpp"
+
+namespace nibble::mistral {
+
+/// W (n, k), read as float rows.
+class linear_weights {
+ public:
+  virtual ~linear_weights() = default;
+  virtual index_t outputs() const = 0;
+  virtual index_t inputs() const = 0;
+  /// Rows [first, first + count) into out (count, inputs()). Thread-safe.
+  virtual void rows(index_t first, index_t count, float* out) const = 0;
+  /// Forgets mapped pages; the next rows() maps them again.
+  virtual void release() const {}
+};
+
+/// The weights of `name` (without ".weight"), dense or packed as config.json's quantization_config says.
+/// @throws error naming the tensor when it is missing, has another shape than (n, k), or an unknown format.
+std::unique_ptr<linear_weights> open_linear(const checkpoint& from, const config& model, const std::string& name,
+                                            index_t n, index_t k);
+
+/// A 1-d parameter (norm weights), as floats. @throws error when it is missing or has another length.
+std::vector<float> read_vector(const checkpoint& from, const std::string& name, index_t size);
+
+}  // namespace nibble::mistral

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Our threads over fixed tiles. Work is cut by its own shape, never by the number of threads, and each tile writes what
+/// no other tile writes, so the bytes of a result do not depend on how many threads there are.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "nibble/core.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+
+/// A pool of threads that run the tiles of one loop at a time. A loop started inside a tile runs on the thread that
+/// started it.
+class thread_pool {
+ public:
+  /// @param threads at least 1; the calling thread is one of them.
+  explicit thread_pool(int threads) { resize(threads); }
+  thread_pool(const thread_pool&) = delete;
+  thread_pool& operator=(const thread_pool&) = delete;
+  ~thread_pool() { stop(); }
+
+  int size() const noexcept { return static_cast<int>(workers_.size()) + 1; }
+
+  /// @pre no loop is running.
+  void resize(int threads) {
+    stop();
+    stopping_ = false;
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  }
+
+  /// Calls f(tile, thread) for tile in [0, count), thread in [0, size()). Rethrows the first exception a tile threw,
+  /// after every started tile has ended.
+  template <class F>
+  void run(index_t count, F&& f) {
+    if (count <= 0) return;
+    if (inside() || workers_.empty() || count == 1) {
+      for (index_t tile = 0; tile < count; ++tile) f(tile, slot());
+      return;
+    }
+    std::lock_guard<std::mutex> one_loop(loop_);
+    std::exception_ptr failure;
+    std::mutex failure_mutex;
+    std::atomic<index_t> next{0};
+    auto body = [&](int thread) {
+      inside() = true;
+      slot() = thread;
+      for (index_t tile; (tile = next.fetch_add(1)) < count;) {
+        try {
+          f(tile, thread);
+        } catch (...) {
+          std::lock_guard<std::mutex> guard(failure_mutex);
+          if (!failure) failure = std::current_exception();
+          next = count;
+        }
+      }
+      inside() = false;
+      slot() = 0;
+    };
+    {
+      std::lock_guard<std::mutex> guard(mutex_);
+      call_ = [](void* state, int thread) { (*static_cast<decltype(body)*>(state))(thread); };
+      state_ = &body;
+      pending_ = static_cast<int>(workers_.size());
+      ++generation_;
+    }
+    wake_.notify_all();
+    body(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [&] { return pending_ == 0; });
+    lock.unlock();
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  static bool& inside() {
+    thread_local bool value = false;
+    return value;
+  }
+  static int& slot() {
+    thread_local int value = 0;
+    return value;
+  }
+  void work(int thread) {
+    uint64_t seen = 0;
+    for (;;) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+      const auto call = call_;
+      void* const state = state_;
+      lock.unlock();
+      call(state, thread);
+      lock.lock();
+      if (--pending_ == 0) done_.notify_one();
+    }
+  }
+  void stop() {
+    {
+      std::lock_guard<std::mutex> guard(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+    workers_.clear();
+    generation_ = 0;
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex loop_, mutex_;
+  std::condition_variable wake_, done_;
+  void (*call_)(void*, int) = nullptr;
+  void* state_ = nullptr;
+  uint64_t generation_ = 0;
+  int pending_ = 0;
+  bool stopping_ = false;
+};
+
+/// The pool host functions run on: as many threads as the machine has, until set_threads says otherwise.
+inline thread_pool& pool() {
+  static thread_pool instance(static_cast<int>(std::thread::hardware_concurrency()) > 0
+                                  ? static_cast<int>(std::thread::hardware_concurrency())
+                                  : 1);
+  return instance;
+}
+
+/// @param threads at least 1. @pre no loop is running.
+inline void set_threads(int threads) { pool().resize(threads < 1 ? 1 : threads); }
+
+/// f(tile) for every tile in [0, count), in any order, on pool().
+template <class F>
+void parallel_for(index_t count, F&& f) {
+  pool().run(count, [&](index_t tile, int) { f(tile); });
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END
