@@ -1,11 +1,13 @@
 # Helpers of this build; a project that adds nibble with add_subdirectory sees none of them but the targets.
 include(CMakePackageConfigHelpers)
 
-# Warnings, sanitizers and IEEE arithmetic for the targets that this project compiles.
+# Warnings, sanitizers and IEEE arithmetic for the targets that this project compiles. Without -ffp-contract=off a
+# compiler may fuse a multiplication and an addition where the machine can, and results would depend on the machine.
 function(nibble_compile target)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion -ffp-contract=off)
   if(NIBBLE_SANITIZE)
-    target_compile_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    target_compile_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all
+                                             -fno-omit-frame-pointer -g)
     target_link_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE})
   endif()
 endfunction()
