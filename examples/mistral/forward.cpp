@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "forward.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include "error.hpp"
+#include "nibble/host/matmul.hpp"
+#include "vector_math.hpp"
+
+namespace nibble::mistral {
+
+namespace {
+
+/// Rows an element-wise step hands a thread at a time.
+constexpr index_t row_tile = 64;
+/// Queries whose scores are held at a time, and tokens and vocabulary entries of a tile of logits.
+constexpr index_t query_tile = 128, token_tile = 256, vocabulary_tile = 512;
+/// Scratch of a chunk, bytes; a single longer sequence takes what it takes.
+constexpr index_t chunk_bytes = index_t(64) << 20;
+
+template <class F>
+void over_rows(index_t rows, F&& f) {
+  host::parallel_for(ceil_div(rows, row_tile), [&](index_t tile) {
+    const index_t first = tile * row_tile, last = min(rows, first + row_tile);
+    for (index_t row = first; row < last; ++row) f(row);
+  });
+}
+
+NIBBLE_VECTORISED float sum_of_squares(const float* x, index_t n) {
+  float lanes[16] = {};
+  index_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (index_t lane = 0; lane < 16; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+  double sum = 0;
+  for (const float lane : lanes) sum += static_cast<double>(lane);
+  for (; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return static_cast<float>(sum);
+}
+
+/// gate ← silu(gate) · up.
+NIBBLE_VECTORISED void swiglu(float* gate, const float* up, index_t n) {
+  for (index_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + fast_exp(-gate[i])) * up[i];
+}
+
+/// s[j] ← exp(s[j] − max) over [first, last); zero elsewhere in [0, n). @returns 1 / Σ.
+NIBBLE_VECTORISED float softmax_numerators(float* s, index_t first, index_t last, index_t n) {
+  float largest = s[first];
+  for (index_t j = first; j < last; ++j) largest = s[j] > largest ? s[j] : largest;
+  float lanes[16] = {};
+  index_t j = first;
+  for (; j + 16 <= last; j += 16)
+    for (index_t lane = 0; lane < 16; ++lane) {
+      const float e = fast_exp(s[j + lane] - largest);
+      s[j + lane] = e;
+      lanes[lane] += e;
+    }
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  for (; j < last; ++j) sum += s[j] = fast_exp(s[j] - largest);
+  for (j = 0; j < first; ++j) s[j] = 0;
+  for (j = last; j < n; ++j) s[j] = 0;
+  return 1.0f / sum;
+}
+
+/// cos and sin of position · theta^(−2i/d), i < d/2. Source: Su et al., arXiv 2104.09864, in the half-split layout of
+/// HF.
+struct rotary_table {
+  index_t half;
+  std::vector<float> cosine, sine;
+
+  rotary_table(index_t head_dim, double theta, index_t positions) : half(head_dim / 2) {
+    cosine.resize(static_cast<size_t>(positions * half));
+    sine.resize(cosine.size());
+    for (index_t position = 0; position < positions; ++position)
+      for (index_t i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(position) *
+                             std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+        cosine[static_cast<size_t>(position * half + i)] = static_cast<float>(std::cos(angle));
+        sine[static_cast<size_t>(position * half + i)] = static_cast<float>(std::sin(angle));
+      }
+  }
+  void rotate(float* head, index_t position) const {
+    const float* c = cosine.data() + position * half;
+    const float* s = sine.data() + position * half;
+    for (index_t i = 0; i < half; ++i) {
+      const float a = head[i], b = head[i + half];
+      head[i] = a * c[i] - b * s[i];
+      head[i + half] = b * c[i] + a * s[i];
+    }
+  }
+};
+
+index_t longest(const std::vector<index_t>& starts) {
+  index_t most = 0;
+  for (size_t i = 0; i + 1 < starts.size(); ++i) most = max(most, starts[i + 1] - starts[i]);
+  return most;
+}
+
+matrix<float> view(std::vector<float>& data, index_t rows, index_t cols) {
+  if (static_cast<index_t>(data.size()) < rows * cols) data.resize(static_cast<size_t>(rows * cols));
+  return {data.data(), rows, cols};
+}
+
+/// One query tile of one head: out rows = softmax(q kᵀ / √d) v over the keys each query may see.
+void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v, index_t first_query, index_t window,
+            matrix<float> out) {
+  thread_local std::vector<float> buffer;
+  const index_t keys = first_query + q.rows;
+  const index_t first_key = window > 0 ? max(index_t(0), first_query + 1 - window) : 0;
+  const index_t span = keys - first_key;
+  const auto scores = view(buffer, q.rows, span);
+  host::detail::sgemm(CblasNoTrans, CblasTrans, q.rows, span, q.cols, q, k.rows_at(first_key, span), 0.0f, scores);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(q.cols));
+  float inverse[query_tile];
+  for (index_t i = 0; i < q.rows; ++i) {
+    float* row = scores.row(i);
+    const index_t position = first_query + i;
+    const index_t low = (window > 0 ? max(index_t(0), position + 1 - window) : 0) - first_key;
+    const index_t high = position + 1 - first_key;
+    for (index_t j = low; j < high; ++j) row[j] *= scale;
+    inverse[i] = softmax_numerators(row, low, high, span);
+  }
+  host::detail::sgemm(CblasNoTrans, CblasNoTrans, q.rows, q.cols, span, scores, v.rows_at(first_key, span), 0.0f, out);
+  for (index_t i = 0; i < q.rows; ++i)
+    for (index_t j = 0; j < out.cols; ++j) out(i, j) *= inverse[i];
+}
+
+struct scratch {
+  std::vector<float> normed, q, k, v, attended, gate, up, out;
+};
+
+/// Attention of whole sequences: q, k, v already projected (tokens, width); rotates q and k.
+void attention(const config& c, const rotary_table& rotary, const std::vector<index_t>& starts, matrix<float> q,
+               matrix<float> k, matrix<float> v, matrix<float> out) {
+  struct piece {
+    index_t sequence, head, query;
+  };
+  std::vector<piece> pieces;
+  for (size_t s = 0; s + 1 < starts.size(); ++s) {
+    const index_t first = starts[s] - starts[0], length = starts[s + 1] - starts[s];
+    over_rows(length, [&](index_t position) {
+      for (index_t h = 0; h < c.heads; ++h) rotary.rotate(q.row(first + position) + h * c.head_dim, position);
+      for (index_t h = 0; h < c.kv_heads; ++h) rotary.rotate(k.row(first + position) + h * c.head_dim, position);
+    });
+    for (index_t head = 0; head < c.heads; ++head)
+      for (index_t query = 0; query < length; query += query_tile)
+        pieces.push_back({static_cast<index_t>(s), head, query});
+  }
+  host::detail::single_threaded_blas();
+  host::parallel_for(static_cast<index_t>(pieces.size()), [&](index_t tile) {
+    const auto [s, head, query] = pieces[static_cast<size_t>(tile)];
+    const index_t first = starts[static_cast<size_t>(s)] - starts[0];
+    const index_t length = starts[static_cast<size_t>(s) + 1] - starts[static_cast<size_t>(s)];
+    const index_t kv = head / (c.heads / c.kv_heads);
+    const index_t queries = min(query_tile, length - query);
+    attend(q.rows_at(first + query, queries).cols_at(head * c.head_dim, c.head_dim),
+           k.rows_at(first, length).cols_at(kv * c.head_dim, c.head_dim),
+           v.rows_at(first, length).cols_at(kv * c.head_dim, c.head_dim), query, c.sliding_window,
+           out.rows_at(first + query, queries).cols_at(head * c.head_dim, c.head_dim));
+  });
+}
+
+void attention_block(const config& c, const layer_weights& w, const rotary_table& rotary, matrix<const float> normed,
+                     const std::vector<index_t>& starts, matrix<float> out, const observer& observe, scratch& s) {
+  const index_t m = normed.rows;
+  const auto q = view(s.q, m, c.q_width()), k = view(s.k, m, c.kv_width()), v = view(s.v, m, c.kv_width());
+  const auto attended = view(s.attended, m, c.q_width());
+  if (observe) observe(layer_input::attention, normed);
+  host::matmul_nt(normed, w.at(c, projection::q), q);
+  host::matmul_nt(normed, w.at(c, projection::k), k);
+  host::matmul_nt(normed, w.at(c, projection::v), v);
+  attention(c, rotary, starts, q, k, v, attended);
+  if (observe) observe(layer_input::o, attended);
+  host::matmul_nt(attended, w.at(c, projection::o), out);
+}
+
+void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
+               const observer& observe, scratch& s) {
+  const auto gate = view(s.gate, normed.rows, c.intermediate), up = view(s.up, normed.rows, c.intermediate);
+  if (observe) observe(layer_input::mlp, normed);
+  host::matmul_nt(normed, w.at(c, projection::gate), gate);
+  host::matmul_nt(normed, w.at(c, projection::up), up);
+  over_rows(normed.rows, [&](index_t row) { swiglu(gate.row(row), up.row(row), c.intermediate); });
+  if (observe) observe(layer_input::down, gate);
+  host::matmul_nt(gate, w.at(c, projection::down), out);
+}
+
+void add(matrix<const float> y, matrix<float> x) {
+  over_rows(x.rows, [&](index_t row) {
+    for (index_t i = 0; i < x.cols; ++i) x(row, i) += y(row, i);
+  });
+}
+
+/// Sums of one row of logits over the vocabulary, tile after tile, relative to the largest logit so far.
+struct running_softmax {
+  double largest = -std::numeric_limits<double>::infinity(), sum = 0;
+  int32_t top = -1;
+
+  double rescale(double candidate) {
+    if (candidate <= largest) return 1.0;
+    const double factor = std::exp(largest - candidate);
+    largest = candidate;
+    sum *= factor;
+    return factor;
+  }
+  double log_sum() const { return largest + std::log(sum); }
+};
+
+struct row_top {
+  float value;
+  index_t at;
+};
+row_top find_top(const float* logits, index_t n) {
+  row_top top{logits[0], 0};
+  for (index_t j = 1; j < n; ++j)
+    if (logits[j] > top.value) top = {logits[j], j};
+  return top;
+}
+
+NIBBLE_VECTORISED float sum_exp(const float* logits, float largest, index_t n) {
+  float lanes[16] = {};
+  index_t j = 0;
+  for (; j + 16 <= n; j += 16)
+    for (index_t lane = 0; lane < 16; ++lane) lanes[lane] += fast_exp(logits[j + lane] - largest);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  for (; j < n; ++j) sum += fast_exp(logits[j] - largest);
+  return sum;
+}
+
+/// Σ exp(p − largest) · (p − q).
+NIBBLE_VECTORISED float sum_exp_difference(const float* p, const float* q, float largest, index_t n) {
+  float lanes[16] = {};
+  index_t j = 0;
+  for (; j + 16 <= n; j += 16)
+    for (index_t lane = 0; lane < 16; ++lane)
+      lanes[lane] += fast_exp(p[j + lane] - largest) * (p[j + lane] - q[j + lane]);
+  float sum = 0;
+  for (const float lane : lanes) sum += lane;
+  for (; j < n; ++j) sum += fast_exp(p[j] - largest) * (p[j] - q[j]);
+  return sum;
+}
+
+}  // namespace
+
+const char* to_string(projection p) {
+  constexpr const char* names[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                   "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  return names[static_cast<size_t>(p)];
+}
+
+std::string projection_name(index_t layer, projection p) {
+  return "model.layers." + std::to_string(layer) + "." + to_string(p);
+}
+
+index_t outputs(const config& c, projection p) {
+  switch (p) {
+    case projection::q:
+      return c.q_width();
+    case projection::k:
+    case projection::v:
+      return c.kv_width();
+    case projection::gate:
+    case projection::up:
+      return c.intermediate;
+    case projection::o:
+    case projection::down:
+      return c.hidden;
+  }
+  return 0;
+}
+
+index_t inputs(const config& c, projection p) {
+  return p == projection::o ? c.q_width() : p == projection::down ? c.intermediate : c.hidden;
+}
+
+layer_input input_of(projection p) {
+  switch (p) {
+    case projection::o:
+      return layer_input::o;
+    case projection::gate:
+    case projection::up:
+      return layer_input::mlp;
+    case projection::down:
+      return layer_input::down;
+    default:
+      return layer_input::attention;
+  }
+}
+
+layer_weights load_layer(const checkpoint& from, const config& c, index_t index) {
+  const std::string prefix = "model.layers." + std::to_string(index) + ".";
+  layer_weights layer;
+  layer.input_norm = read_vector(from, prefix + "input_layernorm.weight", c.hidden);
+  layer.post_norm = read_vector(from, prefix + "post_attention_layernorm.weight", c.hidden);
+  for (const projection p : projections) {
+    const index_t n = outputs(c, p), k = inputs(c, p);
+    const auto linear = open_linear(from, c, projection_name(index, p), n, k);
+    auto& w = layer.w[static_cast<size_t>(p)];
+    w.resize(static_cast<size_t>(n * k));
+    host::parallel_for(ceil_div(n, row_tile), [&](index_t tile) {
+      const index_t first = tile * row_tile;
+      linear->rows(first, min(row_tile, n - first), w.data() + first * k);
+    });
+    linear->release();
+  }
+  return layer;
+}
+
+void embed(const checkpoint& from, const config& c, const batch& b, matrix<float> x) {
+  const tensor& table = from.at("model.embed_tokens.weight", {c.vocabulary, c.hidden});
+  over_rows(x.rows,
+            [&](index_t row) { read_floats(table, b.ids[static_cast<size_t>(row)] * c.hidden, c.hidden, x.row(row)); });
+  from.release(table);
+}
+
+void rms_norm(matrix<const float> x, const std::vector<float>& weight, float epsilon, matrix<float> y) {
+  over_rows(x.rows, [&](index_t row) {
+    const float* in = x.row(row);
+    const float inverse = 1.0f / std::sqrt(sum_of_squares(in, x.cols) / static_cast<float>(x.cols) + epsilon);
+    for (index_t i = 0; i < x.cols; ++i) y(row, i) = in[i] * inverse * weight[static_cast<size_t>(i)];
+  });
+}
+
+void attention_block(const config& c, const layer_weights& w, matrix<const float> normed,
+                     const std::vector<index_t>& starts, matrix<float> out, const observer& observe) {
+  scratch s;
+  attention_block(c, w, rotary_table(c.head_dim, c.rope_theta, longest(starts)), normed, starts, out, observe, s);
+}
+
+void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
+               const observer& observe) {
+  scratch s;
+  mlp_block(c, w, normed, out, observe, s);
+}
+
+void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+                   const observer& observe) {
+  const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
+  const index_t widest = max(2 * c.intermediate, 2 * c.q_width() + 2 * c.kv_width()) + 2 * c.hidden;
+  const index_t chunk_tokens = max(index_t(1), chunk_bytes / (4 * widest));
+  scratch s;
+  for (size_t first = 0, last; first + 1 < starts.size(); first = last) {
+    for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
+    const std::vector<index_t> chunk(starts.begin() + static_cast<std::ptrdiff_t>(first),
+                                     starts.begin() + static_cast<std::ptrdiff_t>(last) + 1);
+    const index_t tokens = chunk.back() - chunk.front();
+    const auto rows = x.rows_at(chunk.front(), tokens);
+    const auto normed = view(s.normed, tokens, c.hidden), out = view(s.out, tokens, c.hidden);
+    rms_norm(rows, w.input_norm, c.rms_norm_eps, normed);
+    attention_block(c, w, rotary, normed, chunk, out, observe, s);
+    add(out, rows);
+    rms_norm(rows, w.post_norm, c.rms_norm_eps, normed);
+    mlp_block(c, w, normed, out, observe, s);
+    add(out, rows);
+  }
+}
+
+lm_head load_head(const checkpoint& from, const config& c) {
+  return {read_vector(from, "model.norm.weight", c.hidden),
+          open_linear(from, c, c.tied_embeddings ? "model.embed_tokens" : "lm_head", c.vocabulary, c.hidden)};
+}
+
+void score(const lm_head& head, matrix<const float> x, const int32_t* targets, float epsilon, token_score* scores,
+           const lm_head* reference_head, matrix<const float> reference_x) {
+  const index_t vocabulary = head.weights->outputs(), hidden = x.cols;
+  const bool compare = reference_head != nullptr;
+  host::detail::single_threaded_blas();
+  host::parallel_for(ceil_div(x.rows, token_tile), [&](index_t tile) {
+    const index_t first = tile * token_tile, tokens = min(token_tile, x.rows - first);
+    std::vector<float> normed_data, reference_data, rows_data, logits_data, reference_logits_data;
+    const auto normed = view(normed_data, tokens, hidden), rows = view(rows_data, vocabulary_tile, hidden);
+    const auto logits = view(logits_data, tokens, vocabulary_tile);
+    matrix<float> reference_normed, reference_logits;
+    rms_norm(x.rows_at(first, tokens), head.norm, epsilon, normed);
+    if (compare) {
+      reference_normed = view(reference_data, tokens, hidden);
+      reference_logits = view(reference_logits_data, tokens, vocabulary_tile);
+      rms_norm(reference_x.rows_at(first, tokens), reference_head->norm, epsilon, reference_normed);
+    }
+    std::vector<running_softmax> own(static_cast<size_t>(tokens)), reference(static_cast<size_t>(compare ? tokens : 0));
+    std::vector<double> cross(reference.size(), 0.0), target(static_cast<size_t>(tokens), 0.0);
+    for (index_t entry = 0; entry < vocabulary; entry += vocabulary_tile) {
+      const index_t entries = min(vocabulary_tile, vocabulary - entry);
+      head.weights->rows(entry, entries, rows.data);
+      host::detail::sgemm(CblasNoTrans, CblasTrans, tokens, entries, hidden, normed, rows, 0.0f, logits);
+      if (compare) {
+        if (reference_head->weights.get() != head.weights.get())
+          reference_head->weights->rows(entry, entries, rows.data);
+        host::detail::sgemm(CblasNoTrans, CblasTrans, tokens, entries, hidden, reference_normed, rows, 0.0f,
+                            reference_logits);
+      }
+      for (index_t i = 0; i < tokens; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const auto accumulate = [&](running_softmax& sums, const float* row) {
+          const row_top top = find_top(row, entries);
+          const bool higher = static_cast<double>(top.value) > sums.largest;
+          const double factor = sums.rescale(static_cast<double>(top.value));
+          if (higher) sums.top = static_cast<int32_t>(entry + top.at);
+          sums.sum += static_cast<double>(sum_exp(row, static_cast<float>(sums.largest), entries));
+          return factor;
+        };
+        accumulate(own[at], logits.row(i));
+        const index_t wanted = targets[first + i] - entry;
+        if (wanted >= 0 && wanted < entries) target[at] = static_cast<double>(logits(i, wanted));
+        if (!compare) continue;
+        cross[at] *= accumulate(reference[at], reference_logits.row(i));
+        cross[at] += static_cast<double>(sum_exp_difference(reference_logits.row(i), logits.row(i),
+                                                            static_cast<float>(reference[at].largest), entries));
+      }
+    }
+    for (index_t i = 0; i < tokens; ++i) {
+      const auto at = static_cast<size_t>(i);
+      token_score& out = scores[first + i];
+      out.nll = own[at].log_sum() - target[at];
+      if (!compare) continue;
+      out.divergence = max(0.0, cross[at] / reference[at].sum - reference[at].log_sum() + own[at].log_sum());
+      out.same_top = own[at].top == reference[at].top;
+    }
+  });
+}
+
+}  // namespace nibble::mistral

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The forward pass of a Mistral model in fp32, a layer at a time, over all tokens of many sequences: RMSNorm, rotary
+/// embedding, causal grouped-query attention with an optional sliding window, SwiGLU; and the head's scores.
+/// A chunk of whole sequences goes through the layer at a time, so scratch memory is bounded whatever the batch.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "config.hpp"
+#include "nibble/matrix.hpp"
+#include "safetensors.hpp"
+#include "weights.hpp"
+
+namespace nibble::mistral {
+
+/// The seven linears of a layer, in the order a token meets them.
+enum class projection { q, k, v, o, gate, up, down };
+inline constexpr std::array<projection, 7> projections = {
+    projection::q, projection::k, projection::v, projection::o, projection::gate, projection::up, projection::down};
+/// "self_attn.q_proj", …
+const char* to_string(projection p);
+/// "model.layers.3.self_attn.q_proj"
+std::string projection_name(index_t layer, projection p);
+index_t outputs(const config& c, projection p);
+index_t inputs(const config& c, projection p);
+
+/// The four activations that linears read; projections that share one share its statistics and its AWQ scale.
+enum class layer_input { attention, o, mlp, down };
+inline constexpr std::array<layer_input, 4> layer_inputs = {layer_input::attention, layer_input::o, layer_input::mlp,
+                                                            layer_input::down};
+layer_input input_of(projection p);
+
+/// One decoder layer, dense fp32.
+struct layer_weights {
+  std::vector<float> input_norm, post_norm;  ///< (hidden)
+  std::array<std::vector<float>, 7> w;       ///< (outputs, inputs) row-major, by projection
+
+  matrix<float> at(const config& c, projection p) {
+    return {w[static_cast<size_t>(p)].data(), outputs(c, p), inputs(c, p)};
+  }
+  matrix<const float> at(const config& c, projection p) const {
+    return {w[static_cast<size_t>(p)].data(), outputs(c, p), inputs(c, p)};
+  }
+};
+
+/// Reads layer `index` of a dense or packed checkpoint and lets its mapped pages go.
+layer_weights load_layer(const checkpoint& from, const config& c, index_t index);
+
+/// Sequences end to end: sequence i is tokens [starts[i], starts[i + 1]).
+struct batch {
+  std::vector<int32_t> ids;
+  std::vector<index_t> starts = {0};
+
+  void append(const int32_t* first, index_t count) {
+    ids.insert(ids.end(), first, first + count);
+    starts.push_back(static_cast<index_t>(ids.size()));
+  }
+  index_t tokens() const { return starts.back(); }
+  index_t sequences() const { return static_cast<index_t>(starts.size()) - 1; }
+};
+
+/// Embeddings of the batch's ids into x (tokens, hidden). @throws error naming the tensor; ids are within [0,
+/// vocabulary).
+void embed(const checkpoint& from, const config& c, const batch& b, matrix<float> x);
+
+/// Told of every activation a linear reads, chunk by chunk in token order: x (tokens of the chunk, inputs).
+using observer = std::function<void(layer_input, matrix<const float>)>;
+
+/// x (tokens, hidden) through one layer, in place.
+void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+                   const observer& observe = nullptr);
+
+/// The parts of a layer, for passes that judge a block by its output.
+/// out (tokens, hidden) = the attention block's output on normed x (tokens, hidden), before the residual is added.
+void attention_block(const config& c, const layer_weights& w, matrix<const float> normed,
+                     const std::vector<index_t>& starts, matrix<float> out, const observer& observe = nullptr);
+/// out (tokens, hidden) = down(silu(gate(normed)) · up(normed)).
+void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
+               const observer& observe = nullptr);
+/// y = x / rms(x) · weight, row by row. Source: Zhang and Sennrich, arXiv 1910.07467.
+void rms_norm(matrix<const float> x, const std::vector<float>& weight, float epsilon, matrix<float> y);
+
+/// What predicts: the last norm and the head.
+struct lm_head {
+  std::vector<float> norm;
+  std::unique_ptr<linear_weights> weights;  ///< (vocabulary, hidden)
+};
+lm_head load_head(const checkpoint& from, const config& c);
+
+/// How a model's prediction at one position fares.
+struct token_score {
+  double nll = 0;         ///< −ln p(target), nats
+  double divergence = 0;  ///< KL(reference ‖ model), nats, when there is a reference
+  bool same_top = true;   ///< its most probable token is the reference's
+};
+
+/// Scores predictions: row i of x (tokens, hidden; the last layer's output) predicts targets[i]. With a reference
+/// model's head and activations, also how far the distribution moved. Logits are never held for more than a tile.
+void score(const lm_head& head, matrix<const float> x, const int32_t* targets, float epsilon, token_score* scores,
+           const lm_head* reference_head = nullptr, matrix<const float> reference_x = {});
+
+}  // namespace nibble::mistral

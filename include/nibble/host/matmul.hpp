@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Matrix products on fixed tiles: a single-threaded BLAS call a tile, our threads over the tiles. The cut follows from
+/// the shapes alone, so the bytes of a product do not depend on the number of threads.
+/// Needs a CBLAS (OpenBLAS, BLIS, MKL's cblas.h); every other host header does without.
+#pragma once
+
+#include <cblas.h>
+
+#include "nibble/host/parallel.hpp"
+#include "nibble/math.hpp"
+#include "nibble/matrix.hpp"
+
+extern "C" {
+#if defined(__GNUC__)
+__attribute__((weak)) void openblas_set_num_threads(int threads);
+#endif
+}
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+namespace detail {
+
+/// Keeps OpenBLAS from starting threads of its own beside ours.
+inline void single_threaded_blas() {
+#if defined(__GNUC__)
+  static const bool once = [] {
+    if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
+    return true;
+  }();
+  static_cast<void>(once);
+#endif
+}
+
+inline void sgemm(CBLAS_TRANSPOSE trans_a, CBLAS_TRANSPOSE trans_b, index_t m, index_t n, index_t k,
+                  matrix<const float> a, matrix<const float> b, float beta, matrix<float> c) {
+  if (m == 0 || n == 0) return;
+  cblas_sgemm(CblasRowMajor, trans_a, trans_b, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1.0f,
+              a.data, static_cast<int>(a.stride), b.data, static_cast<int>(b.stride), beta, c.data,
+              static_cast<int>(c.stride));
+}
+
+inline constexpr index_t tile_rows = 256;
+inline constexpr index_t tile_cols = 256;
+
+template <class F>
+void over_tiles(index_t rows, index_t cols, F&& f) {
+  single_threaded_blas();
+  const index_t across = ceil_div(cols, tile_cols);
+  parallel_for(ceil_div(rows, tile_rows) * across, [&](index_t tile) {
+    const index_t row = tile / across * tile_rows, col = tile % across * tile_cols;
+    f(row, min(tile_rows, rows - row), col, min(tile_cols, cols - col));
+  });
+}
+
+}  // namespace detail
+
+/// y (m, n) = x (m, k) · w (n, k)ᵀ: a linear layer, as checkpoints store it.
+inline void matmul_nt(matrix<const float> x, matrix<const float> w, matrix<float> y) {
+  detail::over_tiles(x.rows, w.rows, [&](index_t row, index_t rows, index_t col, index_t cols) {
+    detail::sgemm(CblasNoTrans, CblasTrans, rows, cols, x.cols, x.rows_at(row, rows), w.rows_at(col, cols), 0.0f,
+                  y.rows_at(row, rows).cols_at(col, cols));
+  });
+}
+
+/// y (m, n) = x (m, k) · w (k, n).
+inline void matmul_nn(matrix<const float> x, matrix<const float> w, matrix<float> y) {
+  detail::over_tiles(x.rows, w.cols, [&](index_t row, index_t rows, index_t col, index_t cols) {
+    detail::sgemm(CblasNoTrans, CblasNoTrans, rows, cols, x.cols, x.rows_at(row, rows), w.cols_at(col, cols), 0.0f,
+                  y.rows_at(row, rows).cols_at(col, cols));
+  });
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END
