@@ -21,14 +21,19 @@ namespace nibble::mistral {
 
 /// One tensor of a checkpoint, in the map.
 struct tensor {
-  std::string dtype;               ///< "F32", "F16", "BF16", "I32", "I64", "I16", "U8", …
-  std::vector<index_t> shape;      ///< as stored
-  const std::byte* data = nullptr; ///< in the memory map; may be unaligned
+  std::string dtype;                ///< "F32", "F16", "BF16", "I32", "I64", "I16", "U8", …
+  std::vector<index_t> shape;       ///< as stored
+  const std::byte* data = nullptr;  ///< in the memory map; may be unaligned
   index_t bytes = 0;
-  std::filesystem::path file;      ///< where it lies, for messages
+  std::filesystem::path file;  ///< where it lies, for messages
+  std::string name;            ///< as in the checkpoint
 
   index_t size() const;  ///< elements
 };
+
+/// Bytes that a tensor of `dtype` and `shape` takes in a file; `where` names it in messages.
+/// @throws error for a dtype that safetensors does not have, or a product beyond 64 bits. @pre extents >= 0.
+std::uint64_t stored_bytes(const std::string& where, std::string_view dtype, const std::vector<index_t>& shape);
 
 /// A model directory's tensors: model.safetensors, or model.safetensors.index.json and its shards. Every header, offset
 /// and length is checked when the checkpoint is opened, so reading a tensor cannot run past a file.
@@ -58,9 +63,11 @@ class checkpoint {
 /// Elements [first, first + count) of an F32, F16 or BF16 tensor as float. @throws error for another dtype, naming it.
 void read_floats(const tensor& t, index_t first, index_t count, float* out);
 
-/// Writes tensors into shards of at most `max_shard_bytes` (one tensor is never split), data first, header last, each
-/// file fsynced; the names become model.safetensors, or model-00001-of-00002.safetensors and an index once finish() knows
-/// how many there are. Memory holds no tensor data.
+/// Writes tensors into shards of at most `max_shard_bytes` of data (one tensor is never split), data first, header last,
+/// each file fsynced; the names become model.safetensors, or model-00001-of-00002.safetensors and an index, once finish()
+/// knows how many there are. Until then they carry other names, and without finish() they vanish.
+/// Memory holds no tensor data, but for tensors whose bytes are no multiple of 8: those wait for the end of their shard,
+/// since readers need every tensor aligned to its element and the format forbids padding between tensors.
 class safetensors_writer {
  public:
   safetensors_writer(std::filesystem::path directory, std::uint64_t max_shard_bytes);

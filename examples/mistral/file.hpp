@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Writing files so that a full disk is an error, not a short file: every byte is accounted for, and a file counts as
+/// written only after fsync.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string_view>
+
+namespace nibble::mistral {
+
+/// A file being written. Removed on destruction unless finish() was called.
+class output_file {
+ public:
+  /// Creates `path`, or empties it. @throws error naming it.
+  explicit output_file(std::filesystem::path path);
+  ~output_file();
+  output_file(const output_file&) = delete;
+  output_file& operator=(const output_file&) = delete;
+
+  /// Writes at `at`. @throws error naming the file and the reason, such as a full disk or a size limit.
+  void write_at(std::uint64_t at, const void* data, std::uint64_t bytes);
+  /// Moves `bytes` bytes from `from` to `to`; the ranges may overlap.
+  void move(std::uint64_t from, std::uint64_t to, std::uint64_t bytes);
+  void truncate(std::uint64_t size);
+  /// fsync and close. @throws error naming the file.
+  void finish();
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  [[noreturn]] void fail(const char* what) const;
+
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+};
+
+/// Writes a whole file and fsyncs it. @throws error naming it; nothing is left then.
+void write_file(const std::filesystem::path& path, std::string_view text);
+
+/// Copies a file's bytes and fsyncs the copy. @throws error naming the file that failed; no copy is left then.
+void copy_file(const std::filesystem::path& from, const std::filesystem::path& to);
+
+/// fsync of a directory: makes the names in it last. @throws error naming it.
+void sync_directory(const std::filesystem::path& path);
+
+/// For programs, first thing in main: a write past a size limit (ulimit -f) then fails with an error, as one to a full
+/// disk does, and does not end the program by a signal that leaves half a file.
+void fail_writes_past_a_size_limit();
+
+}  // namespace nibble::mistral
