@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// nibble::quantize over whole matrices, threaded and vectorised; equal to reference::quantize bit for bit.
+/// Per element: one division, the clamp before the rounding (integers bound both, so the order does not matter), and
+/// the rounding as an addition of 1.5 · 2^23, which leaves the code in the sum's low byte.
+#pragma once
+
+#include <type_traits>
+
+#include "nibble/half.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/host/simd.hpp"
+#include "nibble/math.hpp"
+#include "nibble/matrix.hpp"
+#include "nibble/scheme.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+namespace detail {
+
+template <dtype Type>
+using dtype_constant = std::integral_constant<dtype, Type>;
+
+/// f(integral_constant) of a dtype known at run time.
+template <class F>
+void with_dtype(dtype type, F&& f) {
+  switch (type) {
+    case dtype::f32:
+      return f(dtype_constant<dtype::f32>{});
+    case dtype::f16:
+      return f(dtype_constant<dtype::f16>{});
+    case dtype::bf16:
+      return f(dtype_constant<dtype::bf16>{});
+  }
+}
+
+/// round_to of a value that is not NaN, without branches.
+template <dtype Type>
+inline float round_number(float x) noexcept {
+  if constexpr (Type == dtype::f32) return x;
+  if constexpr (Type == dtype::bf16) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    return bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+  }
+  if constexpr (Type == dtype::f16) {
+    // Adding and taking away 2^13 ulps of binary16 at |x| rounds to it; below 2^-14 the ulp stays 2^-24.
+    const uint32_t bits = bit_cast<uint32_t>(x) & 0x7fffffffu;
+    const uint32_t exponent = bits & 0x7f800000u;
+    const uint32_t floor_exponent = 0x38800000u;  // 2^-14
+    const float magic = bit_cast<float>((exponent < floor_exponent ? floor_exponent : exponent) + (13u << 23)) * 1.5f;
+    const float magnitude = bit_cast<float>(bits);
+    const float rounded = (magnitude + magic) - magic;
+    const float limited = magnitude >= 65520.0f ? bit_cast<float>(0x7f800000u) : rounded;
+    return bit_cast<float>(bit_cast<uint32_t>(limited) | (bit_cast<uint32_t>(x) & 0x80000000u));
+  }
+}
+
+/// fp16_value without branches: subnormals through an exact product, inf and NaN by their own exponent.
+inline float load(fp16 x) noexcept {
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  const float value = bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return bit_cast<float>(bit_cast<uint32_t>(value) | special | (uint32_t(x.bits & 0x8000u) << 16));
+}
+inline float load(bf16 x) noexcept {
+  return bit_cast<float>(uint32_t(x.bits) << 16);
+}
+inline float load(float x) noexcept {
+  return x;
+}
+
+/// What one group's codes need: code = low byte of round_even(clamp(R(R(x / scale) + shift), low, high)) + base.
+struct rounding {
+  float scale, shift, low, high, nan;
+  uint32_t base;
+};
+
+template <bool ZeroFirst, class Scheme>
+inline rounding rounding_of(params p, Scheme s) noexcept {
+  const auto zero = static_cast<float>(p.zero);
+  const auto mid = static_cast<float>(mid_code(s)), top = static_cast<float>(max_code(s));
+  if (ZeroFirst) return {p.scale, zero - mid, -mid, top - mid, zero - mid, uint32_t(mid_code(s))};
+  return {p.scale, 0.0f, -zero, top - zero, 0.0f, uint32_t(p.zero)};
+}
+
+/// The rounded, clamped number of steps from `base` to the code of x, as a float whose low byte is that number.
+template <bool ZeroFirst, dtype Compute>
+inline float rounded_steps(float x, const rounding& r) noexcept {
+  constexpr float magic = 12582912.0f;  // 1.5 · 2^23
+  float v = round_number<Compute>(x / r.scale);
+  if constexpr (ZeroFirst) v = round_number<Compute>(v + r.shift);
+  v = v < r.low ? r.low : v;
+  v = v > r.high ? r.high : v;
+  v = x == x ? v : r.nan;
+  return v + magic;
+}
+
+template <bool ZeroFirst, dtype Compute, class T>
+inline void quantize_span(const T* __restrict x, uint8_t* __restrict q, index_t count, rounding r) noexcept {
+  for (index_t i = 0; i < count; ++i)
+    q[i] = static_cast<uint8_t>(bit_cast<uint32_t>(rounded_steps<ZeroFirst, Compute>(load(x[i]), r)) + r.base);
+}
+
+template <dtype Compute, class T>
+inline void dequantize_span(const uint8_t* __restrict q, T* __restrict x, index_t count, params p) noexcept {
+  for (index_t i = 0; i < count; ++i) {
+    const float value = static_cast<float>(int32_t(q[i]) - p.zero) * p.scale;
+    const float stored = round_number<dtype_of<T>::value>(round_number<Compute>(value));
+    if constexpr (std::is_same_v<T, float>)
+      x[i] = stored;
+    else if constexpr (std::is_same_v<T, bf16>)
+      x[i].bits = static_cast<uint16_t>(bit_cast<uint32_t>(stored) >> 16);
+    else
+      x[i].bits = fp16_bits(stored);
+  }
+}
+
+/// Rows a thread takes at once: some 2^16 elements.
+inline index_t rows_at_once(index_t cols) noexcept {
+  return cols >= 65536 ? 1 : ceil_div(65536, cols < 1 ? 1 : cols);
+}
+
+/// f(row, first column, columns, params) for every group's piece of every row, rows shared out over the pool.
+template <class F>
+void for_group_spans(index_t rows, index_t cols, matrix<const params> p, group_shape g, F f) {
+  const index_t height = g.height(rows), width = g.width(cols), step = rows_at_once(cols);
+  parallel_for(ceil_div(rows, step), [&](index_t tile) {
+    vectorised([&] {
+      for (index_t row = tile * step; row < min(rows, (tile + 1) * step); ++row) {
+        const params* const of_row = p.row(row / height);
+        for (index_t col = 0, group = 0; col < cols; col += width, ++group)
+          f(row, col, min(width, cols - col), of_row[group]);
+      }
+    });
+  });
+}
+
+}  // namespace detail
+
+/// w (n, k) row-major; p (g.down(n), g.across(k)); q (n, k), one code a byte.
+template <class Scheme, class T>
+void quantize(matrix<const T> w, matrix<const params> p, matrix<uint8_t> q, group_shape g, Scheme s = {}) {
+  detail::with_dtype(s.compute_dtype, [&](auto compute) {
+    const auto run = [&](auto zero_first) {
+      detail::for_group_spans(w.rows, w.cols, p, g, [=](index_t row, index_t col, index_t count, params of_group) {
+        const auto r = detail::rounding_of<zero_first.value>(of_group, s);
+        detail::quantize_span<zero_first.value, compute.value>(w.row(row) + col, q.row(row) + col, count, r);
+      });
+    };
+    if (s.rule == convention::compressed_tensors)
+      run(std::true_type{});
+    else
+      run(std::false_type{});
+  });
+}
+
+/// The inverse: w (n, k) gets the weights that q (n, k) stands for, rounded to the compute dtype, then to T.
+template <class Scheme, class T>
+void dequantize(matrix<const uint8_t> q, matrix<const params> p, matrix<T> w, group_shape g, Scheme s = {}) {
+  detail::with_dtype(s.compute_dtype, [&](auto compute) {
+    detail::for_group_spans(q.rows, q.cols, p, g, [=](index_t row, index_t col, index_t count, params of_group) {
+      detail::dequantize_span<compute.value>(q.row(row) + col, w.row(row) + col, count, of_group);
+    });
+  });
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END
