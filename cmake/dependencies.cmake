@@ -1,6 +1,5 @@
 # What the tests, examples and benches are built with; the headers themselves need none of it.
 # tools/install_dependencies.sh installs all of it on Debian.
-find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(nlohmann_json REQUIRED)
 if(NOT BLA_VENDOR)

@@ -5,6 +5,9 @@ include(CMakePackageConfigHelpers)
 # compiler may fuse a multiplication and an addition where the machine can, and results would depend on the machine.
 function(nibble_compile target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion -ffp-contract=off)
+  if(NIBBLE_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
   if(NIBBLE_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all
                                              -fno-omit-frame-pointer -g)
@@ -13,7 +16,7 @@ function(nibble_compile target)
 endfunction()
 
 function(nibble_install)
-  install(TARGETS nibble nibble_reference nibble_kernels EXPORT nibble_targets)
+  install(TARGETS nibble nibble_host nibble_reference nibble_kernels EXPORT nibble_targets)
   install(DIRECTORY include/nibble reference/nibble kernels/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   install(EXPORT nibble_targets NAMESPACE nibble:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
   configure_package_config_file(cmake/nibbleConfig.cmake.in ${PROJECT_BINARY_DIR}/nibbleConfig.cmake
