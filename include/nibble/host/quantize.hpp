@@ -34,24 +34,29 @@ void with_dtype(dtype type, F&& f) {
   }
 }
 
-/// round_to of a value that is not NaN, without branches.
+/// `a` where `first`, else `b`. By masks: written as a choice, it comes back as a branch, and the loop stays scalar.
+inline uint32_t select(bool first, uint32_t a, uint32_t b) noexcept {
+  const uint32_t mask = 0u - static_cast<uint32_t>(first);
+  return (a & mask) | (b & ~mask);
+}
+
+/// round_to without branches. @pre x is not NaN.
 template <dtype Type>
 inline float round_number(float x) noexcept {
-  if constexpr (Type == dtype::f32) return x;
   if constexpr (Type == dtype::bf16) {
     const uint32_t bits = bit_cast<uint32_t>(x);
     return bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
-  }
-  if constexpr (Type == dtype::f16) {
-    // Adding and taking away 2^13 ulps of binary16 at |x| rounds to it; below 2^-14 the ulp stays 2^-24.
-    const uint32_t bits = bit_cast<uint32_t>(x) & 0x7fffffffu;
-    const uint32_t exponent = bits & 0x7f800000u;
-    const uint32_t floor_exponent = 0x38800000u;  // 2^-14
-    const float magic = bit_cast<float>((exponent < floor_exponent ? floor_exponent : exponent) + (13u << 23)) * 1.5f;
+  } else if constexpr (Type == dtype::f16) {
+    // Adding and taking away 1.5 · 2^13 times the power of two of |x| rounds to 11 bits; below 2^-14 to 2^-24.
+    const uint32_t bits = bit_cast<uint32_t>(x) & 0x7fffffffu, exponent = bits & 0x7f800000u;
+    const uint32_t least = 0x38800000u;
+    const float magic = bit_cast<float>(select(exponent < least, least, exponent) + (13u << 23)) * 1.5f;
     const float magnitude = bit_cast<float>(bits);
-    const float rounded = (magnitude + magic) - magic;
-    const float limited = magnitude >= 65520.0f ? bit_cast<float>(0x7f800000u) : rounded;
-    return bit_cast<float>(bit_cast<uint32_t>(limited) | (bit_cast<uint32_t>(x) & 0x80000000u));
+    const auto rounded = bit_cast<uint32_t>((magnitude + magic) - magic);
+    const uint32_t limited = select(bits >= 0x477ff000u, 0x7f800000u, rounded);  // from 65520 on
+    return bit_cast<float>(limited | (bit_cast<uint32_t>(x) & 0x80000000u));
+  } else {
+    return x;
   }
 }
 
@@ -69,9 +74,23 @@ inline float load(float x) noexcept {
   return x;
 }
 
+/// Stores a value that is exactly a T. fp16: · 2^-112 moves its exponent to binary32's, exactly.
+inline void store(float value, float& x) noexcept {
+  x = value;
+}
+inline void store(float value, bf16& x) noexcept {
+  x.bits = static_cast<uint16_t>(bit_cast<uint32_t>(value) >> 16);
+}
+inline void store(float value, fp16& x) noexcept {
+  const uint32_t bits = bit_cast<uint32_t>(value) & 0x7fffffffu;
+  const uint32_t moved = bit_cast<uint32_t>(bit_cast<float>(bits) * 0x1p-112f) >> 13;
+  const uint32_t sign = (bit_cast<uint32_t>(value) >> 16) & 0x8000u;
+  x.bits = static_cast<uint16_t>(sign | select(bits >= 0x47800000u, 0x7c00u, moved));
+}
+
 /// What one group's codes need: code = low byte of round_even(clamp(R(R(x / scale) + shift), low, high)) + base.
 struct rounding {
-  float scale, shift, low, high, nan;
+  float scale, shift, low, high;
   uint32_t base;
 };
 
@@ -79,19 +98,23 @@ template <bool ZeroFirst, class Scheme>
 inline rounding rounding_of(params p, Scheme s) noexcept {
   const auto zero = static_cast<float>(p.zero);
   const auto mid = static_cast<float>(mid_code(s)), top = static_cast<float>(max_code(s));
-  if (ZeroFirst) return {p.scale, zero - mid, -mid, top - mid, zero - mid, uint32_t(mid_code(s))};
-  return {p.scale, 0.0f, -zero, top - zero, 0.0f, uint32_t(p.zero)};
+  if (ZeroFirst) return {p.scale, zero - mid, -mid, top - mid, uint32_t(mid_code(s))};
+  return {p.scale, 0.0f, -zero, top - zero, uint32_t(p.zero)};
+}
+
+/// `x`, or 0 in place of NaN.
+inline float number_or_zero(float x) noexcept {
+  return bit_cast<float>(select(x == x, bit_cast<uint32_t>(x), 0u));
 }
 
 /// The rounded, clamped number of steps from `base` to the code of x, as a float whose low byte is that number.
 template <bool ZeroFirst, dtype Compute>
 inline float rounded_steps(float x, const rounding& r) noexcept {
   constexpr float magic = 12582912.0f;  // 1.5 · 2^23
-  float v = round_number<Compute>(x / r.scale);
+  float v = round_number<Compute>(number_or_zero(x) / r.scale);
   if constexpr (ZeroFirst) v = round_number<Compute>(v + r.shift);
   v = v < r.low ? r.low : v;
   v = v > r.high ? r.high : v;
-  v = x == x ? v : r.nan;
   return v + magic;
 }
 
@@ -105,13 +128,7 @@ template <dtype Compute, class T>
 inline void dequantize_span(const uint8_t* __restrict q, T* __restrict x, index_t count, params p) noexcept {
   for (index_t i = 0; i < count; ++i) {
     const float value = static_cast<float>(int32_t(q[i]) - p.zero) * p.scale;
-    const float stored = round_number<dtype_of<T>::value>(round_number<Compute>(value));
-    if constexpr (std::is_same_v<T, float>)
-      x[i] = stored;
-    else if constexpr (std::is_same_v<T, bf16>)
-      x[i].bits = static_cast<uint16_t>(bit_cast<uint32_t>(stored) >> 16);
-    else
-      x[i].bits = fp16_bits(stored);
+    store(round_number<dtype_of<T>::value>(round_number<Compute>(value)), x[i]);
   }
 }
 
