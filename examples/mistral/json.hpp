@@ -36,6 +36,15 @@ Json read_json(const std::filesystem::path& path, std::uint64_t max_bytes = max_
   return parse_json<Json>(read_file(path, max_bytes), path.string());
 }
 
+/// `value` as it may stand in a message: ASCII, at most 60 bytes.
+template <class Json>
+std::string excerpt(const Json& value) {
+  if (value.is_object()) return "an object";
+  if (value.is_array() && value.size() > 4) return "an array";
+  const std::string text = value.dump(-1, ' ', true);
+  return text.size() <= 60 ? text : text.substr(0, 57) + "...";
+}
+
 /// Whether `value` is a T: bool, an integer type (a JSON integer in its range), a floating-point type, std::string.
 template <class T, class Json>
 bool json_is(const Json& value) {
@@ -70,7 +79,7 @@ T json_get(const Json& object, const char* key, const std::string& where) {
   const auto found = object.is_object() ? object.find(key) : object.end();
   if (found == object.end()) throw error(where + ": the key \"" + key + "\" is missing");
   if (!json_is<T>(*found))
-    throw error(where + ": \"" + key + "\" must be " + json_kind<T>() + ", but is " + found->dump().substr(0, 40));
+    throw error(where + ": \"" + key + "\" must be " + json_kind<T>() + ", but is " + excerpt(*found));
   return found->template get<T>();
 }
 
