@@ -112,6 +112,16 @@ void copy_file(const std::filesystem::path& from, const std::filesystem::path& t
   file.finish();
 }
 
+void rename_file(const std::filesystem::path& from, const std::filesystem::path& to) {
+  std::error_code failed;
+  std::filesystem::rename(from, to, failed);
+  if (failed) throw error("cannot rename " + from.string() + " to " + to.string() + ": " + failed.message());
+}
+
+removed_at_exit::~removed_at_exit() {
+  if (!path.empty()) ::unlink(path.c_str());
+}
+
 void sync_directory(const std::filesystem::path& path) {
   const int directory = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const bool done = directory >= 0 && (::fsync(directory) == 0 || errno == EINVAL);  // some file systems cannot

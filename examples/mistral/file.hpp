@@ -43,6 +43,15 @@ void write_file(const std::filesystem::path& path, std::string_view text);
 /// Copies a file's bytes and fsyncs the copy. @throws error naming the file that failed; no copy is left then.
 void copy_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
+/// Renames a file or directory, replacing a file of that name. @throws error naming both.
+void rename_file(const std::filesystem::path& from, const std::filesystem::path& to);
+
+/// Removes a file, if there is one, when it goes out of scope.
+struct removed_at_exit {
+  std::filesystem::path path;  ///< empty: none
+  ~removed_at_exit();
+};
+
 /// fsync of a directory: makes the names in it last. @throws error naming it.
 void sync_directory(const std::filesystem::path& path);
 

@@ -108,12 +108,6 @@ struct safetensors_writer::impl {
     closed.push_back({open->path(), open->names()});
     open.reset();
   }
-
-  void rename_to(const fs::path& from, const fs::path& to) {
-    std::error_code failed;
-    fs::rename(from, to, failed);
-    if (failed) throw error("cannot rename " + from.string() + " to " + to.string() + ": " + failed.message());
-  }
 };
 
 safetensors_writer::safetensors_writer(fs::path directory, std::uint64_t max_shard_bytes)
@@ -154,7 +148,7 @@ std::uint64_t safetensors_writer::finish() {
     auto& shard = impl_->closed[i];
     const std::string name =
         count == 1 ? "model.safetensors" : "model-" + number(i + 1) + "-of-" + number(count) + ".safetensors";
-    impl_->rename_to(shard.path, impl_->directory / name);
+    rename_file(shard.path, impl_->directory / name);
     shard.path = impl_->directory / name;
     for (const std::string& tensor : shard.names) index["weight_map"][tensor] = name;
   }

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// How the example programs end: 0 when all went well, 1 for bad input, 2 for a wrong option; one sentence on stderr says
+/// what was wrong.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "error.hpp"
+#include "file.hpp"
+
+namespace nibble::mistral {
+
+/// Reads the command line into `app`'s options, then calls run(), whose result is the exit status.
+template <class F>
+int run_program(CLI::App& app, int argc, char** argv, F&& run) {
+  const auto complain = [&](const std::string& what, int status) {
+    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), what.c_str());
+    return status;
+  };
+  fail_writes_past_a_size_limit();
+  try {
+    app.parse(argc, argv);
+    return run();
+  } catch (const CLI::CallForHelp&) {
+    std::fputs(app.help().c_str(), stdout);
+    return 0;
+  } catch (const CLI::CallForVersion& version) {
+    std::printf("%s\n", version.what());
+    return 0;
+  } catch (const CLI::ParseError& wrong) {
+    return complain(std::string(wrong.what()) + "; see --help", 2);
+  } catch (const usage_error& wrong) {
+    return complain(std::string(wrong.what()) + "; see --help", 2);
+  } catch (const error& bad) {
+    return complain(bad.what(), 1);
+  } catch (const std::bad_alloc&) {
+    return complain("there is not enough memory", 1);
+  } catch (const std::exception& unforeseen) {
+    return complain(std::string("internal error: ") + unforeseen.what(), 1);
+  }
+}
+
+}  // namespace nibble::mistral

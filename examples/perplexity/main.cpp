@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// perplexity: how well a model predicts a text, from the model's files alone; with another model to compare with, how
+/// far the two are apart on the same windows.
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "mistral/evaluate.hpp"
+#include "mistral/program.hpp"
+#include "nibble/host/parallel.hpp"
+
+using namespace nibble::mistral;
+
+namespace {
+
+struct options {
+  std::string model, text, against, json;
+  window_options windows;
+  int threads = 0;
+  bool print_json = false;
+};
+
+/// A model that stays open.
+struct opened_model {
+  explicit opened_model(const std::string& directory) : settings(read_config(directory)), files(directory) {}
+  config settings;
+  checkpoint files;
+};
+
+void add_options(CLI::App& app, options& o) {
+  app.set_help_flag("--help", "Print this and exit");
+  app.add_option("--model", o.model,
+                 "The model's directory: dense, or packed as compressed-tensors or AutoAWQ; required")
+      ->type_name("DIR");
+  app.add_option("--text", o.text, "The text to score, UTF-8; required")->type_name("FILE");
+  app.add_option("--window", o.windows.window, "Ids read at once; never more than the model's context")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--stride", o.windows.stride, "Ids from one window's start to the next; each id is scored once")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--max-windows", o.windows.max_windows, "Score the first N windows only")->type_name("N");
+  app.add_option("--against", o.against, "A model to compare with, such as the one --model was quantized from")
+      ->type_name("DIR");
+  app.add_option("--threads", o.threads, "Threads to use; as many as the machine has unless given")
+      ->check(CLI::Range(1, 4096).description(""))
+      ->type_name("N");
+  app.add_option("--json", o.json, "Print the figures as JSON, or write them to FILE")
+      ->expected(0, 1)
+      ->type_name("[FILE]");
+}
+
+/// A line that counts the layers done, on a terminal only.
+evaluation_progress progress_line() {
+  if (!::isatty(STDERR_FILENO)) return nullptr;
+  return [](nibble::index_t done, nibble::index_t all) {
+    std::fprintf(stderr, done < all ? "\rlayer %lld of %lld" : "\r\033[K", static_cast<long long>(done),
+                 static_cast<long long>(all));
+  };
+}
+
+nlohmann::ordered_json as_json(const options& o, const evaluation& own, const evaluation* first, const window& widest,
+                               double seconds) {
+  nlohmann::ordered_json out = {{"model", o.model},
+                                {"text", o.text},
+                                {"window", widest.length},
+                                {"stride", std::min(o.windows.stride, widest.length)},
+                                {"windows", own.windows},
+                                {"tokens", own.tokens},
+                                {"perplexity", own.perplexity},
+                                {"standard_error", own.standard_error}};
+  if (first) {
+    out["against"] = {
+        {"model", o.against}, {"perplexity", first->perplexity}, {"standard_error", first->standard_error}};
+    out["increase"] = own.increase;
+    out["increase_standard_error"] = own.increase_standard_error;
+    out["divergence"] = own.divergence;
+    out["agreement"] = own.agreement;
+  }
+  out["seconds"] = seconds;
+  return out;
+}
+
+void print(const options& o, const evaluation& own, const evaluation* first, const window& widest) {
+  const auto error_of = [](double value) {
+    char text[32];
+    std::snprintf(text, sizeof(text), std::isnan(value) ? "" : " ± %.3f", value);
+    return std::string(text);
+  };
+  std::printf("%s\n%lld ids scored in %lld windows of %lld, stride %lld\n\n", o.text.c_str(),
+              static_cast<long long>(own.tokens), static_cast<long long>(own.windows),
+              static_cast<long long>(widest.length), static_cast<long long>(std::min(o.windows.stride, widest.length)));
+  if (first)
+    std::printf("perplexity     %8.3f%s  %s\n", first->perplexity, error_of(first->standard_error).c_str(),
+                o.against.c_str());
+  std::printf("perplexity     %8.3f%s  %s\n", own.perplexity, error_of(own.standard_error).c_str(), o.model.c_str());
+  if (!first) return;
+  std::printf("increase       %+8.3f%s  (%+.2f %%)\n", own.increase, error_of(own.increase_standard_error).c_str(),
+              100.0 * own.increase / first->perplexity);
+  std::printf("KL divergence  %8.5f nats\n", own.divergence);
+  std::printf("same top token %8.2f %%\n", 100.0 * own.agreement);
+}
+
+int run(const options& o) {
+  const auto start = std::chrono::steady_clock::now();
+  if (o.model.empty() || o.text.empty()) throw usage_error("--model and --text are required");
+  if (o.threads > 0) nibble::host::set_threads(o.threads);
+  if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
+  const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
+  const opened_model own(o.model);
+  const std::vector<std::int32_t> ids = read_text_ids(o.text, *open_tokenizer(o.model));
+  const std::vector<window> windows =
+      plan_windows(static_cast<nibble::index_t>(ids.size()), own.settings.context, o.windows);
+  std::vector<evaluation> results;
+  if (o.against.empty()) {
+    results = evaluate({{own.files, own.settings, nullptr}}, ids, windows, progress_line());
+  } else {
+    const opened_model first(o.against);
+    if (read_text_ids(o.text, *open_tokenizer(o.against)) != ids)
+      throw error("the tokenizers of " + o.model + " and " + o.against + " give " + o.text +
+                  " different ids, so the models cannot be compared on it");
+    results = evaluate({{first.files, first.settings, nullptr}, {own.files, own.settings, nullptr}}, ids, windows,
+                       progress_line());
+  }
+  const evaluation* first = results.size() > 1 ? &results.front() : nullptr;
+  if (!o.print_json || !o.json.empty()) print(o, results.back(), first, windows.front());
+  if (!o.print_json) return 0;
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const std::string text = as_json(o, results.back(), first, windows.front(), seconds.count()).dump(2) + "\n";
+  if (o.json.empty()) {
+    std::fputs(text.c_str(), stdout);
+  } else {
+    write_file(o.json + ".partial", text);
+    rename_file(o.json + ".partial", o.json);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Perplexity of a text under a Mistral or Llama model.", "perplexity");
+  options o;
+  add_options(app, o);
+  return run_program(app, argc, argv, [&] {
+    o.print_json = app.count("--json") > 0;
+    return run(o);
+  });
+}
