@@ -92,7 +92,7 @@ void write_file(const std::filesystem::path& path, std::string_view text) {
   file.finish();
 }
 
-void copy_file(const std::filesystem::path& from, const std::filesystem::path& to) {
+void copy_whole_file(const std::filesystem::path& from, const std::filesystem::path& to) {
   const int source = ::open(from.c_str(), O_RDONLY | O_CLOEXEC);
   if (source < 0) throw error("cannot read " + from.string() + ": " + reason());
   struct closer {

@@ -41,7 +41,7 @@ class output_file {
 void write_file(const std::filesystem::path& path, std::string_view text);
 
 /// Copies a file's bytes and fsyncs the copy. @throws error naming the file that failed; no copy is left then.
-void copy_file(const std::filesystem::path& from, const std::filesystem::path& to);
+void copy_whole_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
 /// Renames a file or directory, replacing a file of that name. @throws error naming both.
 void rename_file(const std::filesystem::path& from, const std::filesystem::path& to);

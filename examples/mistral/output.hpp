@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A checkpoint's directory while it is being written, and the files that go beside the weights.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "config.hpp"
+#include "quantization.hpp"
+
+namespace nibble::mistral {
+
+/// An output that takes its final name only when whole. Until commit() its files lie in the sibling NAME.partial, which
+/// no loader takes for NAME; without commit() they vanish. One process at a time writes to a NAME.
+class output_directory {
+ public:
+  /// @throws error when `name` cannot be made, exists (unless `overwrite`, and then only a checkpoint or an empty
+  /// directory is replaced), is being written by another process, or is, lies in, or holds the directory `model`.
+  output_directory(const std::filesystem::path& name, const std::filesystem::path& model, bool overwrite);
+  ~output_directory();
+  output_directory(const output_directory&) = delete;
+  output_directory& operator=(const output_directory&) = delete;
+
+  const std::filesystem::path& path() const { return partial_; }  ///< where to write
+  const std::filesystem::path& name() const { return name_; }     ///< where it will be
+
+  /// Gives the files their final place. An older output is swapped out in one step where the file system can, and
+  /// otherwise renamed away first; it is deleted last. @throws error, the older output still in place.
+  void commit();
+
+ private:
+  void refuse_existing(bool overwrite) const;
+  void lock();
+
+  std::filesystem::path name_, partial_;
+  int lock_ = -1;
+  bool committed_ = false;
+};
+
+/// Copies the tokenizer's files, the chat template, generation_config.json and licences; never other weights, nor
+/// params.json, which would make vLLM read a model as another format. @returns bytes copied.
+std::uint64_t copy_sidecars(const std::filesystem::path& model, const std::filesystem::path& out);
+
+/// Writes OUT/config.json: the model's, with quantization_config, and with `dtype` ("bfloat16", "float16", "float32") as
+/// the dtype of what is not packed.
+void write_config(const std::filesystem::path& out, const config& model, const std::string& dtype, const packing& how,
+                  const std::vector<std::string>& ignore);
+
+/// What made a checkpoint, in llm-compressor's words.
+struct recipe {
+  bool awq = true;                   ///< false: round to nearest
+  std::string duo_scaling = "true";  ///< "true", "false", "both"
+  int grid = 20;                     ///< ratios tried
+  packing how;
+  std::vector<std::string> ignore;
+};
+
+/// Writes OUT/recipe.yaml as llm-compressor 0.14 reads it.
+void write_recipe(const std::filesystem::path& out, const recipe& made);
+
+}  // namespace nibble::mistral
