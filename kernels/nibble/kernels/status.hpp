@@ -21,7 +21,7 @@ enum class [[nodiscard]] status : uint8_t {
 };
 
 /// A sentence a person can read.
-constexpr const char* to_string(status value) noexcept {
+NIBBLE_HOST_DEVICE constexpr const char* to_string(status value) noexcept {
   switch (value) {
     case status::ok: return "ok";
     case status::bad_shape: return "the shapes do not fit the operation";

@@ -1,0 +1,45 @@
+# Where there is a CUDA toolkit: every header and the rows inside a kernel under nvcc, the device-side ones under NVRTC.
+# Nothing here needs a GPU.
+find_program(NIBBLE_NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+if(NOT NIBBLE_NVCC)
+  string(APPEND left_out "left out: headers under nvcc and NVRTC, for there is no CUDA toolkit\n")
+  return()
+endif()
+
+file(GLOB device_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/include/nibble/*.hpp)
+file(GLOB kernel_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
+     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.hpp)
+file(GLOB launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
+     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.cuh)
+set(cuda_flags -std=c++17 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/kernels
+               -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
+               -Werror all-warnings -Xcompiler -Wall,-Wextra -c -o /dev/null)
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty.cu "")
+foreach(header IN LISTS device_headers kernel_headers launchers)
+  add_test(NAME "${header} compiles alone under nvcc"
+           COMMAND ${NIBBLE_NVCC} ${cuda_flags} -include ${header} ${CMAKE_CURRENT_BINARY_DIR}/empty.cu)
+endforeach()
+file(GLOB sources CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} cuda/*.cu)
+foreach(source IN LISTS sources)
+  add_test(NAME "${source} compiles under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${CMAKE_CURRENT_SOURCE_DIR}/${source})
+endforeach()
+
+get_filename_component(cuda_root ${NIBBLE_NVCC} DIRECTORY)
+get_filename_component(cuda_root ${cuda_root} DIRECTORY)
+find_path(NIBBLE_NVRTC_INCLUDE_DIR nvrtc.h HINTS ${cuda_root} PATH_SUFFIXES include NO_CACHE)
+find_library(NIBBLE_NVRTC nvrtc HINTS ${cuda_root} PATH_SUFFIXES lib64 lib)
+if(NOT NIBBLE_NVRTC OR NOT NIBBLE_NVRTC_INCLUDE_DIR)
+  string(APPEND left_out "left out: headers under NVRTC, which this CUDA toolkit lacks\n")
+  return()
+endif()
+add_executable(nvrtc cuda/nvrtc.cpp)
+target_include_directories(nvrtc SYSTEM PRIVATE ${NIBBLE_NVRTC_INCLUDE_DIR})
+target_link_libraries(nvrtc PRIVATE ${NIBBLE_NVRTC})
+nibble_compile(nvrtc)
+foreach(source IN LISTS device_headers ITEMS nibble/kernels/status.hpp nibble/kernels/tuning.hpp
+        ${CMAKE_CURRENT_SOURCE_DIR}/cuda/rows.cu)
+  get_filename_component(name ${source} NAME)
+  add_test(NAME "${name} compiles under NVRTC"
+           COMMAND nvrtc sm_90 ${source} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/kernels
+                   ${NIBBLE_NVRTC_INCLUDE_DIR} ${NIBBLE_NVRTC_INCLUDE_DIR}/cccl)
+endforeach()
