@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// Ways of choosing the range of a group before it becomes (scale, zero): the words `fit` is told its method in.
-/// Whatever the method, NaN and ±inf are left out of ranges and errors, and a group that has nothing else has range 0.
+/// Every error is summed in one order, so that vectors and threads change no bit of it: float terms in 16 interleaved
+/// partial sums over 1024 elements (element i into sum i mod 16, row after row), folded 16 → 8 → 4 → 2 → 1, folds added
+/// up in double. Whatever the method, NaN and ±inf are left out of ranges and errors, and a group that has nothing else has range 0.
 #pragma once
 
 #include "nibble/core.hpp"
@@ -11,8 +13,8 @@ NIBBLE_NAMESPACE_BEGIN
 /// The least and the greatest weight.
 struct minmax {};
 
-/// Both ends shrunk together by 1 − i / grid, i = 0 … ⌊max_shrink · grid⌋ − 1; the first least Σ |x' − x|^norm wins,
-/// summed in the compute dtype's precision as the packages do (see fit.hpp).
+/// Both ends shrunk together by 1 − i / grid, i = 0 … ⌊max_shrink · grid⌋ − 1; the first least Σ importance · |x' − x|^norm
+/// wins. As in the packages, every operation, the power and the sum's result too, is rounded to the compute dtype.
 struct mse_search {
   int grid = 100;           ///< steps from 1 to 0
   double max_shrink = 0.2;  ///< share of `grid` that is searched; double, for the number of steps is truncated
@@ -24,12 +26,17 @@ inline constexpr mse_search llm_compressor_grid{100, 0.2, 2.4f, 5};
 inline constexpr mse_search gptq_grid{100, 0.8, 2.4f, 0};
 inline constexpr mse_search autoawq_grid{20, 0.5, 2.0f, 0};
 
-/// Low and high end shrunk each by itself: a grid of (steps + 1)² ranges, then a fine search around the best and least
-/// squares for the scale; symmetric schemes have one end. Least Σ importance · (x' − x)²; never worse than minmax.
+/// Ours: each end of the range shrunk by itself. Squared errors, weighted by importance; never worse than minmax.
+/// 1. The range, widened to 0 in every convention, has its low end times 1 − i·d and its high end times 1 − j·d,
+///    d = max_shrink / steps, i and j = 0 … steps. An end that is 0 stays. Symmetric schemes have one end, and
+///    2·steps steps of d / 2.
+/// 2. `refinements` rounds try scale · (1 − e) and scale · (1 + e) around the best, its zero point kept; e begins as half
+///    of what step 1 went by, and halves each round.
+/// The defaults end within 0.4 % of the error of an exhaustive search over all zero points and 60 scales; docs/fit.md.
 struct ends_search {
-  int steps = 5;            ///< ends tried are 1, 1 − max_shrink / steps, …, 1 − max_shrink of the minmax ones
+  int steps = 4;            ///< at least 1
   float max_shrink = 0.5f;  ///< in [0, 1)
-  int refinements = 3;      ///< rounds of fine search
+  int refinements = 4;
 };
 
 /// From the (100 − p)-th to the p-th percentile, interpolated linearly; symmetric schemes take the p-th of |x|.

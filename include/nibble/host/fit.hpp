@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// nibble::fit over whole matrices, threaded and vectorised; equal to reference::fit bit for bit.
+/// A search gathers a group's weights once and tries every candidate on that copy with one loop, whose scheme is settled
+/// outside. Groups of more than 2^18 elements (per tensor) are shared out over the threads piece by piece, others whole.
+/// A search of a group takes 8 bytes of scratch per element.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "nibble/fit.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/host/quantize.hpp"
+#include "nibble/host/simd.hpp"
+#include "nibble/matrix.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+namespace detail {
+
+constexpr index_t lanes = 16;        ///< partial sums of an error
+constexpr index_t error_run = 1024;  ///< elements whose partial sums stay in float
+constexpr index_t large_group = index_t(1) << 18;
+
+/// Least and greatest finite value, kept in lanes.
+struct extent {
+  float low[lanes], high[lanes];
+
+  extent() noexcept {
+    for (index_t j = 0; j < lanes; ++j) {
+      low[j] = std::numeric_limits<float>::infinity();
+      high[j] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  void add(float x, index_t lane) noexcept {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    const float below = bit_cast<float>(select(finite, bits, 0x7f800000u));
+    const float above = bit_cast<float>(select(finite, bits, 0xff800000u));
+    low[lane] = below < low[lane] ? below : low[lane];
+    high[lane] = above > high[lane] ? above : high[lane];
+  }
+  template <class T>
+  void add(const T* x, index_t count) noexcept {
+    extent local = *this;  // registers, whatever else points at us
+    const index_t whole = count - count % lanes;
+    for (index_t i = 0; i < whole; i += lanes)
+      for (index_t j = 0; j < lanes; ++j) local.add(load(x[i + j]), j);
+    for (index_t i = whole; i < count; ++i) local.add(load(x[i]), i - whole);
+    *this = local;
+  }
+  float least() const noexcept { return *std::min_element(low, low + lanes); }
+  float greatest() const noexcept { return *std::max_element(high, high + lanes); }
+};
+
+/// Range of a group; [0, 0] when it holds no finite value.
+struct range {
+  float low = 0.0f, high = 0.0f;
+  void widen(const extent& e) noexcept {
+    if (e.least() > e.greatest()) return;
+    low = empty ? e.least() : min(low, e.least());
+    high = empty ? e.greatest() : max(high, e.greatest());
+    empty = false;
+  }
+  bool empty = true;
+};
+
+/// A group's weights as the searches read them: contiguous, padded to whole lanes; what is not finite has importance 0.
+struct gathered {
+  std::vector<float> w, importance;
+  index_t count = 0;
+  range ends;
+
+  void resize(index_t elements) {
+    count = round_up(elements, lanes);
+    const auto size = static_cast<std::size_t>(count);
+    if (w.size() < size) w.resize(size), importance.resize(size);
+    for (index_t i = elements; i < count; ++i) w[i] = importance[i] = 0.0f;
+    ends = {};
+  }
+  /// @param weight per element, or null for 1; what is not a positive number counts as 0.
+  template <class T>
+  void copy(const T* x, index_t elements, const float* weight, index_t at) noexcept {
+    float* const to = w.data() + at;
+    float* const share = importance.data() + at;
+    for (index_t i = 0; i < elements; ++i) {
+      const uint32_t bits = bit_cast<uint32_t>(load(x[i]));
+      const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+      to[i] = bit_cast<float>(select(finite, bits, 0u));
+      share[i] = bit_cast<float>(select(finite, 0x3f800000u, 0u));
+    }
+    if (weight == nullptr) return;
+    for (index_t i = 0; i < elements; ++i) {
+      const bool counts = weight[i] > 0.0f && weight[i] <= largest(dtype::f32);
+      share[i] *= bit_cast<float>(select(counts, bit_cast<uint32_t>(weight[i]), 0u));
+    }
+  }
+};
+
+/// importance · d².
+struct squared {
+  static float term(float d, float importance) noexcept { return importance * d * d; }
+};
+
+/// importance · |d|^norm, rounded to the compute dtype after every operation.
+template <dtype Compute>
+struct powered {
+  float norm;
+  float term(float d, float importance) const noexcept {
+    const float distance = abs(round_number<Compute>(d));
+    const float power = norm == 2.0f ? distance * distance : std::pow(distance, norm);
+    return round_number<Compute>(round_number<Compute>(power) * importance);
+  }
+};
+
+/// Error of at most error_run elements under one candidate. @pre count a multiple of `lanes`.
+template <bool ZeroFirst, dtype Compute, class Term>
+inline float run_error(const float* w, const float* importance, index_t count, rounding r, Term term) noexcept {
+  float sum[lanes] = {};
+  for (index_t i = 0; i < count; i += lanes)
+    for (index_t j = 0; j < lanes; ++j) {
+      const float x = w[i + j];
+      const float steps = (rounded_steps<ZeroFirst, Compute>(x, r) - 12582912.0f) - r.shift;
+      const float distance = round_number<Compute>(steps * r.scale) - x;
+      sum[j] += term.term(distance, importance[i + j]);
+    }
+  for (index_t half = lanes / 2; half > 0; half /= 2)
+    for (index_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  return sum[0];
+}
+
+/// Error of a whole group. Large groups' runs are computed by all threads and added up in order.
+template <bool ZeroFirst, dtype Compute, class Term>
+inline double group_error(const gathered& group, rounding r, Term term) {
+  const float* const w = group.w.data();
+  const float* const importance = group.importance.data();
+  const auto run = [&](index_t first) {
+    const index_t count = min(error_run, group.count - first);
+    return run_error<ZeroFirst, Compute>(w + first, importance + first, count, r, term);
+  };
+  double total = 0.0;
+  if (group.count <= large_group) {
+    vectorised([&] {
+      for (index_t first = 0; first < group.count; first += error_run) total += run(first);
+    });
+    return total;
+  }
+  std::vector<float> runs(static_cast<std::size_t>(ceil_div(group.count, error_run)));
+  const index_t step = 64;
+  parallel_for(ceil_div(static_cast<index_t>(runs.size()), step), [&](index_t tile) {
+    vectorised([&] {
+      for (index_t i = tile * step; i < min<index_t>(static_cast<index_t>(runs.size()), (tile + 1) * step); ++i)
+        runs[i] = run(i * error_run);
+    });
+  });
+  for (const float error : runs) total += error;
+  return total;
+}
+
+/// The best candidate so far.
+struct choice {
+  params p;
+  double error;
+};
+
+/// `error(params)` must be the group's error; candidates are tried as search.hpp says.
+template <class Scheme, class Error>
+params search_ends(range ends, Scheme s, const ends_search& m, Error error) {
+  const params start = nibble::fit(ends.low, ends.high, s);
+  choice best{start, error(start)};
+  const double at_start = best.error;
+  const auto attempt = [&](params p) {
+    if (p.scale == best.p.scale && p.zero == best.p.zero) return;
+    const double tried = error(p);
+    if (tried < best.error) best = {p, tried};
+  };
+  const float low = min(ends.low, 0.0f), high = max(ends.high, 0.0f);
+  const int finer = s.symmetric ? 2 : 1;
+  const int rows = s.symmetric || low == 0.0f ? 0 : m.steps;
+  const int cols = s.symmetric || high != 0.0f ? finer * m.steps : 0;
+  const float step = m.max_shrink / static_cast<float>(finer * m.steps);
+  for (int i = 0; i <= rows; ++i)
+    for (int j = 0; j <= cols; ++j) {
+      const float at_high = 1.0f - static_cast<float>(j) * step;
+      const float at_low = s.symmetric ? at_high : 1.0f - static_cast<float>(i) * step;
+      attempt(nibble::fit(low * at_low, high * at_high, s));
+    }
+  float part = step / 2;
+  for (int round = 0; round < m.refinements; ++round, part /= 2) {
+    const params centre = best.p;
+    attempt({stored_scale(centre.scale * (1.0f - part), s), centre.zero});
+    attempt({stored_scale(centre.scale * (1.0f + part), s), centre.zero});
+  }
+  // The margin is above the sums' rounding error, so that exact arithmetic agrees that this is no worse.
+  return best.error < at_start * (1.0 - 0x1p-16) ? best.p : start;
+}
+
+/// The best of the first `steps` steps of m; `improved[i]` is set for every step that beat all before it.
+template <class Scheme, class Error>
+params search_grid(range ends, Scheme s, const mse_search& m, int steps, std::atomic<bool>* improved, Error error) {
+  choice best{nibble::fit(ends.low, ends.high, s), static_cast<double>(largest(s.compute_dtype))};
+  for (int i = 0; i < steps; ++i) {
+    const auto shrink = static_cast<float>(1.0 - i / static_cast<double>(m.grid));
+    const float low = round_to(s.compute_dtype, ends.low * shrink);
+    const float high = round_to(s.compute_dtype, ends.high * shrink);
+    const params p = nibble::fit(low, high, s);
+    const double tried = round_to(s.compute_dtype, static_cast<float>(error(p)));
+    if (!(tried < best.error)) continue;
+    best = {p, tried};
+    if (!improved[i].load(std::memory_order_relaxed)) improved[i].store(true, std::memory_order_relaxed);
+  }
+  return best.p;
+}
+
+/// Steps after which the patience of m is spent.
+inline int patient_steps(const mse_search& m, int steps, const std::atomic<bool>* improved) noexcept {
+  for (int i = 0, idle = 0; m.patience > 0 && i < steps; ++i) {
+    idle = improved[i].load(std::memory_order_relaxed) ? 0 : idle + 1;
+    if (idle >= m.patience) return i + 1;
+  }
+  return steps;
+}
+
+/// f(zero first, compute dtype), both as constants, for a scheme.
+template <class Scheme, class F>
+void with_rule(Scheme s, F&& f) {
+  with_dtype(s.compute_dtype, [&](auto compute) {
+    if (s.rule == convention::compressed_tensors)
+      f(std::true_type{}, compute);
+    else
+      f(std::false_type{}, compute);
+  });
+}
+
+/// A group's rectangle in the weight matrix.
+struct rectangle {
+  index_t row, rows, col, cols;
+  index_t size() const noexcept { return rows * cols; }
+};
+
+/// f(rectangle, params&, scratch) for every group. Small groups are shared out over the pool.
+template <class F>
+void for_groups(index_t n, index_t k, matrix<params> p, group_shape g, F f) {
+  const index_t height = g.height(n), width = g.width(k), across = g.across(k);
+  const auto run = [&](index_t first, index_t last) {
+    gathered scratch;
+    for (index_t i = first; i < last; ++i) {
+      const index_t row = i / across * height, col = i % across * width;
+      f(rectangle{row, min(height, n - row), col, min(width, k - col)}, p(i / across, i % across), scratch);
+    }
+  };
+  const index_t groups = n > 0 && k > 0 ? g.down(n) * across : 0, size = min(height, n) * min(width, k);
+  if (size > large_group) return run(0, groups);
+  const index_t step = size > 0 ? ceil_div(65536, size) : 1;
+  parallel_for(ceil_div(groups, step), [&](index_t tile) { run(tile * step, min(groups, (tile + 1) * step)); });
+}
+
+/// f(row, rows) over all rows of a rectangle: in one call for small groups, by the pool for large ones.
+template <class F>
+void for_rows(const rectangle& at, F f) {
+  if (at.size() <= large_group) return f(index_t(0), at.rows);
+  const index_t step = rows_at_once(at.cols);
+  parallel_for(ceil_div(at.rows, step), [&](index_t tile) { f(tile * step, min(step, at.rows - tile * step)); });
+}
+
+template <class T>
+range range_of(matrix<const T> w, const rectangle& at) {
+  range found;
+  std::mutex guard;
+  for_rows(at, [&](index_t first, index_t rows) {
+    extent local;
+    vectorised([&] {
+      for (index_t row = first; row < first + rows; ++row) local.add(w.row(at.row + row) + at.col, at.cols);
+    });
+    std::lock_guard<std::mutex> lock(guard);
+    found.widen(local);
+  });
+  return found;
+}
+
+template <class T>
+void gather(matrix<const T> w, const rectangle& at, const float* importance, gathered& to) {
+  to.resize(at.size());
+  const float* const weight = importance == nullptr ? nullptr : importance + at.col;
+  for_rows(at, [&](index_t first, index_t rows) {
+    vectorised([&] {
+      for (index_t row = first; row < first + rows; ++row)
+        to.copy(w.row(at.row + row) + at.col, at.cols, weight, row * at.cols);
+    });
+  });
+  to.ends = range_of(matrix<const float>(to.w.data(), 1, at.size()), rectangle{0, 1, 0, at.size()});
+}
+
+/// The value below which a share `p` of the sorted values lies, interpolated linearly between neighbours.
+inline float quantile(std::vector<float>& values, double p) {
+  const double place = p * static_cast<double>(values.size() - 1);
+  const auto below = static_cast<std::ptrdiff_t>(place);
+  std::nth_element(values.begin(), values.begin() + below, values.end());
+  const double low = values[below];
+  if (below + 1 == static_cast<std::ptrdiff_t>(values.size())) return static_cast<float>(low);
+  const double high = *std::min_element(values.begin() + below + 1, values.end());
+  return static_cast<float>(low + (place - static_cast<double>(below)) * (high - low));
+}
+
+}  // namespace detail
+
+/// w (n, k) row-major; p (g.down(n), g.across(k)). Every group's least and greatest weight.
+template <class Scheme, class T>
+void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, minmax, const float* = nullptr) {
+  detail::for_groups(w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered&) {
+    const auto ends = detail::range_of(w, at);
+    of_group = nibble::fit(ends.low, ends.high, s);
+  });
+}
+
+/// @param importance (k) weight of each input channel's error, or null for 1. The range itself does not depend on it.
+template <class Scheme, class T>
+void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const ends_search& m,
+         const float* importance = nullptr) {
+  detail::with_rule(s, [&](auto zero_first, auto compute) {
+    constexpr bool first = decltype(zero_first)::value;
+    detail::for_groups(w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered& to) {
+      detail::gather(w, at, importance, to);
+      of_group = detail::search_ends(to.ends, s, m, [&](params tried) {
+        return detail::group_error<first, compute.value>(to, detail::rounding_of<first>(tried, s), detail::squared{});
+      });
+    });
+  });
+}
+
+/// @param importance (k) as above.
+template <class Scheme, class T>
+void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const mse_search& m,
+         const float* importance = nullptr) {
+  const int steps = max(0, static_cast<int>(m.max_shrink * m.grid));
+  const auto improved = std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(steps));
+  detail::with_rule(s, [&](auto zero_first, auto compute) {
+    constexpr bool first = decltype(zero_first)::value;
+    const detail::powered<compute.value> term{m.norm};
+    const auto search = [&](int limit) {
+      detail::for_groups(
+          w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered& to) {
+            detail::gather(w, at, importance, to);
+            of_group = detail::search_grid(to.ends, s, m, limit, improved.get(), [&](params tried) {
+              return detail::group_error<first, compute.value>(to, detail::rounding_of<first>(tried, s), term);
+            });
+          });
+    };
+    search(steps);
+    const int limit = detail::patient_steps(m, steps, improved.get());
+    if (std::any_of(improved.get() + limit, improved.get() + steps, [](const auto& set) { return set.load(); }))
+      search(limit);
+  });
+}
+
+/// The importance has no part in a percentile.
+template <class Scheme, class T>
+void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const percentile& m, const float* = nullptr) {
+  const double share = static_cast<double>(m.p) / 100.0;
+  detail::for_groups(w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered&) {
+    std::vector<float> values;
+    values.reserve(static_cast<std::size_t>(at.size()));
+    for (index_t row = at.row; row < at.row + at.rows; ++row)
+      for (index_t col = at.col; col < at.col + at.cols; ++col) {
+        const auto x = static_cast<float>(w(row, col));
+        if (is_finite(x)) values.push_back(s.symmetric ? abs(x) : x);
+      }
+    const float high = values.empty() ? 0.0f : detail::quantile(values, share);
+    const float low = values.empty() ? 0.0f : s.symmetric ? -high : detail::quantile(values, 1.0 - share);
+    of_group = nibble::fit(low, high, s);
+  });
+}
+
+/// One group of `count` weights. @param importance (count) or null.
+template <class Scheme, class Method = ends_search>
+params fit_group(const float* w, index_t count, const float* importance, Scheme s, Method m = {}) {
+  params found{1.0f, 0};
+  fit(matrix<const float>(w, 1, count), matrix<params>(&found, 1, 1), per_channel, s, m, importance);
+  return found;
+}
+
+/// Σ importance · (x' − x)² over one group, in the order search.hpp gives; what is not finite is left out.
+template <class Scheme>
+double group_error(const float* w, index_t count, const float* importance, params p, Scheme s) {
+  detail::gathered group;
+  detail::gather(matrix<const float>(w, 1, count), detail::rectangle{0, 1, 0, count}, importance, group);
+  double error = 0.0;
+  detail::with_rule(s, [&](auto zero_first, auto compute) {
+    constexpr bool first = decltype(zero_first)::value;
+    error = detail::group_error<first, compute.value>(group, detail::rounding_of<first>(p, s), detail::squared{});
+  });
+  return error;
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END
