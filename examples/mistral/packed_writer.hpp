@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A quantized linear, and its tensors in the formats that engines load.
+///     compressed-tensors   NAME.weight_packed, .weight_scale, .weight_shape, .weight_zero_point (asymmetric)
+///     AutoAWQ              NAME.qweight, .qzeros, .scales
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "config.hpp"
+#include "nibble/matrix.hpp"
+#include "nibble/scheme.hpp"
+#include "quantization.hpp"
+#include "safetensors.hpp"
+
+namespace nibble::mistral {
+
+/// Codes (n, k), one a byte, and params (n, groups).
+struct quantized_linear {
+  index_t n = 0, k = 0, groups = 0;
+  std::vector<uint8_t> codes;
+  std::vector<params> parameters;
+
+  matrix<uint8_t> code_matrix() { return {codes.data(), n, k}; }
+  matrix<params> param_matrix() { return {parameters.data(), n, groups}; }
+  matrix<const uint8_t> code_matrix() const { return {codes.data(), n, k}; }
+  matrix<const params> param_matrix() const { return {parameters.data(), n, groups}; }
+};
+
+/// How `how` rounds: the convention of the format's own writer, scales rounded to `scales` before codes are chosen.
+any_scheme scheme_of(const packing& how, dtype scales);
+
+/// @throws usage_error when the format cannot hold a linear (n, k) so packed; the message names `name` and the reason.
+void check_packable(const std::string& name, index_t n, index_t k, const packing& how);
+
+/// Writes the tensors of one linear. @param scales dtype that weight_scale is stored in; fp16 for AutoAWQ formats.
+void write_packed(safetensors_writer& out, const std::string& name, const quantized_linear& q, const packing& how,
+                  dtype scales);
+
+/// Copies a tensor, converted to `type` ("BF16", "F16", "F32") where it differs.
+/// @throws error naming the tensor when a value is not finite, or too large for `type`.
+void write_tensor(safetensors_writer& out, const std::string& name, const tensor& t, const std::string& type);
+
+/// Writes floats as `type`; same checks.
+void write_floats(safetensors_writer& out, const std::string& name, const std::vector<float>& values,
+                  const std::string& type);
+
+/// "BF16" → dtype::bf16 …; @throws error for another.
+dtype parse_dtype(const std::string& type);
+
+}  // namespace nibble::mistral
