@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The Mistral chat templates, recognised by their text in tokenizer_config.json or chat_template.jinja and rendered as
-/// transformers' apply_chat_template does. A template that is none of them is refused: guessing would calibrate on text
-/// the model never sees.
+/// A model's chat template, rendered as transformers' apply_chat_template does (no tools, no generation prompt). It is
+/// taken for one of Mistral's by what it makes of a probe dialogue; any other is refused, since nothing here has seen
+/// what such a model was trained on.
 #pragma once
 
 #include <filesystem>
@@ -13,19 +13,23 @@
 namespace nibble::mistral {
 
 struct message {
-  std::string role;     ///< "system", "user", "assistant"
+  std::string role;  ///< "system", "user", "assistant"
   std::string content;
 };
 
 class chat_template {
  public:
   virtual ~chat_template() = default;
-  /// The prompt text, special tokens written out (BOS included). @throws error where the template raises one.
+  /// The prompt text, special tokens written out (BOS included). A template that asks for the date gets today's, or that
+  /// of SOURCE_DATE_EPOCH. @throws error where the template raises one, with its words.
   virtual std::string render(const std::vector<message>& messages) const = 0;
+  /// How it writes a dialogue: "v1" ([INST] u [/INST]a), "v3" ([INST] u[/INST] a), "v3-tekken" ([INST]u[/INST]a), "v7"
+  /// and "v7-tekken" (the same with [SYSTEM_PROMPT]).
   virtual std::string name() const = 0;
 };
 
-/// The model's template; null when it has none. @throws error for a template that is not recognised.
+/// The model's template: chat_template.jinja, else chat_template in tokenizer_config.json (of several, "default"); null
+/// when it has none. @throws error naming the file for a template that is none of Mistral's.
 std::unique_ptr<chat_template> open_chat_template(const std::filesystem::path& model);
 
 }  // namespace nibble::mistral

@@ -37,7 +37,9 @@ nlohmann::json read_object(const fs::path& file) {
   return json;
 }
 
-tokenizer_settings read_settings(const fs::path& model) {
+}  // namespace
+
+tokenizer_settings read_tokenizer_settings(const fs::path& model) {
   tokenizer_settings settings;
   for (const char* name : {"special_tokens_map.json", "tokenizer_config.json"}) {  // the last one counts
     const fs::path file = model / name;
@@ -54,11 +56,9 @@ tokenizer_settings read_settings(const fs::path& model) {
   return settings;
 }
 
-}  // namespace
-
 std::unique_ptr<tokenizer> open_tokenizer(const fs::path& model) {
   if (!fs::is_directory(model)) throw error("there is no model directory " + model.string());
-  const tokenizer_settings settings = read_settings(model);
+  const tokenizer_settings settings = read_tokenizer_settings(model);
   if (fs::exists(model / "tokenizer.json")) return read_tokenizer_json(model / "tokenizer.json", settings);
   if (fs::exists(model / "tokenizer.model")) return read_tokenizer_model(model / "tokenizer.model", settings);
   if (fs::exists(model / "tekken.json"))

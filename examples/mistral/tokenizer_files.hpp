@@ -19,6 +19,9 @@ struct tokenizer_settings {
   bool mistral = false;                  ///< config.json says that the model is one of Mistral's
 };
 
+/// @throws error naming the file that is no JSON object or says something else than it may.
+tokenizer_settings read_tokenizer_settings(const std::filesystem::path& model);
+
 /// tokenizer.json, a byte-pair encoding. @throws error naming the file.
 std::unique_ptr<tokenizer> read_tokenizer_json(const std::filesystem::path& file, const tokenizer_settings& settings);
 

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "chat.hpp"
+
+#include "jinja.hpp"
+#include "json.hpp"
+#include "tokenizer_files.hpp"
+#include "utf8.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+namespace fs = std::filesystem;
+using jinja::value;
+
+constexpr const char* advice = "; calibrate with a .txt, or with a .jsonl that has \"text\"";
+
+/// What follows BOS when a user says U, the assistant A, the user V; $ stands for EOS.
+struct dialect {
+  const char* name;
+  const char* dialogue;
+};
+constexpr dialect dialects[] = {
+    {"v1", "[INST] U [/INST]A$ [INST] V [/INST]"},     // Mistral-7B-Instruct-v0.1
+    {"v1", "[INST] U [/INST]A$[INST] V [/INST]"},      // Mistral-7B-Instruct-v0.2, Mixtral-8x7B
+    {"v1", "[INST] U [/INST] A$[INST] V [/INST]"},     //
+    {"v1", " [INST] U [/INST] A$ [INST] V [/INST]"},   // the same models since system messages are allowed
+    {"v3", "[INST] U[/INST] A$[INST] V[/INST]"},       // Mistral-7B-Instruct-v0.3, Mistral-Large; v7: Large-2411
+    {"v3-tekken", "[INST]U[/INST]A$[INST]V[/INST]"},   // Mistral-Nemo; v7-tekken: Mistral-Small-24B
+    {"v3-tekken", "[INST]U[/INST] A$[INST]V[/INST]"},  // Ministral-8B
+};
+
+class mistral_chat : public chat_template {
+ public:
+  mistral_chat(const std::string& source, std::string where, const tokenizer_settings& settings)
+      : where_(std::move(where)), bos_(settings.bos.value_or("")), eos_(settings.eos.value_or("")) {
+    try {
+      program_ = jinja::parse(source, where_);
+      name_ = recognised();
+    } catch (const error& unknown) {
+      throw error(unknown.what() + std::string(advice));
+    }
+  }
+
+  std::string render(const std::vector<message>& messages) const override {
+    value variables = {
+        {"messages", value::array()}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", false}};
+    if (!bos_.empty()) variables["bos_token"] = bos_;
+    if (!eos_.empty()) variables["eos_token"] = eos_;
+    for (const message& m : messages) variables["messages"].push_back({{"role", m.role}, {"content", m.content}});
+    return jinja::render(program_, variables, where_);
+  }
+
+  std::string name() const override { return name_; }
+
+ private:
+  std::string recognised() const {
+    std::string told = render({{"user", "U"}, {"assistant", "A"}, {"user", "V"}});
+    if (!bos_.empty() && told.compare(0, bos_.size(), bos_) == 0) told.erase(0, bos_.size());
+    if (told.rfind("[SYSTEM_PROMPT]", 0) == 0) {  // one that the template brings itself
+      constexpr std::string_view end = "[/SYSTEM_PROMPT]";
+      if (const size_t at = told.find(end); at != std::string::npos) told.erase(0, at + end.size());
+    }
+    for (const dialect& known : dialects) {
+      std::string expected = known.dialogue;
+      expected.replace(expected.find('$'), 1, eos_);
+      if (told != expected) continue;
+      const std::string name = known.name;
+      return name.substr(0, 2) == "v3" && marks_system() ? "v7" + name.substr(2) : name;
+    }
+    throw error(where_ + ": the chat template is none of Mistral's");
+  }
+
+  bool marks_system() const {
+    try {
+      return render({{"system", "S"}, {"user", "U"}}).find("[SYSTEM_PROMPT]") != std::string::npos;
+    } catch (const error&) {  // it allows none
+      return false;
+    }
+  }
+
+  std::string where_, bos_, eos_;
+  std::vector<jinja::statement> program_;
+  std::string name_;
+};
+
+/// chat_template of tokenizer_config.json: a string, or a list of named ones, of which "default" counts.
+std::string configured(const value& config, const std::string& where) {
+  const auto found = config.is_object() ? config.find("chat_template") : config.end();
+  if (found == config.end() || found->is_null()) return "";
+  if (!found->is_array()) return json_get<std::string>(config, "chat_template", where);
+  for (const value& one : *found)
+    if (json_get<std::string>(one, "name", where) == "default") return json_get<std::string>(one, "template", where);
+  throw error(where + ": none of the chat templates is named \"default\"" + advice);
+}
+
+}  // namespace
+
+std::unique_ptr<chat_template> open_chat_template(const fs::path& model) {
+  constexpr std::uint64_t most = 1 << 20;
+  fs::path file = model / "chat_template.jinja";
+  std::string source;
+  if (fs::exists(file)) {
+    source = read_file(file, most);
+    if (utf8_error(source) != std::string::npos) throw error(file.string() + " is not UTF-8" + advice);
+  } else if (file = model / "tokenizer_config.json"; fs::exists(file)) {
+    source = configured(read_json(file), file.string());
+  }
+  if (source.empty()) return nullptr;
+  return std::make_unique<mistral_chat>(source, file.string(), read_tokenizer_settings(model));
+}
+
+}  // namespace nibble::mistral
