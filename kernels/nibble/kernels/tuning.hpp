@@ -23,6 +23,11 @@ struct tuned {
 
 #if !defined(__CUDACC_RTC__)  // whoever compiles at run time knows the device already
 namespace detail {
+template <index_t Count>
+constexpr index_t count_of(const int (&)[Count]) noexcept {
+  return Count;
+}
+
 template <index_t Last, class Tuning, class F>
 status choose_from(int sm, F& f) {
   constexpr int architecture = Tuning::architectures[Last];
@@ -40,8 +45,7 @@ status choose_from(int sm, F& f) {
 /// @param sm 10 · major + minor. @param f returns a status. @returns unsupported_device below the oldest one listed.
 template <class Tuning, class F>
 status choose(int sm, Tuning, F&& f) {
-  constexpr index_t count = sizeof(Tuning::architectures) / sizeof(Tuning::architectures[0]);
-  return detail::choose_from<count - 1, Tuning>(sm, f);
+  return detail::choose_from<detail::count_of(Tuning::architectures) - 1, Tuning>(sm, f);
 }
 #endif
 
