@@ -42,6 +42,7 @@ class mistral_chat : public chat_template {
   }
 
   std::string render(const std::vector<message>& messages) const override {
+    if (messages.empty()) throw error("a dialogue needs at least one message");
     value variables = {
         {"messages", value::array()}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", false}};
     if (!bos_.empty()) variables["bos_token"] = bos_;
@@ -56,9 +57,9 @@ class mistral_chat : public chat_template {
   std::string recognised() const {
     std::string told = render({{"user", "U"}, {"assistant", "A"}, {"user", "V"}});
     if (!bos_.empty() && told.compare(0, bos_.size(), bos_) == 0) told.erase(0, bos_.size());
-    if (told.rfind("[SYSTEM_PROMPT]", 0) == 0) {  // one that the template brings itself
-      constexpr std::string_view end = "[/SYSTEM_PROMPT]";
-      if (const size_t at = told.find(end); at != std::string::npos) told.erase(0, at + end.size());
+    for (const std::string tag : {"SYSTEM_PROMPT]", "MODEL_SETTINGS]"}) {  // what the template brings itself
+      const size_t end = told.find("[/" + tag);
+      if (told.rfind("[" + tag, 0) == 0 && end != std::string::npos) told.erase(0, end + tag.size() + 2);
     }
     for (const dialect& known : dialects) {
       std::string expected = known.dialogue;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// Statements → text. Implemented when reached:
-///   functions: raise_exception, strftime_now, namespace, range
+///   functions: raise_exception, strftime_now, namespace, range, macros
 ///   methods:   strip, startswith, endswith, upper, lower, replace, items, get, keys
 ///   filters:   trim, string, lower, upper, length, count, list, first, last, join, default, safe, selectattr, rejectattr
 ///   tests:     defined, undefined, none, string, mapping, sequence, iterable, number, boolean, true, false, equalto, eq,
@@ -12,6 +12,9 @@
 #include <cctype>
 #include <cstdlib>
 #include <ctime>
+#include <iterator>
+#include <map>
+#include <utility>
 
 #include "error.hpp"
 #include "utf8.hpp"
@@ -100,7 +103,7 @@ class evaluator {
   }
 
  private:
-  static constexpr int max_steps = 50'000'000;
+  static constexpr int max_steps = 10'000'000, max_depth = 20;
   static constexpr size_t max_text = size_t{1} << 28;
 
   [[noreturn]] void fail(const std::string& what) const { throw error(where_ + ": the template " + what); }
@@ -138,6 +141,7 @@ class evaluator {
   bool less(const value& a, const value& b) const;
   bool contains(const value& all, const value& one) const;
   value call(const expression& e);
+  value expand(const statement& macro, const expression& e, const std::vector<value>& given);
   value function(const std::string& name, const expression& e, const std::vector<value>& given);
   value method(const value& object, const std::string& name, const std::vector<value>& given) const;
   value filter(const std::string& name, const value& v, const std::vector<value>& given) const;
@@ -155,8 +159,9 @@ class evaluator {
 
   const std::string& where_;
   std::vector<std::vector<std::pair<std::string, value>>> scopes_;
+  std::map<std::string, const statement*> macros_;
   std::string out_;
-  int steps_ = 0;
+  int steps_ = 0, depth_ = 0;
 };
 
 // ---- statements ------------------------------------------------------------------------------------------------------
@@ -177,6 +182,9 @@ void evaluator::run(const statement& s) {
       break;
     case statement::kind::loop:
       run_loop(s);
+      break;
+    case statement::kind::macro:
+      macros_[s.names[0]] = &s;
       break;
   }
   if (out_.size() > max_text) fail("writes more than " + std::to_string(max_text) + " bytes");
@@ -392,7 +400,31 @@ value evaluator::function(const std::string& name, const expression& e, const st
     for (int64_t i = 0; i < given[0].get<int64_t>(); ++i) list.push_back(i);
     return list;
   }
+  if (const auto macro = macros_.find(name); macro != macros_.end()) return expand(*macro->second, e, given);
   missing("the function " + name);
+}
+
+/// What a macro writes. It sees its parameters and the template's own variables, not those of the loops it is called in.
+value evaluator::expand(const statement& macro, const expression& e, const std::vector<value>& given) {
+  if (++depth_ > max_depth) fail("calls macros within macros more than " + std::to_string(max_depth) + " deep");
+  std::vector<std::pair<std::string, value>> own;
+  for (size_t i = 0; i + 1 < macro.names.size(); ++i) {
+    const std::string& name = macro.names[i + 1];
+    value v = eval_or(macro.defaults[i], undefined());
+    for (size_t j = 0; j < given.size(); ++j)
+      if (e.keywords[j] == name || (e.keywords[j].empty() && i == j)) v = given[j];
+    own.emplace_back(name, std::move(v));
+  }
+  decltype(scopes_) callers(std::make_move_iterator(scopes_.begin() + 1), std::make_move_iterator(scopes_.end()));
+  scopes_.resize(1);
+  scopes_.push_back(std::move(own));
+  std::string outside = std::exchange(out_, {});
+  for (const statement& s : macro.body) run(s);
+  std::string written = std::exchange(out_, std::move(outside));
+  scopes_.resize(1);
+  scopes_.insert(scopes_.end(), std::make_move_iterator(callers.begin()), std::make_move_iterator(callers.end()));
+  --depth_;
+  return written;
 }
 
 value evaluator::method(const value& object, const std::string& name, const std::vector<value>& given) const {

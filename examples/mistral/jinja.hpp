@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// The part of Jinja2 that Mistral's chat templates are written in, rendered as transformers renders it (trim_blocks and
-/// lstrip_blocks on, no escaping, raise_exception and strftime_now given): output, set, if, for, and the expressions,
+/// lstrip_blocks on, no escaping, raise_exception and strftime_now given): output, set, if, for, macro, and the expressions,
 /// filters and tests listed in jinja.cpp. What a template needs beyond that is refused by name: a statement when the
 /// template is read, a function, filter, test or method when it is reached, so that branches for tools, which no
 /// calibration text takes, need not be understood.
@@ -47,12 +47,14 @@ struct expression {
 using expression_ptr = std::unique_ptr<expression>;
 
 struct statement {
-  enum class kind { text, output, assign, branch, loop };
-  kind what;
-  std::string text;                ///< of text
-  std::vector<std::string> names;  ///< assign: name, or namespace and attribute; loop: its variables
-  expression_ptr value;            ///< output, assign, loop: over what; branch: condition (null in an else)
-  expression_ptr filter;           ///< loop: if …
+  enum class kind { text, output, assign, branch, loop, macro };
+  kind what = kind::text;
+  std::string text;  ///< of text
+  std::vector<std::string>
+      names;              ///< assign: name, or namespace and attribute; loop: its variables; macro: name, parameters
+  expression_ptr value;   ///< output, assign, loop: over what; branch: condition (null in an else)
+  expression_ptr filter;  ///< loop: if …
+  std::vector<expression_ptr> defaults;  ///< macro: of its parameters, null where there is none
   std::vector<statement> body;
   std::vector<statement> otherwise;  ///< branch: elif or else; loop: else
 };

@@ -145,6 +145,7 @@ class lexer {
   void escape(char c, std::string& text) {
     constexpr std::string_view from = "nrtbfva0\\'\"";
     const size_t digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
+    if (c == '\n') return;  // the line goes on
     if (const size_t known = from.find(c); known != std::string_view::npos) {
       text += std::string_view("\n\r\t\b\f\v\a\0\\'\"", 11)[known];
     } else if (digits > 0) {
@@ -214,6 +215,12 @@ class parser {
   statement assignment();
   statement branch();
   statement loop();
+  statement macro();
+  static statement begin(statement::kind what) {
+    statement made;
+    made.what = what;
+    return made;
+  }
 
   static expression_ptr make(kind what, std::string text, expression_ptr a = nullptr, expression_ptr b = nullptr) {
     auto made = std::make_unique<expression>();
@@ -256,11 +263,13 @@ std::vector<statement> parser::block(const std::vector<std::string_view>& ends) 
       return all;
     }
     if (now().what == token::type::text) {
-      statement text{statement::kind::text, tokens_[at_++].text, {}, {}, {}, {}, {}};
+      statement text = begin(statement::kind::text);
+      text.text = tokens_[at_++].text;
       all.push_back(std::move(text));
     } else if (now().what == token::type::output_begin) {
       ++at_;
-      statement output{statement::kind::output, "", {}, any(), {}, {}, {}};
+      statement output = begin(statement::kind::output);
+      output.value = any();
       if (now().what != token::type::output_end) fail("has \"" + now().text + "\" where a tag should end");
       ++at_;
       all.push_back(std::move(output));
@@ -278,11 +287,13 @@ statement parser::block_tag() {
   if (word == "set") return assignment();
   if (word == "if") return branch();
   if (word == "for") return loop();
+  if (word == "macro") return macro();
   fail("uses {% " + word + " %}, which is not implemented");
 }
 
 statement parser::assignment() {
-  statement set{statement::kind::assign, "", {name()}, {}, {}, {}, {}};
+  statement set = begin(statement::kind::assign);
+  set.names.push_back(name());
   if (accept(".")) set.names.push_back(name());
   expect("=");
   set.value = any();
@@ -293,7 +304,8 @@ statement parser::assignment() {
 /// From behind "if" or "elif" to behind "endif".
 statement parser::branch() {
   const deeper guard(*this);
-  statement made{statement::kind::branch, "", {}, any(), {}, {}, {}};
+  statement made = begin(statement::kind::branch);
+  made.value = any();
   expect_end();
   made.body = block({"elif", "else", "endif"});
   expect("", token::type::block_begin);
@@ -315,7 +327,8 @@ statement parser::branch() {
 }
 
 statement parser::loop() {
-  statement made{statement::kind::loop, "", {name()}, {}, {}, {}, {}};
+  statement made = begin(statement::kind::loop);
+  made.names.push_back(name());
   while (accept(",")) made.names.push_back(name());
   expect("in", token::type::name);
   made.value = either();
@@ -329,6 +342,23 @@ statement parser::loop() {
     expect("", token::type::block_begin);
   }
   expect("endfor", token::type::name);
+  expect_end();
+  return made;
+}
+
+statement parser::macro() {
+  statement made = begin(statement::kind::macro);
+  made.names.push_back(name());
+  expect("(");
+  while (!accept(")")) {
+    made.names.push_back(name());
+    made.defaults.push_back(accept("=") ? any() : nullptr);
+    if (!is(token::type::symbol, ")")) expect(",");
+  }
+  expect_end();
+  made.body = block({"endmacro"});
+  expect("", token::type::block_begin);
+  expect("endmacro", token::type::name);
   expect_end();
   return made;
 }
