@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layer.hpp"
+
+#include <algorithm>
+
+#include "nibble/host/fit.hpp"
+#include "nibble/host/quantize.hpp"
+
+namespace nibble::mistral {
+
+namespace {
+
+/// Linears that read one input, and what 1/s can be folded into: a norm, or the rows of another linear.
+struct scale_group {
+  layer_input input;
+  std::vector<projection> linears;
+  std::vector<float> layer_weights::*norm;  ///< null where `before` is folded into
+  projection before;
+};
+
+std::vector<scale_group> scale_groups(const config& c) {
+  std::vector<scale_group> groups = {
+      {layer_input::attention, {projection::q, projection::k, projection::v}, &layer_weights::input_norm, {}},
+      {layer_input::mlp, {projection::gate, projection::up}, &layer_weights::post_norm, {}},
+      {layer_input::down, {projection::down}, nullptr, projection::up}};
+  if (c.kv_heads == c.heads)  // with grouped queries, several of o's inputs come from one of v's rows
+    groups.push_back({layer_input::o, {projection::o}, nullptr, projection::v});
+  return groups;
+}
+
+template <class F>
+void with_range_method(clip_search clip, F&& f) {
+  if (clip == clip_search::none)
+    f(minmax{});
+  else
+    f(ends_search{});
+}
+
+struct searcher {
+  const config& c;
+  const awq_options& o;
+  any_scheme scheme;
+  const layer_statistics& statistics;
+  layer_weights& w;
+
+  const host::second_moment& moment(layer_input input) const { return statistics.inputs[static_cast<size_t>(input)]; }
+
+  double gram_loss(const scale_group& group, const float* s) const {
+    double loss = 0;
+    with_range_method(o.clip, [&](auto method) {
+      for (const projection p : group.linears)
+        loss += host::scaled_loss(matrix<const float>(w.at(c, p)), s, moment(group.input), o.how.group, scheme, method);
+    });
+    return loss;
+  }
+
+  /// Mean squared error of the attention's or the MLP's output with the group's linears rounded.
+  double block_loss(const scale_group& group, const float* s) const {
+    const bool attention = group.input == layer_input::attention;
+    const auto& sample = attention ? statistics.attention_sample : statistics.mlp_sample;
+    const index_t tokens = static_cast<index_t>(sample.size()) / c.hidden;
+    const matrix<const float> x(sample.data(), tokens, c.hidden);
+    const auto run = [&](const layer_weights& with, std::vector<float>& out) {
+      out.resize(sample.size());
+      const matrix<float> y(out.data(), tokens, c.hidden);
+      if (attention)
+        attention_block(c, with, x, statistics.sample_starts, y);
+      else
+        mlp_block(c, with, x, y);
+    };
+    auto& wanted = attention ? wanted_attention : wanted_mlp;
+    if (wanted.empty()) run(w, wanted);
+    layer_weights rounded;
+    for (const projection p : projections)
+      if ((input_of(p) == layer_input::attention || p == projection::o) == attention)
+        rounded.w[static_cast<size_t>(p)] = w.w[static_cast<size_t>(p)];
+    for (const projection p : group.linears) {
+      with_range_method(o.clip, [&](auto method) {
+        host::round_scaled(rounded.at(c, p), s, moment(group.input), o.how.group, scheme, method);
+      });
+    }
+    std::vector<float> got;
+    run(rounded, got);
+    double sum = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double difference = static_cast<double>(got[i]) - static_cast<double>(wanted[i]);
+      sum += difference * difference;
+    }
+    return sum / static_cast<double>(std::max<size_t>(got.size(), 1));
+  }
+
+  input_report search(const scale_group& group, dtype stored, std::vector<float>& scale) const {
+    std::vector<matrix<const float>> linears;
+    for (const projection p : group.linears) linears.push_back(w.at(c, p));
+    const bool block = o.loss == search_loss::block && group.norm != nullptr;
+    const auto loss = [&](const float* s) { return block ? block_loss(group, s) : gram_loss(group, s); };
+    const auto fold = [&](std::vector<float>& s) {
+      if (group.norm == nullptr) return;
+      const auto& norm = w.*group.norm;
+      for (size_t j = 0; j < s.size(); ++j) s[j] = norm[j] == 0.0f ? 1.0f : awq_folded(norm[j], s[j], stored);
+    };
+    auto found = host::search_scale(linears, moment(group.input), o.how.group, o.duo, o.grid, loss, fold);
+    scale = std::move(found.scale);
+    return {group.input, found.ratio, found.identity_loss, found.loss, true};
+  }
+
+  mutable std::vector<float> wanted_attention, wanted_mlp;
+};
+
+/// W·diag(s), and 1/s into what comes before.
+void apply(const config& c, const scale_group& group, const std::vector<float>& s, dtype stored, layer_weights& w) {
+  for (const projection p : group.linears) {
+    const auto linear = w.at(c, p);
+    host::parallel_for(linear.rows, [&](index_t row) {
+      for (index_t col = 0; col < linear.cols; ++col) linear(row, col) *= s[static_cast<size_t>(col)];
+    });
+  }
+  if (group.norm != nullptr) {
+    auto& norm = w.*group.norm;
+    for (size_t j = 0; j < s.size(); ++j)
+      if (s[j] != 1.0f) norm[j] = round_to(stored, norm[j] / s[j]);
+    return;
+  }
+  const auto before = w.at(c, group.before);
+  for (index_t row = 0; row < before.rows; ++row)
+    for (index_t col = 0; col < before.cols; ++col) before(row, col) /= s[static_cast<size_t>(row)];
+}
+
+quantized_linear blank(matrix<const float> w, index_t group_size) {
+  quantized_linear q;
+  q.n = w.rows;
+  q.k = w.cols;
+  q.groups = per_group(group_size).across(w.cols);
+  q.codes.resize(static_cast<size_t>(w.size()));
+  q.parameters.resize(static_cast<size_t>(q.n * q.groups));
+  return q;
+}
+
+quantized_linear choose_codes(const awq_options& o, any_scheme scheme, matrix<const float> w,
+                              const std::vector<float>& s, const host::second_moment& x) {
+  const group_shape g = per_group(o.how.group);
+  quantized_linear q = blank(w, o.how.group);
+  std::vector<float> importance(s.size());
+  for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
+  with_range_method(o.clip, [&](auto range) { host::fit(w, q.param_matrix(), g, scheme, range, importance.data()); });
+  if (o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, o.how.group, scheme, q.param_matrix());
+  host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), g, scheme);
+  if (o.sweeps > 0)
+    host::sweep(w, s.data(), x, matrix<const params>(q.param_matrix()), o.how.group, scheme, o.sweeps, q.code_matrix());
+  return q;
+}
+
+}  // namespace
+
+layer_report quantize_layer(const config& c, const awq_options& o, const std::set<projection>& chosen, dtype stored,
+                            any_scheme scheme, const layer_statistics& statistics, layer_weights& w,
+                            const linear_sink& sink) {
+  const auto all_chosen = [&](const scale_group& group) {
+    const bool linears =
+        std::all_of(group.linears.begin(), group.linears.end(), [&](projection p) { return chosen.count(p) > 0; });
+    return linears && (group.norm != nullptr || chosen.count(group.before) > 0);
+  };
+  layer_report report;
+  const searcher search{c, o, scheme, statistics, w, {}, {}};
+  std::array<double, 7> rtn{};
+  for (const projection p : chosen) {
+    const std::vector<float> ones(static_cast<size_t>(inputs(c, p)), 1.0f);
+    rtn[static_cast<size_t>(p)] = host::scaled_loss(matrix<const float>(w.at(c, p)), ones.data(),
+                                                    search.moment(input_of(p)), o.how.group, scheme, minmax{});
+  }
+  std::array<std::vector<float>, 4> scales;
+  for (const layer_input input : layer_inputs)
+    scales[static_cast<size_t>(input)].assign(static_cast<size_t>(search.moment(input).inputs()), 1.0f);
+  // A scale changes the rows of what comes before it, so all scales are applied before any code is chosen.
+  for (const scale_group& group : scale_groups(c)) {
+    if (!all_chosen(group)) continue;
+    auto& scale = scales[static_cast<size_t>(group.input)];
+    report.inputs.push_back(search.search(group, stored, scale));
+    apply(c, group, scale, stored, w);
+  }
+  for (const projection p : projections) {
+    if (chosen.count(p) == 0) continue;
+    const auto& s = scales[static_cast<size_t>(input_of(p))];
+    const auto& x = search.moment(input_of(p));
+    const quantized_linear q = choose_codes(o, scheme, w.at(c, p), s, x);
+    const matrix<const float> scaled = w.at(c, p);
+    report.linears.push_back(
+        {p, rtn[static_cast<size_t>(p)],
+         host::codes_loss(scaled, q.code_matrix(), q.param_matrix(), s.data(), x, o.how.group, scheme)});
+    host::dequantize(q.code_matrix(), q.param_matrix(), w.at(c, p), per_group(o.how.group), scheme);
+    sink(p, q);
+  }
+  return report;
+}
+
+void round_layer(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
+                 layer_weights& w, const linear_sink& sink) {
+  const group_shape g = per_group(how.group);
+  for (const projection p : chosen) {
+    const auto linear = w.at(c, p);
+    quantized_linear q = blank(linear, how.group);
+    host::fit(matrix<const float>(linear), q.param_matrix(), g, scheme, minmax{});
+    host::quantize(matrix<const float>(linear), matrix<const params>(q.param_matrix()), q.code_matrix(), g, scheme);
+    host::dequantize(matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), linear, g, scheme);
+    if (sink) sink(p, q);
+  }
+}
+
+}  // namespace nibble::mistral

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// One layer through AWQ: scales searched for every group of linears that share an input and folded into what comes
+/// before, ranges fitted, codes chosen and improved.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <set>
+#include <vector>
+
+#include "mistral/forward.hpp"
+#include "mistral/packed_writer.hpp"
+#include "nibble/host/awq.hpp"
+#include "options.hpp"
+
+namespace nibble::mistral {
+
+/// What calibration tells about one layer.
+struct layer_statistics {
+  std::array<host::second_moment, 4> inputs;        ///< by layer_input
+  std::vector<float> attention_sample, mlp_sample;  ///< first tokens of those inputs (tokens, hidden), for block loss
+  std::vector<index_t> sample_starts = {0};         ///< their sequences
+};
+
+/// What was found for the linears that read one input.
+struct input_report {
+  layer_input input;
+  awq_ratio ratio;
+  double identity_loss = 0, scaled_loss = 0;  ///< of the search, before sweeps
+  bool searched = false;
+};
+struct linear_report {
+  projection which;
+  double rtn_loss = 0, loss = 0;  ///< tr(ΔW·G'·ΔWᵀ) of min-max rounding of the original weights, and of ours
+};
+struct layer_report {
+  std::vector<input_report> inputs;
+  std::vector<linear_report> linears;
+};
+
+/// Told of each finished linear, which may be written and forgotten.
+using linear_sink = std::function<void(projection, const quantized_linear&)>;
+
+/// Quantizes the projections of w in `chosen`. On return w holds what the checkpoint will hold, dequantized: weights
+/// scaled by s, and norms divided by it, already rounded to `stored`.
+layer_report quantize_layer(const config& c, const awq_options& o, const std::set<projection>& chosen, dtype stored,
+                            any_scheme scheme, const layer_statistics& statistics, layer_weights& w,
+                            const linear_sink& sink);
+
+/// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
+void round_layer(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
+                 layer_weights& w, const linear_sink& sink);
+
+}  // namespace nibble::mistral

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// awq_mistral: a Mistral (or Llama) checkpoint in, a quantized one out that vLLM, transformers and AutoAWQ load.
+#include <cstdio>
+#include <filesystem>
+#include <map>
+
+#include "mistral/error.hpp"
+#include "mistral/file.hpp"
+#include "mistral/program.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/version.hpp"
+#include "pass.hpp"
+
+using namespace nibble::mistral;
+
+namespace {
+
+constexpr int regressed = 3;
+
+std::string embedded(const char* name) {
+  return std::string(NIBBLE_SOURCE_DIR "/examples/awq_mistral/") + name;
+}
+
+template <class T>
+CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value, std::map<std::string, T> choices,
+                        const std::string& shown, const std::string& help) {
+  const auto check = [choices, name](std::string& text) {
+    if (choices.count(text) > 0) return std::string();
+    std::string known;
+    for (const auto& [word, meaning] : choices) known += (known.empty() ? "" : ", ") + word;
+    return name + " " + text + " is not one of " + known;
+  };
+  return app
+      .add_option_function<std::string>(
+          name, [&value, choices](const std::string& text) { value = choices.at(text); }, help)
+      ->type_name(shown)
+      ->check(CLI::Validator(check, ""));
+}
+
+struct words {
+  std::string backend = "auto", shard = "5GB";
+};
+
+void add_model_options(CLI::App& app, awq_options& o, words& w) {
+  const std::string group = "Model and output";
+  app.add_option("--model", o.model,
+                 "Directory of the model: config.json, safetensors, tokenizer; the small model that "
+                 "comes with the program unless given")
+      ->type_name("DIR")
+      ->group(group);
+  app.add_option("--output", o.output, "Directory to write; it appears only when whole; required")
+      ->type_name("DIR")
+      ->group(group);
+  app.add_flag("--overwrite", o.overwrite, "Replace an output that exists")->group(group);
+  add_choice<packed_format>(app, "--format", o.how.format,
+                            {{"compressed-tensors", packed_format::compressed_tensors},
+                             {"awq-gemm", packed_format::awq_gemm},
+                             {"awq-gemv", packed_format::awq_gemv}},
+                            "compressed-tensors|awq-gemm|awq-gemv",
+                            "Layout of the packed weights; the first is vLLM's own [compressed-tensors]")
+      ->group(group);
+  app.add_option("--max-shard-size", w.shard, "Size of a safetensors file at most, such as 5GB or 500MB")
+      ->capture_default_str()
+      ->type_name("SIZE")
+      ->group(group);
+}
+
+void add_quantization_options(CLI::App& app, awq_options& o) {
+  const std::string group = "Quantization";
+  app.add_option("--scheme", o.scheme, "W4A16_ASYM, W4A16, W8A16, W8A16_ASYM, W3A16_ASYM, W3A16 or W2A16_ASYM")
+      ->capture_default_str()
+      ->type_name("SCHEME")
+      ->group(group);
+  app.add_option("--group-size", o.how.group, "Inputs that share a scale: 128, 64, 32, or -1 for all of them")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--ignore", o.ignore, "Linears to leave as they are: names, or re:PATTERN; comma-separated")
+      ->delimiter(',')
+      ->type_name("NAME,…")
+      ->capture_default_str()
+      ->group(group);
+  add_choice<method>(app, "--method", o.how_found, {{"awq", method::awq}, {"rtn", method::rtn}}, "awq|rtn",
+                     "AWQ, or round to nearest with min-max ranges, which needs no calibration [awq]")
+      ->group(group);
+  add_choice<search_loss>(app, "--loss", o.loss, {{"block", search_loss::block}, {"gram", search_loss::gram}},
+                          "block|gram",
+                          "What scales are judged by: the output of the attention or MLP block on 4096 tokens, or each "
+                          "linear's own output on all of them, through the Gram matrix [gram]")
+      ->group(group);
+  add_choice<nibble::duo_scaling>(
+      app, "--duo-scaling", o.duo,
+      {{"true", nibble::duo_scaling::on}, {"false", nibble::duo_scaling::off}, {"both", nibble::duo_scaling::both}},
+      "true|false|both", "Scales from activations and weights, from activations alone, or half of either [both]")
+      ->group(group);
+  app.add_option("--n-grid", o.grid, "Scales tried for each group of linears that share an input")
+      ->check(CLI::Range(4, 1000).description(""))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  add_choice<clip_search>(
+      app, "--clip", o.clip, {{"mse", clip_search::mse}, {"gram", clip_search::gram}, {"none", clip_search::none}},
+      "mse|gram|none",
+      "Ranges: each end searched for the least squared error weighted by the activations, under the "
+      "group's Gram matrix, or min-max [mse]")
+      ->group(group);
+  app.add_option("--sweeps", o.sweeps, "Rounds in which each code is moved to where the linear's output error is least")
+      ->check(CLI::Range(0, 1000).description(""))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--shrinkage", o.shrinkage,
+                 "How far correlations between inputs are distrusted: 0 not at all, 1 ignores them")
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->capture_default_str()
+      ->type_name("X")
+      ->group(group);
+  add_choice<propagation>(app, "--propagate", o.propagate,
+                          {{"original", propagation::original}, {"quantized", propagation::quantized}},
+                          "original|quantized",
+                          "What later layers are calibrated on: activations of the original layers or of the quantized "
+                          "ones [original]")
+      ->group(group);
+}
+
+void add_data_options(CLI::App& app, awq_options& o) {
+  const std::string group = "Calibration and evaluation";
+  app.add_option(
+         "--calibration", o.calibration,
+         "Text to calibrate on: .txt, or .jsonl with text, messages, or instruction/input; a text that comes with "
+         "the program unless given")
+      ->type_name("FILE")
+      ->group(group);
+  app.add_option("--num-calibration-samples", o.samples, "Sequences of it to use")
+      ->check(CLI::Range(1, 1000000).description(""))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--max-seq-length", o.max_length, "Tokens of a sequence at most")
+      ->check(CLI::Range(1, 10000000).description(""))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--seed", o.seed, "Chooses which lines of a longer .jsonl are drawn, and in what order")
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--evaluate", o.evaluate, "Text whose perplexity is measured before and after")
+      ->type_name("FILE")
+      ->group(group);
+  app.add_option("--max-regression", o.max_regression,
+                 "Exit with 3 when perplexity rises by more than this share, such as 0.02")
+      ->check(CLI::Range(0.0, 1e9).description(""))
+      ->type_name("X")
+      ->group(group);
+  app.add_option("--json", o.json, "Write every figure to FILE")->type_name("FILE")->group(group);
+}
+
+void add_machine_options(CLI::App& app, awq_options& o, words& w) {
+  const std::string group = "Machine";
+  app.add_option("--backend", w.backend, "auto, cpu or cuda; this build has the CPU")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""))
+      ->capture_default_str()
+      ->type_name("NAME")
+      ->group(group);
+  app.add_option("--threads", o.threads,
+                 "Threads to use; as many as the machine has unless given. The bytes written do "
+                 "not depend on it")
+      ->check(CLI::Range(1, 4096).description(""))
+      ->type_name("N")
+      ->group(group);
+}
+
+int run(awq_options& o, const words& w) {
+  if (o.output.empty()) throw usage_error("--output is required: the directory to write");
+  if (w.backend == "cuda") throw usage_error("--backend cuda is not in this build; use --backend cpu");
+  o.max_shard_bytes = parse_size(w.shard);
+  check(o);
+  if (o.model.empty()) o.model = embedded("model");
+  if (o.calibration.empty()) o.calibration = embedded("text/calibration-state-of-the-union-2000-2012.txt");
+  if (o.threads > 0) nibble::host::set_threads(o.threads);
+  if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
+  const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
+  const pass_result r = run_pass(o);
+  std::printf("%s\nwritten to %s\n", table(o, r).c_str(), o.output.c_str());
+  if (!o.json.empty()) {
+    write_file(o.json + ".partial", to_json(o, r).dump(2) + "\n");
+    rename_file(o.json + ".partial", o.json);
+  }
+  if (o.max_regression < 0) return 0;
+  const double share = r.evaluations.back().increase / r.evaluations.front().perplexity;
+  if (share <= o.max_regression) return 0;
+  std::fprintf(stderr, "awq_mistral: perplexity rose by %.2f %%, more than --max-regression allows (%.2f %%)\n",
+               100 * share, 100 * o.max_regression);
+  return regressed;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Quantizes the linear layers of a Mistral or Llama checkpoint with AWQ.", "awq_mistral");
+  awq_options o;
+  words w;
+  app.set_help_flag("--help", "Print this and exit");
+  app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
+  add_model_options(app, o, w);
+  add_quantization_options(app, o);
+  add_data_options(app, o);
+  add_machine_options(app, o, w);
+  app.footer("Exit status: 0 done, 1 bad input, 2 wrong option, 3 perplexity rose by more than --max-regression.");
+  return run_program(app, argc, argv, [&] { return run(o, w); });
+}

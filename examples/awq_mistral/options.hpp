@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What awq_mistral is told on its command line.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "mistral/quantization.hpp"
+#include "nibble/awq.hpp"
+
+namespace nibble::mistral {
+
+enum class clip_search { none, mse, gram };
+enum class search_loss { gram, block };
+enum class method { awq, rtn };
+enum class propagation { original, quantized };
+
+struct awq_options {
+  std::string model, output, calibration, evaluate, json;
+  index_t samples = 256, max_length = 512;
+  std::string scheme = "W4A16_ASYM";
+  packing how;
+  std::vector<std::string> ignore = {"lm_head"};
+  search_loss loss = search_loss::gram;
+  duo_scaling duo = duo_scaling::both;
+  int grid = 20;
+  clip_search clip = clip_search::mse;
+  int sweeps = 2;
+  float shrinkage = 0.5f;
+  propagation propagate = propagation::original;
+  method how_found = method::awq;
+  int threads = 0;  ///< 0: all
+  std::uint64_t seed = 42;
+  double max_regression = -1;  ///< negative: off
+  std::uint64_t max_shard_bytes = 5'000'000'000;
+  bool overwrite = false;
+};
+
+/// Reads the command line; a wrong option ends the program through run_program's rules.
+/// @throws usage_error for combinations that make no sense.
+void check(awq_options& o);
+
+/// "5GB", "500MB", "1GiB", "1000000" → bytes. @throws usage_error.
+std::uint64_t parse_size(const std::string& text);
+
+}  // namespace nibble::mistral

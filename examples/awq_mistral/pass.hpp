@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The whole pass: a model in, a quantized checkpoint out, one layer in memory at a time.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <vector>
+
+#include "layer.hpp"
+#include "mistral/evaluate.hpp"
+#include "options.hpp"
+
+namespace nibble::mistral {
+
+struct phase_seconds {
+  double read = 0, forward = 0, search = 0, write = 0, evaluate = 0;
+  double quantization() const { return read + forward + search + write; }
+};
+
+struct pass_result {
+  std::vector<layer_report> layers;
+  phase_seconds seconds;
+  double rtn_seconds = 0;
+  index_t calibration_sequences = 0, calibration_tokens = 0;
+  std::uint64_t original_bytes = 0, output_bytes = 0;  ///< of the weight files
+  double bits_per_weight = 0;                          ///< of the quantized linears, parameters included
+  std::vector<evaluation> evaluations;                 ///< original, round to nearest, this; empty without --evaluate
+  index_t window = 0, stride = 0;
+  std::uint64_t peak_bytes = 0;  ///< resident set, high water, before evaluation
+};
+
+/// @throws error or usage_error; no output directory is left then.
+pass_result run_pass(const awq_options& o);
+
+/// Everything that was found, for --json.
+nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r);
+
+/// The table at the end.
+std::string table(const awq_options& o, const pass_result& r);
+
+/// README.md of the output.
+std::string model_card(const awq_options& o, const pass_result& r);
+
+}  // namespace nibble::mistral

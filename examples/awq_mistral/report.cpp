@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "mistral/progress.hpp"
+#include "nibble/version.hpp"
+#include "pass.hpp"
+
+namespace nibble::mistral {
+
+namespace {
+
+const char* to_string(clip_search clip) {
+  return clip == clip_search::none ? "none" : clip == clip_search::mse ? "mse" : "gram";
+}
+const char* to_string(duo_scaling duo) {
+  return duo == duo_scaling::both ? "both" : duo == duo_scaling::on ? "true" : "false";
+}
+const char* to_string(layer_input input) {
+  constexpr const char* names[] = {"attention", "o", "mlp", "down"};
+  return names[static_cast<size_t>(input)];
+}
+
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  char text[256];
+  std::snprintf(text, sizeof(text), pattern, args...);
+  return text;
+}
+
+std::string own_name(const awq_options& o) {
+  return o.how_found == method::awq ? "AWQ" : "round to nearest";
+}
+
+/// One line of the table: a model and its figures.
+struct row {
+  std::string name;
+  std::uint64_t bytes = 0;
+  double bits = 0, seconds = -1;
+  const evaluation* figures = nullptr;
+  bool original = false;
+};
+
+std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
+  const auto figures = [&](size_t at) { return r.evaluations.empty() ? nullptr : &r.evaluations[at]; };
+  std::vector<row> rows = {{"original", r.original_bytes, 0, -1, figures(0), true}};
+  if (o.how_found == method::awq && !r.evaluations.empty())
+    rows.push_back({"round to nearest", r.output_bytes, r.bits_per_weight, r.rtn_seconds, figures(1), false});
+  rows.push_back({own_name(o), r.output_bytes, r.bits_per_weight, r.seconds.quantization(),
+                  r.evaluations.empty() ? nullptr : &r.evaluations.back(), false});
+  return rows;
+}
+
+nlohmann::ordered_json losses_json(const pass_result& r) {
+  auto layers = nlohmann::ordered_json::array();
+  for (const layer_report& layer : r.layers) {
+    nlohmann::ordered_json inputs, linears;
+    for (const auto& input : layer.inputs)
+      inputs[to_string(input.input)] = {{"ratio", input.ratio.exponent},
+                                        {"duo", input.ratio.duo},
+                                        {"unscaled_loss", input.identity_loss},
+                                        {"loss", input.scaled_loss}};
+    for (const auto& linear : layer.linears)
+      linears[to_string(linear.which)] = {{"round_to_nearest_loss", linear.rtn_loss}, {"loss", linear.loss}};
+    layers.push_back({{"scales", inputs}, {"linears", linears}});
+  }
+  return layers;
+}
+
+}  // namespace
+
+nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
+  nlohmann::ordered_json options = {
+      {"model", o.model},   {"output", o.output},        {"method", o.how_found == method::awq ? "awq" : "rtn"},
+      {"scheme", o.scheme}, {"group_size", o.how.group}, {"format", to_string(o.how.format)},
+      {"ignore", o.ignore}};
+  if (o.how_found == method::awq)
+    options.update({{"calibration", o.calibration},
+                    {"num_calibration_samples", r.calibration_sequences},
+                    {"calibration_tokens", r.calibration_tokens},
+                    {"max_seq_length", o.max_length},
+                    {"loss", o.loss == search_loss::gram ? "gram" : "block"},
+                    {"duo_scaling", to_string(o.duo)},
+                    {"n_grid", o.grid},
+                    {"clip", to_string(o.clip)},
+                    {"sweeps", o.sweeps},
+                    {"shrinkage", o.shrinkage},
+                    {"propagate", o.propagate == propagation::original ? "original" : "quantized"},
+                    {"seed", o.seed}});
+  nlohmann::ordered_json out = {{"nibble", NIBBLE_VERSION}, {"options", options}};
+  out["seconds"] = {{"read", r.seconds.read},
+                    {"forward", r.seconds.forward},
+                    {"search", r.seconds.search},
+                    {"write", r.seconds.write},
+                    {"quantization", r.seconds.quantization()},
+                    {"evaluate", r.seconds.evaluate}};
+  out["peak_resident_bytes"] = r.peak_bytes;
+  auto models = nlohmann::ordered_json::array();
+  for (const row& each : rows_of(o, r)) {
+    nlohmann::ordered_json model = {{"name", each.name}, {"bytes", each.bytes}};
+    if (!each.original) model["bits_per_weight"] = each.bits;
+    if (each.seconds >= 0) model["seconds"] = each.seconds;
+    if (each.figures)
+      model.update({{"perplexity", each.figures->perplexity}, {"standard_error", each.figures->standard_error}});
+    if (each.figures && !each.original)
+      model.update({{"increase", each.figures->increase},
+                    {"increase_standard_error", each.figures->increase_standard_error},
+                    {"kl_divergence", each.figures->divergence},
+                    {"top_token_agreement", each.figures->agreement}});
+    models.push_back(model);
+  }
+  out["models"] = models;
+  if (!r.evaluations.empty())
+    out["evaluation"] = {{"text", o.evaluate},
+                         {"tokens", r.evaluations.front().tokens},
+                         {"windows", r.evaluations.front().windows},
+                         {"window", r.window},
+                         {"stride", r.stride}};
+  out["layers"] = losses_json(r);
+  return out;
+}
+
+std::string table(const awq_options& o, const pass_result& r) {
+  const bool evaluated = !r.evaluations.empty();
+  std::string out = format("%-18s %9s %11s", "", "size", "bits/weight");
+  if (evaluated) out += format(" %11s %18s %9s %9s", "perplexity", "increase", "KL, nats", "same top");
+  out += format(" %12s\n", "time");
+  for (const row& each : rows_of(o, r)) {
+    const std::string bits = each.original ? "" : format("%.2f", each.bits);
+    out +=
+        format("%-18s %9s %11s", each.name.c_str(), size_text(static_cast<double>(each.bytes)).c_str(), bits.c_str());
+    if (evaluated) {
+      const evaluation& e = *each.figures;
+      out += format(" %11.3f", e.perplexity);
+      if (each.original)
+        out += format(" %18s %9s %9s", "", "", "");
+      else
+        out += format(" %+8.3f ± %-7.3f %9.4f %8.1f%%", e.increase, e.increase_standard_error, e.divergence,
+                      100 * e.agreement);
+    }
+    out += format(" %12s\n", each.seconds < 0 ? "" : duration_text(each.seconds).c_str());
+  }
+  return out;
+}
+
+std::string model_card(const awq_options& o, const pass_result& r) {
+  const std::string base = std::filesystem::path(o.model).filename().string();
+  const std::string name = std::filesystem::path(o.output).filename().string();
+  std::string card = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- " +
+                     std::string(o.how.format == packed_format::compressed_tensors ? "compressed-tensors" : "awq") +
+                     "\n- nibble\n---\n# " + name + "\n\n" + base + ", its linear layers quantized to " + o.scheme +
+                     ", " + (o.how.group < 0 ? "one group an output" : "groups of " + std::to_string(o.how.group)) +
+                     ", in the " + to_string(o.how.format) + " format, by awq_mistral of nibble " NIBBLE_VERSION " (" +
+                     (o.how_found == method::awq ? "AWQ" : "round to nearest") + ").\n\n";
+  if (o.how_found == method::awq)
+    card += format("Calibrated on %lld sequences, %lld tokens, of ", static_cast<long long>(r.calibration_sequences),
+                   static_cast<long long>(r.calibration_tokens)) +
+            std::filesystem::path(o.calibration).filename().string() + ".\n\n";
+  if (!r.evaluations.empty()) {
+    card +=
+        "| | size | bits per weight | perplexity | increase | KL divergence, nats | same top token |\n"
+        "|---|---|---|---|---|---|---|\n";
+    for (const row& each : rows_of(o, r)) {
+      card += "| " + each.name + " | " + size_text(static_cast<double>(each.bytes)) + " | " +
+              (each.original ? "" : format("%.2f", each.bits)) + " | " + format("%.3f", each.figures->perplexity);
+      card += each.original ? " | | | |\n"
+                            : format(" | %+.3f ± %.3f | %.4f | %.1f %% |\n", each.figures->increase,
+                                     each.figures->increase_standard_error, each.figures->divergence,
+                                     100 * each.figures->agreement);
+    }
+    card += format(
+        "\nPerplexity of %s: %lld tokens, windows of %lld, stride %lld; the increase with its paired standard "
+        "error.\n\n",
+        std::filesystem::path(o.evaluate).filename().c_str(), static_cast<long long>(r.evaluations.front().tokens),
+        static_cast<long long>(r.window), static_cast<long long>(r.stride));
+  }
+  card += "## Use\n\n```\nvllm serve " + name + "\n```\n";
+  return card;
+}
+
+}  // namespace nibble::mistral
