@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of packed linears as other systems write them, with the weights those systems read back.
+
+    python3 make.py compressed-tensors   # where compressed-tensors is: writes compressed_tensors/
+    python3 make.py awq                  # where AutoAWQ is: writes awq_gemm/ and awq_gemv/
+
+A directory holds config.json (quantization_config only), model.safetensors and, for each linear NAME, a tensor
+NAME.expected: what the package dequantizes to, in the dtype of the scales. The versions stand in __metadata__.
+"""
+
+import json
+import os
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def save(name, tensors, quantization, versions):
+    os.makedirs(os.path.join(HERE, name), exist_ok=True)
+    metadata = {"format": "pt", **versions}
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    save_file(tensors, os.path.join(HERE, name, "model.safetensors"), metadata=metadata)
+    with open(os.path.join(HERE, name, "config.json"), "w") as file:
+        json.dump({"quantization_config": quantization}, file, indent=1)
+        file.write("\n")
+
+
+def compressed_tensors():
+    import compressed_tensors as package
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor as Compressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    N, K = 12, 64  # 12 zero points of 3 bits end inside a second word
+    cases = {}
+    for bits, symmetric, group in ((2, True, None), (2, False, 32), (3, True, 32), (3, False, 32), (3, False, None),
+                                   (4, True, 32), (4, False, 32), (4, False, None), (8, True, 32), (8, False, None)):
+        cases[f"w{bits}_{'sym' if symmetric else 'asym'}_{group or 'channel'}"] = (bits, symmetric, group, torch.float32)
+    cases["w4_asym_bf16"] = (4, False, 32, torch.bfloat16)
+    cases["w4_asym_fp16"] = (4, False, 32, torch.float16)
+    cases["w5_asym_32"] = (5, False, 32, torch.float32)
+    torch.manual_seed(0)
+    tensors, groups = {}, {}
+    for index, (name, (bits, symmetric, group, dtype)) in enumerate(cases.items()):
+        args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, group_size=group,
+                                strategy="group" if group else "channel")
+        scheme = QuantizationScheme(targets=[name], weights=args)
+        weight = (torch.randn(N, K) * 0.1 + 0.02).to(dtype)
+        blocks = weight.reshape(N, -1, group or K)
+        scale, zero = calculate_qparams(blocks.amin(2), blocks.amax(2), args)
+        state = {"weight": weight, "weight_scale": scale.to(dtype), "weight_zero_point": zero.to(torch.int8)}
+        packed = Compressor.compress(state, scheme)
+        read = Compressor.decompress(packed, scheme)["weight"]
+        for key, value in packed.items():
+            tensors[f"{name}.{key}"] = value
+        tensors[f"{name}.expected"] = read
+        # Names, patterns and the class all find their group.
+        target = name if index % 2 == 0 else f"re:{name[:-1]}."
+        groups[f"group_{index}"] = {
+            "format": "pack-quantized", "input_activations": None, "output_activations": None, "targets": [target],
+            "weights": {"num_bits": bits, "type": "int", "symmetric": symmetric, "group_size": group,
+                        "strategy": "group" if group else "channel", "dynamic": False, "actorder": None}}
+    tensors["left.weight"] = torch.randn(4, 8)
+    tensors["left.expected"] = tensors["left.weight"].clone()
+    save("compressed_tensors", tensors,
+         {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+          "ignore": ["re:.*ef", "lm_head"], "config_groups": groups},
+         {"compressed-tensors": package.__version__, "torch": torch.__version__})
+
+
+def awq():
+    import awq as package
+    from awq.modules.linear import WQLinear_GEMM, WQLinear_GEMV
+    from awq.utils.packing_utils import dequantize_gemm
+
+    N, K = 32, 64  # its from_linear packs 32 outputs at a time
+    name = "model.layers.0.mlp.up_proj"
+    for version, kind in (("gemm", WQLinear_GEMM), ("gemv", WQLinear_GEMV)):
+        torch.manual_seed(1)
+        tensors = {}
+        group = 32
+        linear = torch.nn.Linear(K, N, bias=False)
+        linear.weight.data = torch.randn(N, K) * 0.1 + 0.02
+        blocks = linear.weight.data.reshape(N, -1, group)
+        low, high = blocks.amin(2), blocks.amax(2)
+        scale = ((high - low).clamp(min=1e-5) / 15).half().float()
+        zero = (-torch.round(low / scale)).clamp(0, 15)
+        wide_scale, wide_zero = (t.repeat_interleave(group, 1) for t in (scale, zero))
+        code = (torch.round(linear.weight.data / wide_scale) + wide_zero).clamp(0, 15)
+        linear.weight.data = (code - wide_zero) * wide_scale
+        gemm = WQLinear_GEMM.from_linear(linear, 4, group, False, scale.t().contiguous(), zero.t().contiguous())
+        turned = (scale.t().contiguous(), zero.t().contiguous()) if version == "gemm" else (scale, zero)
+        packed = kind.from_linear(linear, 4, group, False, *turned)
+        for key, value in packed.state_dict().items():
+            tensors[f"{name}.{key}"] = value
+        read = dequantize_gemm(gemm.qweight, gemm.qzeros, gemm.scales, 4, group)
+        tensors[f"{name}.expected"] = read.t().contiguous()
+        tensors["lm_head.weight"] = torch.randn(4, 8)
+        tensors["lm_head.expected"] = tensors["lm_head.weight"].clone()
+        save(f"awq_{version}", tensors,
+             {"quant_method": "awq", "zero_point": True, "group_size": group, "bits": 4, "version": version,
+              "modules_to_not_convert": None},
+             {"autoawq": package.__version__, "torch": torch.__version__})
+
+
+if __name__ == "__main__":
+    {"compressed-tensors": compressed_tensors, "awq": awq}[sys.argv[1]]()
