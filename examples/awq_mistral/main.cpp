@@ -94,8 +94,9 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       {{"true", nibble::duo_scaling::on}, {"false", nibble::duo_scaling::off}, {"both", nibble::duo_scaling::both}},
       "true|false|both", "Scales from activations and weights, from activations alone, or half of either [both]")
       ->group(group);
-  app.add_option("--n-grid", o.grid, "Scales tried for each group of linears that share an input")
-      ->check(CLI::Range(4, 1000).description(""))
+  app.add_option("--n-grid", o.grid,
+                 "Scales tried for each group of linears that share an input, at least 4; 1: none but the identity")
+      ->check(CLI::Range(1, 1000).description(""))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);

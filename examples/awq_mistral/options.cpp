@@ -39,6 +39,8 @@ void check(awq_options& o) {
                       " holds 4 bits with zero points only: use it with --scheme W4A16_ASYM");
   if (std::find(o.ignore.begin(), o.ignore.end(), "lm_head") == o.ignore.end())
     throw usage_error("--ignore must name lm_head: the head is not quantized");
+  if (o.grid > 1 && o.grid < 4)
+    throw usage_error("--n-grid " + std::to_string(o.grid) + " is neither 1 (no search) nor at least 4");
   if (o.max_regression >= 0 && o.evaluate.empty())
     throw usage_error("--max-regression compares perplexities: give it a text with --evaluate");
 }

@@ -41,7 +41,7 @@ struct awq_ratio {
 ///     off    r = i / (count − 1)                               (llm-compressor; AutoAWQ has i / count)
 ///     on     identity, then duo r = (i − 1) / (count − 2)
 ///     both   h = count / 2: plain r = i / (h − 1) for i < h, then duo r = (i − h) / (count − h − 1)
-/// @pre 0 <= i < count, count >= 4.
+/// @pre 0 <= i < count; count is 1 or at least 4.
 NIBBLE_HOST_DEVICE constexpr awq_ratio awq_candidate(duo_scaling mode, int32_t i, int32_t count) noexcept {
   if (i == 0) return {};
   if (mode == duo_scaling::off) return {static_cast<float>(i) / static_cast<float>(count - 1), false};
