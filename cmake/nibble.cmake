@@ -4,6 +4,7 @@ include(CMakePackageConfigHelpers)
 # Warnings, sanitizers and IEEE arithmetic for the targets that this project compiles. Without -ffp-contract=off a
 # compiler may fuse a multiplication and an addition where the machine can, and results would depend on the machine.
 function(nibble_compile target)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion -ffp-contract=off)
   if(NIBBLE_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
