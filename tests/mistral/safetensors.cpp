@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mistral/safetensors.hpp"
 
-#include <sys/resource.h>
-
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "mistral/file.hpp"
 #include "support/files.hpp"
+#include "support/limits.hpp"
 
 using namespace nibble;
 using namespace nibble::mistral;
@@ -371,31 +369,12 @@ TEST_CASE("a writer that did not finish leaves nothing behind") {
   CHECK(test::listing(model.path()).empty());
 }
 
-namespace {
-
-/// Files of this process end at `bytes`, as on a disk that is full from there on.
-class file_size_limit {
- public:
-  explicit file_size_limit(rlim_t bytes) {
-    fail_writes_past_a_size_limit();
-    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before_) == 0);
-    const struct rlimit now = {bytes, before_.rlim_max};
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &now) == 0);
-  }
-  ~file_size_limit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
-
- private:
-  struct rlimit before_ = {};
-};
-
-}  // namespace
-
 TEST_CASE("a write that the disk does not take is an error that names the file, and nothing is left") {
   const test::temporary_directory model;
   const std::string data(1 << 20, 'x');
   std::string what;
   {
-    const file_size_limit limit(1 << 20);
+    const test::file_size_limit limit(1 << 20);
     what = test::refusal([&] {
       safetensors_writer writer(model.path(), ~std::uint64_t{0});
       writer.add("w", "U8", {1 << 20}, data.data(), data.size());
