@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The rounding rule, weight ↔ code. R rounds to the scheme's compute dtype, as a tensor library rounds every
-/// operation:
+/// The rounding rule, weight ↔ code. R rounds to the scheme's compute dtype, as a tensor library rounds every operation:
 ///     code = round_even(clamp(R(R(x / scale) + zero − mid), −mid, mid − 1)) + mid   (compressed-tensors)
 ///     code = clamp(round_even(R(x / scale)) + zero, 0, 2^bits − 1)                  (AutoAWQ, GPTQ, torchao)
 ///     x'   = R((code − zero) · scale)                                               (all)
-/// with mid = 2^(bits−1). The two differ at ties when zero − mid is odd, and where R moves a sum across a tie. We
-/// divide; x · (1 / scale) gives other codes near ties, which is what torchao itself does. NaN takes the zero point's
-/// code, so that it reads back as 0; ±inf saturates at the end its sign points to. Sources: Jacob et al., CVPR 2018,
-/// eq. 1 (arXiv:1712.05877); compressed-tensors 0.19, AutoAWQ 0.2.9, GPTQModel 7.7.
+/// with mid = 2^(bits−1). The two differ at ties when zero − mid is odd, and where R moves a sum across a tie.
+/// We divide; x · (1 / scale) gives other codes near ties, which is what torchao itself does.
+/// NaN takes the zero point's code, so that it reads back as 0; ±inf saturates at the end its sign points to.
+/// Sources: Jacob et al., CVPR 2018, eq. 1 (arXiv:1712.05877); compressed-tensors 0.19, AutoAWQ 0.2.9, GPTQModel 7.7.
 #pragma once
 
 #include "nibble/core.hpp"

@@ -3,7 +3,8 @@
 /// Ways of choosing the range of a group before it becomes (scale, zero): the words `fit` is told its method in.
 /// Every error is summed in one order, so that vectors and threads change no bit of it: float terms in 16 interleaved
 /// partial sums over 1024 elements (element i into sum i mod 16, row after row), folded 16 → 8 → 4 → 2 → 1, folds added
-/// up in double. Whatever the method, NaN and ±inf are left out of ranges and errors, and a group that has nothing else has range 0.
+/// up in double. Whatever the method, NaN and ±inf are left out of ranges and errors, and a group that has nothing else
+/// has range 0; an importance that is not a finite positive number counts as 0.
 #pragma once
 
 #include "nibble/core.hpp"
@@ -13,8 +14,8 @@ NIBBLE_NAMESPACE_BEGIN
 /// The least and the greatest weight.
 struct minmax {};
 
-/// Both ends shrunk together by 1 − i / grid, i = 0 … ⌊max_shrink · grid⌋ − 1; the first least Σ importance · |x' − x|^norm
-/// wins. As in the packages, every operation, the power and the sum's result too, is rounded to the compute dtype.
+/// Both ends shrunk together by 1 − i / grid, i = 0 … ⌊max_shrink · grid⌋ − 1; the first with the least
+/// Σ importance · |x' − x|^norm wins. As in the packages, every operation, the power and the sum's result too, is rounded to the compute dtype.
 struct mse_search {
   int grid = 100;           ///< steps from 1 to 0
   double max_shrink = 0.2;  ///< share of `grid` that is searched; double, for the number of steps is truncated
@@ -32,7 +33,7 @@ inline constexpr mse_search autoawq_grid{20, 0.5, 2.0f, 0};
 ///    2·steps steps of d / 2.
 /// 2. `refinements` rounds try scale · (1 − e) and scale · (1 + e) around the best, its zero point kept; e begins as half
 ///    of what step 1 went by, and halves each round.
-/// The defaults end within 0.4 % of the error of an exhaustive search over all zero points and 60 scales; docs/fit.md.
+/// docs/fit.md says how close the defaults come to an exhaustive search, and what they cost.
 struct ends_search {
   int steps = 4;            ///< at least 1
   float max_shrink = 0.5f;  ///< in [0, 1)

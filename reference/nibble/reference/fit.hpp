@@ -62,7 +62,7 @@ params fit(float low, float high, Scheme s) {
   } else {
     scale = s.symmetric ? round_to(type, amplitude / (steps / 2)) : divided(type, low, high, 0.0f, steps);
   }
-  if (s.rule == convention::torchao) scale = std::max(scale, compute.eps);
+  if (s.rule == convention::torchao) scale = std::max(scale, compute.tiny);
   scale = round_to(s.scale_dtype, std::min(scale, stored.max));
   if (scale == 0.0f) scale = s.rule == convention::compressed_tensors ? stored.eps : stored.tiny;
 
