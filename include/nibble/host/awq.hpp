@@ -189,6 +189,34 @@ double scaled_loss(matrix<const float> w, const float* s, const second_moment& x
   });
 }
 
+/// w ← Q(w · diag(s)) · diag(s)⁻¹, as scaled_loss judges it: for losses that need the whole rounded linear.
+template <class Scheme, class Method>
+void round_scaled(matrix<float> w, const float* s, const second_moment& x, index_t group_size, Scheme scheme,
+                  Method method) {
+  detail::sum_over_tiles(w.rows, [&](index_t first, index_t rows) {
+    const auto tile = w.rows_at(first, rows);
+    const auto d = detail::rounding_difference(matrix<const float>(tile), s, x.diagonal().data(), per_group(group_size),
+                                               scheme, method, detail::buffers());
+    for (index_t row = 0; row < rows; ++row)
+      for (index_t col = 0; col < w.cols; ++col) tile(row, col) += d(row, col);
+    return 0.0;
+  });
+}
+
+/// Loss of codes q (n, k) with parameters p for w (n, k), which is already scaled by s (k).
+template <class Scheme>
+double codes_loss(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
+                  const second_moment& x, index_t group_size, Scheme scheme) {
+  return detail::sum_over_tiles(w.rows, [&](index_t first, index_t rows) {
+    auto& with = detail::buffers();
+    const auto d = detail::tile_buffers::view(with.difference, rows, w.cols);
+    dequantize(q.rows_at(first, rows), p.rows_at(first, rows), d, per_group(group_size), scheme);
+    for (index_t row = 0; row < rows; ++row)
+      for (index_t col = 0; col < w.cols; ++col) d(row, col) = (d(row, col) - w(first + row, col)) / s[col];
+    return detail::tile_loss(d, x, with.product);
+  });
+}
+
 /// Searches the scale of the linears w (each (n_i, k)) that read x, over awq_candidate(mode, 0 … count − 1).
 /// @param loss  loss(s) of a candidate; scaled_loss summed over the linears, or a block's output error.
 /// @param fold  makes a candidate what can be stored exactly (awq_folded); may do nothing.
