@@ -105,7 +105,8 @@ int32_t bpe::id(std::string_view token) const {
 }
 
 const std::string& bpe::token(int32_t id) const {
-  return tokens_.at(static_cast<size_t>(id));
+  static const std::string none;
+  return id >= 0 && id < size() ? tokens_[static_cast<size_t>(id)] : none;
 }
 
 const bpe::merge* bpe::find(int32_t left, int32_t right) const {

@@ -76,8 +76,12 @@ std::vector<std::pair<size_t, size_t>> regex::matches(std::string_view text) con
       pcre2_match_data_create_from_pattern(impl_->code.get(), nullptr));
   std::vector<std::pair<size_t, size_t>> found;
   for (size_t at = 0; at < text.size();) {
-    const int count = pcre2_match(impl_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
-                                  PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, data.get(), nullptr);
+    const auto match = [&](uint32_t options) {
+      return pcre2_match(impl_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
+                         PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY | options, data.get(), nullptr);
+    };
+    int count = match(0);
+    if (count == PCRE2_ERROR_JIT_STACKLIMIT) count = match(PCRE2_NO_JIT);  // the interpreter backtracks on the heap
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0)
       throw error(impl_->where + ": matching the regular expression " + impl_->pattern + ": " + message(count));

@@ -106,7 +106,8 @@ class json_tokenizer : public tokenizer {
   pre_tokenizer pre_tokenize_;
   decoder decode_;
   added_tokens verbatim_, normalized_;
-  std::unordered_map<int32_t, std::string> added_;  // tokens by id
+  std::unordered_map<int32_t, std::string> added_;      // what decode writes for them
+  std::unordered_map<std::string, int32_t> added_ids_;  // by content
   std::unordered_set<int32_t> special_;
   framing frame_;
   index_t vocabulary_ = 0;
@@ -130,22 +131,20 @@ void json_tokenizer::read_added(const json& list, const std::string& where) {
     if (token.id < 0 || token.id > bpe::max_id || (known >= 0 && known != token.id))
       throw error(here + ": the id " + std::to_string(token.id) +
                   (known < 0 ? " is out of range" : " is not the vocabulary's"));
-    if (!added_.emplace(token.id, token.content).second ||
-        (known < 0 && token.id < model_.size() && !model_.token(token.id).empty()))
-      throw error(here + ": the id " + std::to_string(token.id) + " belongs to another token");
+    const std::string pattern = token.normalized ? normalize_(token.content) : token.content;
+    const bool of_another = known < 0 && !model_.token(token.id).empty();
+    if (!added_.emplace(token.id, pattern).second || !added_ids_.emplace(token.content, token.id).second || of_another)
+      throw error(here + ": the id " + std::to_string(token.id) +
+                  " belongs to another token, or the token has two ids");
     vocabulary_ = std::max(vocabulary_, index_t{token.id} + 1);
     if (token.special) special_.insert(token.id);
-    if (token.normalized)
-      normalized_.add(token, normalize_(token.content));
-    else
-      verbatim_.add(token, token.content);
+    (token.normalized ? normalized_ : verbatim_).add(token, pattern);
   }
 }
 
 int32_t json_tokenizer::named(const std::optional<std::string>& name, const std::string& where) const {
   if (!name) return -1;
-  for (const auto& [id, content] : added_)
-    if (content == *name) return id;
+  if (const auto found = added_ids_.find(*name); found != added_ids_.end()) return found->second;
   const int32_t id = model_.id(*name);
   if (id < 0) throw error(where + " has no token " + *name + ", which begins or ends a text by tokenizer_config.json");
   return id;
