@@ -29,23 +29,26 @@ variant() { # bits, name, options...
     "$seconds" >> "$results"
 }
 
-for bits in 4 3; do
-  variant $bits "default"
-  variant $bits "round to nearest, min-max" --method rtn
-  variant $bits "ranges only" --n-grid 1 --sweeps 0
-  variant $bits "scales, min-max ranges (AWQ as published)" --clip none --sweeps 0
-  variant $bits "scales and ranges together" --sweeps 0
-  variant $bits "ranges and sweeps, no scales" --n-grid 1
-  variant $bits "shrinkage 0" --shrinkage 0
-  variant $bits "shrinkage 0.25" --shrinkage 0.25
-  variant $bits "shrinkage 0.75" --shrinkage 0.75
-  variant $bits "--duo-scaling true" --duo-scaling true
-  variant $bits "--duo-scaling false" --duo-scaling false
-  variant $bits "--sweeps 1" --sweeps 1
-  variant $bits "--sweeps 4" --sweeps 4
-  variant $bits "--clip gram" --clip gram
-  variant $bits "--clip gram --sweeps 0" --clip gram --sweeps 0
-  variant $bits "--propagate quantized" --propagate quantized
-  variant $bits "--loss block" --loss block
-  variant $bits "--loss block --sweeps 0" --loss block --sweeps 0
-done
+both() { # name, options...
+  variant 4 "$@"
+  variant 3 "$@"
+}
+
+both "default"
+both "round to nearest, min-max" --method rtn
+both "ranges only" --n-grid 1 --sweeps 0
+both "scales, min-max ranges (AWQ as published)" --clip none --sweeps 0
+both "scales and ranges together" --sweeps 0
+both "ranges and sweeps, no scales" --n-grid 1
+both "--shrinkage 0" --shrinkage 0
+both "--clip gram" --clip gram
+both "--propagate quantized" --propagate quantized
+both "--loss block" --loss block
+both "--sweeps 4" --sweeps 4
+both "--shrinkage 0.25" --shrinkage 0.25
+both "--shrinkage 0.75" --shrinkage 0.75
+both "--duo-scaling true" --duo-scaling true
+both "--duo-scaling false" --duo-scaling false
+both "--clip gram --sweeps 0" --clip gram --sweeps 0
+both "--loss block --sweeps 0" --loss block --sweeps 0
+both "--sweeps 1" --sweeps 1
