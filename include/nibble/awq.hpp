@@ -12,13 +12,14 @@
 /// Codes are then improved one at a time under the same loss, tr(ΔW·G·ΔWᵀ): the value of w_i that minimises it while
 /// all other codes stay is
 ///     ŵ_i − r_i / G_ii,   r = (ŵ − w)·G,
-/// and the code nearest to it never raises the loss, because the loss is a parabola in each ŵ_i.
+/// and the code nearest to it never raises the loss, because the loss is a parabola in each ŵ_i, and p stays.
 /// Source: coordinate descent as in QuantEase, Behdin et al., arXiv 2309.01885.
 #pragma once
 
 #include "nibble/core.hpp"
 #include "nibble/half.hpp"
 #include "nibble/math.hpp"
+#include "nibble/scheme.hpp"
 
 #if !defined(__CUDACC_RTC__)
 #include <cmath>
@@ -69,6 +70,18 @@ NIBBLE_HOST_DEVICE constexpr float awq_folded(float weight, float scale, dtype t
   const float stored = round_to(type, weight / scale);
   const float folded = weight / stored;
   return stored != 0.0f && is_finite(stored) && is_finite(folded) && folded > 0.0f ? folded : 1.0f;
+}
+
+/// The code nearest to the minimiser of its row's loss while the row's other codes stay; `code` itself where that is not
+/// a number, and where the channel is dead.
+/// @param slope r_i, of (ŵ − w)·G. @param curvature G_ii. @param s the channel's scale: p and ŵ are of w·s, G of x.
+template <class Scheme>
+NIBBLE_HOST_DEVICE constexpr uint8_t improved_code(uint8_t code, params p, float slope, float curvature, float s,
+                                                   Scheme scheme = {}) noexcept {
+  if (!(curvature > 0.0f)) return code;
+  const float wanted = static_cast<float>(code) - slope / curvature * s / p.scale;
+  const float nearest = clamp(round_even(wanted), 0.0f, static_cast<float>(max_code(scheme)));
+  return is_nan(nearest) ? code : static_cast<uint8_t>(nearest);
 }
 
 NIBBLE_NAMESPACE_END

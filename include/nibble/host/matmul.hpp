@@ -32,12 +32,17 @@ inline void single_threaded_blas() {
 #endif
 }
 
+/// A BLAS wants a stride of 1 at least, also of a matrix without columns.
+inline int leading(index_t stride) {
+  return static_cast<int>(max(stride, index_t(1)));
+}
+
+/// c (m, n) = op(a) (m, k) · op(b) (k, n) + beta · c. @pre extents and strides are below 2^31.
 inline void sgemm(CBLAS_TRANSPOSE trans_a, CBLAS_TRANSPOSE trans_b, index_t m, index_t n, index_t k,
                   matrix<const float> a, matrix<const float> b, float beta, matrix<float> c) {
   if (m == 0 || n == 0) return;
   cblas_sgemm(CblasRowMajor, trans_a, trans_b, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1.0f,
-              a.data, static_cast<int>(a.stride), b.data, static_cast<int>(b.stride), beta, c.data,
-              static_cast<int>(c.stride));
+              a.data, leading(a.stride), b.data, leading(b.stride), beta, c.data, leading(c.stride));
 }
 
 inline constexpr index_t tile_rows = 256;

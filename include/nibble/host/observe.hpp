@@ -3,6 +3,8 @@
 /// Activation statistics at the speed of a BLAS. Fixed tiles: the same bytes whatever the number of threads.
 #pragma once
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -16,50 +18,66 @@ NIBBLE_NAMESPACE_BEGIN
 namespace host {
 namespace detail {
 
-/// Columns a thread sums at a time, and tokens summed in float before they join the double sums.
-inline constexpr index_t column_tile = 64, token_tile = 64;
+/// Columns a thread goes down at a time, and rows it counts at a time.
+inline constexpr index_t column_tile = 64, row_tile = 64;
 /// Edge of a tile of the Gram matrix, and tokens a BLAS call adds to it.
 inline constexpr index_t gram_tile = 128, gram_tokens = 512;
 
-template <class F>
-void over_columns(index_t cols, F&& f) {
-  parallel_for(ceil_div(cols, column_tile), [&](index_t tile) {
-    const index_t first = tile * column_tile;
-    vectorised([&] { f(first, min(column_tile, cols - first)); });
+/// total (k) = the fold of term(x) down every column of x (m, k), beginning with total, in the order of the rows.
+template <class Total, class Fold>
+void fold_columns(matrix<const float> x, Total* total, Fold fold) {
+  parallel_for(ceil_div(x.cols, column_tile), [&](index_t tile) {
+    const index_t first = tile * column_tile, count = min(column_tile, x.cols - first);
+    vectorised([&] {
+      Total local[column_tile];
+      for (index_t col = 0; col < count; ++col) local[col] = total[first + col];
+      for (index_t row = 0; row < x.rows; ++row) {
+        const float* const values = x.row(row) + first;
+        for (index_t col = 0; col < count; ++col) local[col] = fold(local[col], observed(values[col]));
+      }
+      for (index_t col = 0; col < count; ++col) total[first + col] = local[col];
+    });
   });
 }
 
 }  // namespace detail
 
-/// reference::absolute_sum; float partial sums over 64 tokens, double from there on.
+/// reference::absolute_sum, bit for bit.
 inline void absolute_sum(matrix<const float> x, double* sum) {
-  detail::over_columns(x.cols, [&](index_t first, index_t count) {
-    float partial[detail::column_tile];
-    for (index_t row = 0; row < x.rows; row += detail::token_tile) {
-      for (float& value : partial) value = 0.0f;
-      for (index_t r = row; r < min(x.rows, row + detail::token_tile); ++r) {
-        const float* const values = x.row(r) + first;
-        for (index_t col = 0; col < count; ++col) partial[col] += abs(observed(values[col]));
-      }
-      for (index_t col = 0; col < count; ++col) sum[first + col] += static_cast<double>(partial[col]);
-    }
-  });
+  detail::fold_columns(x, sum, [](double total, float value) { return total + static_cast<double>(abs(value)); });
 }
 
 /// reference::absolute_maximum.
 inline void absolute_maximum(matrix<const float> x, float* maximum) {
-  detail::over_columns(x.cols, [&](index_t first, index_t count) {
-    for (index_t row = 0; row < x.rows; ++row) {
-      const float* const values = x.row(row) + first;
-      for (index_t col = 0; col < count; ++col)
-        maximum[first + col] = max(maximum[first + col], abs(observed(values[col])));
-    }
-  });
+  detail::fold_columns(x, maximum, [](float most, float value) { return max(most, abs(value)); });
 }
 
-/// g (k, k) += xᵀ x on and above the diagonal; below it, whole tiles of 128 stay untouched (mirror() fills them).
-/// @pre x is finite: see second_moment::add.
+/// How many elements of x (m, k) are NaN or ±inf.
+inline index_t count_non_finite(matrix<const float> x) {
+  std::vector<index_t> counts(static_cast<size_t>(ceil_div(x.rows, detail::row_tile)), 0);
+  parallel_for(static_cast<index_t>(counts.size()), [&](index_t tile) {
+    vectorised([&] {
+      int32_t bad = 0;
+      for (index_t row = tile * detail::row_tile; row < min(x.rows, (tile + 1) * detail::row_tile); ++row)
+        for (index_t col = 0; col < x.cols; ++col) bad += is_finite(x(row, col)) ? 0 : 1;
+      counts[static_cast<size_t>(tile)] = bad;
+    });
+  });
+  index_t total = 0;
+  for (const index_t count : counts) total += count;
+  return total;
+}
+
+/// reference::gram in float, on and above the diagonal: g (k, k) += xᵀ x, summed over 512 tokens by the BLAS, then added.
+/// Below the diagonal, whole tiles of 128 stay untouched; mirror() fills them.
 inline void gram(matrix<const float> x, matrix<float> g) {
+  std::vector<float> clean;
+  if (count_non_finite(x) > 0) {
+    clean.reserve(static_cast<size_t>(x.size()));
+    for (index_t row = 0; row < x.rows; ++row)
+      std::transform(x.row(row), x.row(row) + x.cols, std::back_inserter(clean), observed);
+    x = {clean.data(), x.rows, x.cols};
+  }
   const index_t edge = detail::gram_tile, tiles = ceil_div(x.cols, edge);
   std::vector<std::pair<index_t, index_t>> upper;
   for (index_t i = 0; i < tiles; ++i)
@@ -97,27 +115,17 @@ class second_moment {
   second_moment() = default;
   /// @param tokens how many will be added. @param shrinkage λ of the shrunk Gram matrix.
   second_moment(index_t inputs, index_t tokens, float shrinkage)
-      : inputs_(inputs), expected_(tokens), shrinkage_(shrinkage), absolute_(static_cast<size_t>(inputs), 0.0) {
+      : inputs_(inputs), announced_(tokens), shrinkage_(shrinkage), absolute_(static_cast<size_t>(inputs), 0.0) {
     data_.assign(static_cast<size_t>(sampled() ? tokens * inputs : inputs * inputs), 0.0f);
   }
 
   /// Adds tokens x (m, k). NaN and ±inf become 0 and are counted. @pre no more tokens than announced.
   void add(matrix<const float> x) {
-    std::vector<float> clean;
-    const index_t bad = count_non_finite(x);
-    if (bad > 0) {
-      non_finite_ += bad;
-      clean.resize(static_cast<size_t>(x.size()));
-      for (index_t row = 0; row < x.rows; ++row)
-        for (index_t col = 0; col < x.cols; ++col)
-          clean[static_cast<size_t>(row * x.cols + col)] = observed(x(row, col));
-      x = {clean.data(), x.rows, x.cols};
-    }
+    non_finite_ += count_non_finite(x);
     absolute_sum(x, absolute_.data());
     if (sampled())
       for (index_t row = 0; row < x.rows; ++row)
-        for (index_t col = 0; col < inputs_; ++col)
-          data_[static_cast<size_t>((tokens_ + row) * inputs_ + col)] = x(row, col);
+        std::transform(x.row(row), x.row(row) + inputs_, data_.data() + (tokens_ + row) * inputs_, observed);
     else
       gram(x, {data_.data(), inputs_, inputs_});
     tokens_ += x.rows;
@@ -125,30 +133,24 @@ class second_moment {
 
   /// Divides by the tokens and shrinks. Call once, after the last add().
   void finish() {
-    const auto m = static_cast<float>(max(tokens_, index_t(1)));
-    diagonal_.assign(static_cast<size_t>(inputs_), 0.0f);
-    mean_.assign(static_cast<size_t>(inputs_), 0.0f);
-    for (index_t j = 0; j < inputs_; ++j)
-      mean_[static_cast<size_t>(j)] = static_cast<float>(absolute_[static_cast<size_t>(j)] / static_cast<double>(m));
+    const auto k = static_cast<size_t>(inputs_);
+    const auto m = static_cast<double>(max(tokens_, index_t(1)));
+    diagonal_.resize(k);
+    mean_.resize(k);
+    for (size_t j = 0; j < k; ++j) mean_[j] = static_cast<float>(absolute_[j] / m);
     if (sampled()) {
-      std::vector<double> squares(static_cast<size_t>(inputs_), 0.0);
-      for (index_t row = 0; row < tokens_; ++row)
-        for (index_t j = 0; j < inputs_; ++j) {
-          const auto x = static_cast<double>(data_[static_cast<size_t>(row * inputs_ + j)]);
-          squares[static_cast<size_t>(j)] += x * x;
-        }
-      for (index_t j = 0; j < inputs_; ++j)
-        diagonal_[static_cast<size_t>(j)] =
-            static_cast<float>(squares[static_cast<size_t>(j)] / static_cast<double>(m));
+      std::vector<double> squares(k, 0.0);
+      detail::fold_columns(samples(), squares.data(), [](double sum, float value) {
+        return sum + static_cast<double>(value) * static_cast<double>(value);
+      });
+      for (size_t j = 0; j < k; ++j) diagonal_[j] = static_cast<float>(squares[j] / m);
       return;
     }
     const matrix<float> g(data_.data(), inputs_, inputs_);
-    mirror(g, 1.0f / m);
-    parallel_for(ceil_div(inputs_, detail::gram_tile), [&](index_t tile) {
-      for (index_t i = tile * detail::gram_tile; i < min(inputs_, (tile + 1) * detail::gram_tile); ++i) {
-        for (index_t j = 0; j < inputs_; ++j) g(i, j) = shrink(g(i, j), i, j, shrinkage_);
-        diagonal_[static_cast<size_t>(i)] = g(i, i);
-      }
+    mirror(g, static_cast<float>(1.0 / m));
+    parallel_for(inputs_, [&](index_t i) {
+      for (index_t j = 0; j < inputs_; ++j) g(i, j) = shrink(g(i, j), i, j, shrinkage_);
+      diagonal_[static_cast<size_t>(i)] = g(i, i);
     });
   }
 
@@ -157,7 +159,7 @@ class second_moment {
   index_t non_finite() const noexcept { return non_finite_; }
   float shrinkage() const noexcept { return shrinkage_; }
   /// Whether the tokens are kept instead of the Gram matrix.
-  bool sampled() const noexcept { return expected_ < inputs_; }
+  bool sampled() const noexcept { return announced_ < inputs_; }
   /// x̄ (k).
   const std::vector<float>& absolute_mean() const noexcept { return mean_; }
   /// E[x_j²] (k): the Gram matrix's diagonal.
@@ -170,8 +172,8 @@ class second_moment {
   /// out (count, count) ← the shrunk Gram matrix's diagonal block that begins at `first`.
   void block(index_t first, index_t count, matrix<float> out) const {
     if (!sampled()) {
-      for (index_t i = 0; i < count; ++i)
-        for (index_t j = 0; j < count; ++j) out(i, j) = gram_matrix()(first + i, first + j);
+      const auto g = gram_matrix().rows_at(first, count).cols_at(first, count);
+      for (index_t i = 0; i < count; ++i) std::copy(g.row(i), g.row(i) + count, out.row(i));
       return;
     }
     detail::single_threaded_blas();
@@ -184,25 +186,36 @@ class second_moment {
   }
 
  private:
-  static index_t count_non_finite(matrix<const float> x) {
-    std::vector<index_t> counts(static_cast<size_t>(ceil_div(x.rows, detail::token_tile)), 0);
-    parallel_for(static_cast<index_t>(counts.size()), [&](index_t tile) {
-      vectorised([&] {
-        int32_t bad = 0;
-        for (index_t row = tile * detail::token_tile; row < min(x.rows, (tile + 1) * detail::token_tile); ++row)
-          for (index_t col = 0; col < x.cols; ++col) bad += is_finite(x(row, col)) ? 0 : 1;
-        counts[static_cast<size_t>(tile)] = bad;
-      });
-    });
-    index_t total = 0;
-    for (const index_t count : counts) total += count;
-    return total;
-  }
-
-  index_t inputs_ = 0, expected_ = 0, tokens_ = 0, non_finite_ = 0;
+  index_t inputs_ = 0, announced_ = 0, tokens_ = 0, non_finite_ = 0;
   float shrinkage_ = 0;
   std::vector<float> data_, mean_, diagonal_;
   std::vector<double> absolute_;
+};
+
+/// The diagonal blocks of the shrunk Gram matrix, `width` wide, the last one perhaps narrower, for readers that come back
+/// to them: views where the Gram matrix is kept, computed once where the tokens are.
+class diagonal_blocks {
+ public:
+  diagonal_blocks(const second_moment& x, index_t width) : x_(x), width_(width) {
+    if (!x.sampled()) return;
+    data_.resize(static_cast<size_t>(ceil_div(x.inputs(), width) * width * width));
+    parallel_for(ceil_div(x.inputs(), width), [&](index_t i) {
+      x.block(i * width, size(i), {data_.data() + i * width * width, size(i), size(i)});
+    });
+  }
+
+  /// (size, size), size = min(width, inputs − i · width).
+  matrix<const float> operator()(index_t i) const noexcept {
+    if (!x_.sampled()) return x_.gram_matrix().rows_at(i * width_, size(i)).cols_at(i * width_, size(i));
+    return {data_.data() + i * width_ * width_, size(i), size(i)};
+  }
+
+ private:
+  index_t size(index_t i) const noexcept { return min(width_, x_.inputs() - i * width_); }
+
+  const second_moment& x_;
+  index_t width_;
+  std::vector<float> data_;
 };
 
 }  // namespace host

@@ -16,26 +16,30 @@
 NIBBLE_NAMESPACE_BEGIN
 namespace reference {
 
-/// mean (k) += Σ over the rows of w (n, k) of |w| / (max |w| of its group + 1e-6); divide by all rows that share an input.
+/// sum (k) += Σ over the rows of w (n, k) of |w| / (max |w| of its group + 1e-6); NaN and ±inf count as 0. Divide by all
+/// rows that share an input for the mean.
 template <class T>
-void weight_importance(matrix<const T> w, index_t group_size, double* mean) {
+void weight_importance(matrix<const T> w, index_t group_size, double* sum) {
   const index_t width = group_size < 0 ? w.cols : group_size;
+  const auto magnitude = [&](index_t row, index_t col) {
+    const auto value = static_cast<double>(static_cast<float>(w(row, col)));
+    return std::isfinite(value) ? std::fabs(value) : 0.0;
+  };
   for (index_t row = 0; row < w.rows; ++row)
     for (index_t first = 0; first < w.cols; first += width) {
       const index_t last = std::min(w.cols, first + width);
       double largest = 0;
-      for (index_t col = first; col < last; ++col)
-        largest = std::max(largest, std::fabs(static_cast<double>(static_cast<float>(w(row, col)))));
-      for (index_t col = first; col < last; ++col)
-        mean[col] += std::fabs(static_cast<double>(static_cast<float>(w(row, col)))) / (largest + 1e-6);
+      for (index_t col = first; col < last; ++col) largest = std::max(largest, magnitude(row, col));
+      for (index_t col = first; col < last; ++col) sum[col] += magnitude(row, col) / (largest + 1e-6);
     }
 }
 
-/// s (k) of candidate exponent r: x̄^r, with duo / (w̄^(1−r) + 1e-4); at least 1e-4, then / √(max · min).
+/// s (k) of candidate exponent r: x̄^r, with duo / (w̄^(1−r) + 1e-4); at least 1e-4, 1 where that is no finite number;
+/// then / √(max · min).
 inline std::vector<double> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
                                             double r, bool duo) {
   std::vector<double> s(activation.size(), 1.0);
-  if (r == 0 && !duo) return s;
+  if (s.empty() || (r == 0 && !duo)) return s;
   for (std::size_t j = 0; j < s.size(); ++j) {
     double value = std::pow(activation[j], r);
     if (duo) value /= std::pow(weight[j], 1 - r) + 1e-4;
@@ -57,24 +61,29 @@ inline double gram_loss(matrix<const float> d, matrix<const double> g) {
   return loss;
 }
 
-/// One sweep over the codes q (n, k) of w (n, k) under G (k, k), columns in order: each code becomes the one nearest to
-/// the minimiser of its row's loss with the row's other codes fixed; weights are (q − zero)·scale.
-inline void sweep(matrix<const float> w, matrix<const params> p, matrix<std::uint8_t> q, index_t group_size, int bits,
-                  matrix<const double> g) {
+/// Sweeps over the codes q (n, k) of w (n, k), which is already scaled by s (k), under G (k, k) of the unscaled inputs,
+/// columns in order: each code becomes the one nearest to the minimiser of its row's loss with the row's other codes fixed.
+/// Weights are (q − zero)·scale.
+template <class Scheme>
+void sweep(matrix<const float> w, const float* s, matrix<const double> g, matrix<const params> p, index_t group_size,
+           Scheme scheme, int rounds, matrix<std::uint8_t> q) {
   const index_t width = group_size < 0 ? w.cols : group_size;
-  for (index_t row = 0; row < w.rows; ++row)
-    for (index_t i = 0; i < w.cols; ++i) {
-      if (!(g(i, i) > 0)) continue;
-      const auto value = [&](index_t col) {
-        const params of = p(row, col / width);
-        return (static_cast<double>(q(row, col)) - of.zero) * static_cast<double>(of.scale);
-      };
-      double slope = 0;
-      for (index_t j = 0; j < w.cols; ++j) slope += (value(j) - static_cast<double>(w(row, j))) * g(j, i);
-      const params of = p(row, i / width);
-      const double wanted = (value(i) - slope / g(i, i)) / static_cast<double>(of.scale) + of.zero;
-      q(row, i) = static_cast<std::uint8_t>(std::clamp(std::nearbyint(wanted), 0.0, std::ldexp(1.0, bits) - 1));
-    }
+  const double top = std::ldexp(1.0, scheme.bits) - 1;
+  const auto difference = [&](index_t row, index_t col) {
+    const params of = p(row, col / width);
+    const double value = (static_cast<double>(q(row, col)) - of.zero) * static_cast<double>(of.scale);
+    return (value - static_cast<double>(w(row, col))) / static_cast<double>(s[col]);
+  };
+  for (int round = 0; round < rounds; ++round)
+    for (index_t row = 0; row < w.rows; ++row)
+      for (index_t i = 0; i < w.cols; ++i) {
+        if (!(g(i, i) > 0)) continue;
+        double slope = 0;
+        for (index_t j = 0; j < w.cols; ++j) slope += difference(row, j) * g(j, i);
+        const double step = static_cast<double>(p(row, i / width).scale) / static_cast<double>(s[i]);
+        const double wanted = static_cast<double>(q(row, i)) - slope / g(i, i) / step;
+        q(row, i) = static_cast<std::uint8_t>(std::clamp(std::nearbyint(wanted), 0.0, top));
+      }
 }
 
 }  // namespace reference

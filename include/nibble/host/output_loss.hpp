@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The loss that searches over one linear share: E‖ΔW·x‖² = tr(ΔW·G'·ΔWᵀ), G' the shrunk Gram matrix of its inputs, or
+/// ‖ΔW·Xᵀ‖²/m where the inputs themselves are kept. Rows of ΔW are independent under it, so it is taken over fixed tiles
+/// of rows, each by one thread from beginning to end: no thread waits for another, and scratch is a few tiles a thread.
+#pragma once
+
+#include <vector>
+
+#include "nibble/host/matmul.hpp"
+#include "nibble/host/observe.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/host/quantize.hpp"
+#include "nibble/host/simd.hpp"
+#include "nibble/matrix.hpp"
+#include "nibble/scheme.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+namespace detail {
+
+/// Rows of W in a tile.
+inline constexpr index_t loss_rows = 128;
+
+/// Buffers of one thread, kept between tiles.
+struct tile_buffers {
+  std::vector<float> scaled, difference, product, importance;
+  std::vector<params> fitted;
+  std::vector<uint8_t> codes;
+
+  static matrix<float> view(std::vector<float>& data, index_t rows, index_t cols) {
+    if (static_cast<index_t>(data.size()) < rows * cols) data.resize(static_cast<size_t>(rows * cols));
+    return {data.data(), rows, cols};
+  }
+};
+
+inline tile_buffers& buffers() {
+  thread_local tile_buffers instance;
+  return instance;
+}
+
+/// difference · G', or difference · Xᵀ where x keeps its tokens.
+inline matrix<float> project(matrix<const float> difference, const second_moment& x, std::vector<float>& into) {
+  const auto other = x.sampled() ? x.samples() : x.gram_matrix();
+  const auto out = tile_buffers::view(into, difference.rows, other.rows);
+  sgemm(CblasNoTrans, CblasTrans, difference.rows, other.rows, difference.cols, difference, other, 0.0f, out);
+  return out;
+}
+
+/// Σ a·b over two spans, floats summed sixteen at a time, runs of 1024 in double.
+inline double dot(const float* a, const float* b, index_t count) {
+  double sum = 0;
+  vectorised([&] {
+    for (index_t first = 0; first < count; first += 1024) {
+      const index_t last = min(count, first + 1024);
+      float lanes[16] = {};
+      index_t i = first;
+      for (; i + 16 <= last; i += 16)
+        for (index_t lane = 0; lane < 16; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+      float part = 0;
+      for (const float lane : lanes) part += lane;
+      for (; i < last; ++i) part += a[i] * b[i];
+      sum += static_cast<double>(part);
+    }
+  });
+  return sum;
+}
+
+/// tr(D·G'·Dᵀ) of a tile of rows.
+inline double tile_loss(matrix<const float> d, const second_moment& x, std::vector<float>& product) {
+  const auto projected = project(d, x, product);
+  double loss = 0;
+  if (!x.sampled()) {
+    for (index_t row = 0; row < d.rows; ++row) loss += dot(d.row(row), projected.row(row), d.cols);
+    return loss;
+  }
+  double apart = 0;  // Σ d²·diag(G), all that full shrinkage would leave
+  for (index_t row = 0; row < d.rows; ++row) {
+    loss += dot(projected.row(row), projected.row(row), projected.cols);
+    for (index_t col = 0; col < d.cols; ++col) {
+      const auto difference = static_cast<double>(d(row, col));
+      apart += difference * difference * static_cast<double>(x.diagonal()[static_cast<size_t>(col)]);
+    }
+  }
+  const auto shrinkage = static_cast<double>(x.shrinkage());
+  return (1 - shrinkage) * loss / static_cast<double>(max(x.tokens(), index_t(1))) + shrinkage * apart;
+}
+
+/// (ŵ − w) / s, ŵ what codes q stand for; a tile of rows of each, and difference too.
+template <class Scheme>
+void codes_difference(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
+                      group_shape g, Scheme scheme, matrix<float> difference) {
+  dequantize(q, p, difference, g, scheme);
+  vectorised([&] {
+    for (index_t row = 0; row < w.rows; ++row)
+      for (index_t col = 0; col < w.cols; ++col) difference(row, col) = (difference(row, col) - w(row, col)) / s[col];
+  });
+}
+
+/// f(first row, rows) for every tile, each on one thread.
+template <class F>
+void for_row_tiles(index_t rows, F&& f) {
+  single_threaded_blas();
+  parallel_for(ceil_div(rows, loss_rows),
+               [&](index_t tile) { f(tile * loss_rows, min(loss_rows, rows - tile * loss_rows)); });
+}
+
+/// The sum of what f(first row, rows) returns, in tile order.
+template <class F>
+double sum_over_row_tiles(index_t rows, F&& f) {
+  std::vector<double> parts(static_cast<size_t>(ceil_div(rows, loss_rows)), 0.0);
+  for_row_tiles(rows,
+                [&](index_t first, index_t count) { parts[static_cast<size_t>(first / loss_rows)] = f(first, count); });
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
+}  // namespace detail
+
+/// tr(ΔW·G'·ΔWᵀ) of difference (n, k).
+inline double output_loss(matrix<const float> difference, const second_moment& x) {
+  return detail::sum_over_row_tiles(difference.rows, [&](index_t first, index_t rows) {
+    return detail::tile_loss(difference.rows_at(first, rows), x, detail::buffers().product);
+  });
+}
+
+/// Loss of codes q (n, k) with parameters p for w (n, k), which is already scaled by s (k); x is not.
+template <class Scheme>
+double codes_loss(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
+                  const second_moment& x, index_t group_size, Scheme scheme) {
+  return detail::sum_over_row_tiles(w.rows, [&](index_t first, index_t rows) {
+    auto& with = detail::buffers();
+    const auto difference = detail::tile_buffers::view(with.difference, rows, w.cols);
+    detail::codes_difference(w.rows_at(first, rows), q.rows_at(first, rows), p.rows_at(first, rows), s,
+                             per_group(group_size), scheme, difference);
+    return detail::tile_loss(difference, x, with.product);
+  });
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END
