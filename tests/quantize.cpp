@@ -3,6 +3,7 @@
 
 #include <catch2/catch.hpp>
 #include <limits>
+#include <utility>
 
 #include "nibble/host/quantize.hpp"
 #include "nibble/reference/quantize.hpp"

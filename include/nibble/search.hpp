@@ -15,7 +15,8 @@ NIBBLE_NAMESPACE_BEGIN
 struct minmax {};
 
 /// Both ends shrunk together by 1 − i / grid, i = 0 … ⌊max_shrink · grid⌋ − 1; the first with the least
-/// Σ importance · |x' − x|^norm wins. As in the packages, every operation, the power and the sum's result too, is rounded to the compute dtype.
+/// Σ importance · |x' − x|^norm wins. As in the packages, every operation is rounded to the compute dtype, and so are the
+/// norm itself and the sum's result.
 struct mse_search {
   int grid = 100;           ///< steps from 1 to 0
   double max_shrink = 0.2;  ///< share of `grid` that is searched; double, for the number of steps is truncated

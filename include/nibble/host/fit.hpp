@@ -81,7 +81,8 @@ struct gathered {
     count = round_up(elements, lanes);
     const auto size = static_cast<std::size_t>(count);
     if (w.size() < size) w.resize(size), importance.resize(size);
-    for (index_t i = elements; i < count; ++i) w[i] = importance[i] = 0.0f;
+    std::fill(w.begin() + elements, w.begin() + count, 0.0f);
+    std::fill(importance.begin() + elements, importance.begin() + count, 0.0f);
     ends = {};
   }
   /// @param weight per element, or null for 1; what is not a positive number counts as 0.
@@ -294,7 +295,7 @@ void gather(matrix<const T> w, const rectangle& at, const float* importance, gat
         to.copy(w.row(at.row + row) + at.col, at.cols, weight, row * at.cols);
     });
   });
-  to.ends = range_of(matrix<const float>(to.w.data(), 1, at.size()), rectangle{0, 1, 0, at.size()});
+  to.ends = range_of(w, at);  // of the finite weights alone, not of the zeros in the others' places
 }
 
 /// The value below which a share `p` of the sorted values lies, interpolated linearly between neighbours.
@@ -302,7 +303,7 @@ inline float quantile(std::vector<float>& values, double p) {
   const double place = p * static_cast<double>(values.size() - 1);
   const auto below = static_cast<std::ptrdiff_t>(place);
   std::nth_element(values.begin(), values.begin() + below, values.end());
-  const double low = values[below];
+  const double low = values[static_cast<std::size_t>(below)];
   if (below + 1 == static_cast<std::ptrdiff_t>(values.size())) return static_cast<float>(low);
   const double high = *std::min_element(values.begin() + below + 1, values.end());
   return static_cast<float>(low + (place - static_cast<double>(below)) * (high - low));
@@ -342,7 +343,7 @@ void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const mse
   const auto improved = std::make_unique<std::atomic<bool>[]>(static_cast<std::size_t>(steps));
   detail::with_rule(s, [&](auto zero_first, auto compute) {
     constexpr bool first = decltype(zero_first)::value;
-    const detail::powered<compute.value> term{m.norm};
+    const detail::powered<compute.value> term{round_to(s.compute_dtype, m.norm)};
     const auto search = [&](int limit) {
       detail::for_groups(
           w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered& to) {

@@ -170,9 +170,10 @@ void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const mse
     outs.push_back(&out);
   });
   std::vector<float> best(groups.size(), detail::limits_of(type).max);
+  const float norm = round_to(type, m.norm);
   const auto term = [&](float x, float read_back, float weight) {
     const float distance = std::fabs(round_to(type, read_back - x));
-    const float power = m.norm == 2.0f ? distance * distance : std::pow(distance, m.norm);
+    const float power = norm == 2.0f ? distance * distance : std::pow(distance, norm);
     return round_to(type, round_to(type, power) * weight);
   };
   int idle = 0;
