@@ -2,6 +2,7 @@
 /// @file
 /// awq_mistral: a Mistral (or Llama) checkpoint in, a quantized one out that vLLM, transformers and AutoAWQ load.
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 
@@ -25,17 +26,30 @@ std::string embedded(const char* name) {
 template <class T>
 CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value, std::map<std::string, T> choices,
                         const std::string& shown, const std::string& help) {
-  const auto check = [choices, name](std::string& text) {
+  const auto check = [choices](std::string& text) {
     if (choices.count(text) > 0) return std::string();
     std::string known;
     for (const auto& [word, meaning] : choices) known += (known.empty() ? "" : ", ") + word;
-    return name + " " + text + " is not one of " + known;
+    return text + " is not one of " + known;
   };
   return app
       .add_option_function<std::string>(
           name, [&value, choices](const std::string& text) { value = choices.at(text); }, help)
       ->type_name(shown)
       ->check(CLI::Validator(check, ""));
+}
+
+/// A number in [low, high], which NaN is not.
+CLI::Validator between(double low, double high) {
+  const auto check = [=](std::string& text) -> std::string {
+    char* end = nullptr;
+    const double number = std::strtod(text.c_str(), &end);
+    if (end != text.c_str() && *end == '\0' && number >= low && number <= high) return "";
+    char range[80];
+    std::snprintf(range, sizeof(range), " is not a number from %.12g to %.12g", low, high);
+    return text + range;
+  };
+  return CLI::Validator(check, "");
 }
 
 struct words {
@@ -96,7 +110,7 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       ->group(group);
   app.add_option("--n-grid", o.grid,
                  "Scales tried for each group of linears that share an input, at least 4; 1: none but the identity")
-      ->check(CLI::Range(1, 1000).description(""))
+      ->check(between(1, 1000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -107,13 +121,13 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       "group's Gram matrix, or min-max [mse]")
       ->group(group);
   app.add_option("--sweeps", o.sweeps, "Rounds in which each code is moved to where the linear's output error is least")
-      ->check(CLI::Range(0, 1000).description(""))
+      ->check(between(0, 1000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
   app.add_option("--shrinkage", o.shrinkage,
                  "How far correlations between inputs are distrusted: 0 not at all, 1 ignores them")
-      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->check(between(0.0, 1.0))
       ->capture_default_str()
       ->type_name("X")
       ->group(group);
@@ -134,16 +148,17 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->type_name("FILE")
       ->group(group);
   app.add_option("--num-calibration-samples", o.samples, "Sequences of it to use")
-      ->check(CLI::Range(1, 1000000).description(""))
+      ->check(between(1, 1000000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
   app.add_option("--max-seq-length", o.max_length, "Tokens of a sequence at most")
-      ->check(CLI::Range(1, 10000000).description(""))
+      ->check(between(1, 10000000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
   app.add_option("--seed", o.seed, "Chooses which lines of a longer .jsonl are drawn, and in what order")
+      ->check(between(0, 18446744073709549568.0))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -152,7 +167,7 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->group(group);
   app.add_option("--max-regression", o.max_regression,
                  "Exit with 3 when perplexity rises by more than this share, such as 0.02")
-      ->check(CLI::Range(0.0, 1e9).description(""))
+      ->check(between(0.0, 1e9))
       ->type_name("X")
       ->group(group);
   app.add_option("--json", o.json, "Write every figure to FILE")->type_name("FILE")->group(group);
@@ -168,7 +183,7 @@ void add_machine_options(CLI::App& app, awq_options& o, words& w) {
   app.add_option("--threads", o.threads,
                  "Threads to use; as many as the machine has unless given. The bytes written do "
                  "not depend on it")
-      ->check(CLI::Range(1, 4096).description(""))
+      ->check(between(1, 4096))
       ->type_name("N")
       ->group(group);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "packed_writer.hpp"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 
 #include "error.hpp"
@@ -80,15 +80,19 @@ void write_compressed(safetensors_writer& out, const std::string& name, const qu
   add_words(out, name + ".weight_zero_point", layout.zeros(), matrix<const uint8_t>(zeros.data(), q.n, q.groups));
 }
 
+void check_finite(const std::string& name, const float* values, index_t count) {
+  if (!std::all_of(values, values + count, [](float x) { return is_finite(x); }))
+    throw error("the tensor " + name +
+                " holds NaN or infinity, and a model that does cannot be quantized; check the checkpoint");
+}
+
 /// values as `type`, appended to bytes. @throws error naming the tensor for a value that `type` cannot hold.
 void append(const std::string& name, dtype type, const float* values, index_t count, std::vector<std::byte>& bytes) {
+  check_finite(name, values, count);
   const auto at = bytes.size();
   bytes.resize(at + static_cast<size_t>(count * size_of(type)));
   for (index_t i = 0; i < count; ++i) {
     const float stored = round_to(type, values[i]);
-    if (!is_finite(values[i]))
-      throw error("the tensor " + name +
-                  " holds NaN or infinity, and a model that does cannot be quantized; check the checkpoint");
     if (!is_finite(stored))
       throw error("the tensor " + name + " holds " + std::to_string(values[i]) +
                   ", which fp16 cannot; choose --format compressed-tensors, which keeps the model's dtype");
@@ -154,21 +158,23 @@ void write_packed(safetensors_writer& out, const std::string& name, const quanti
 
 void write_tensor(safetensors_writer& out, const std::string& name, const tensor& t, const std::string& type) {
   const dtype target = parse_dtype(type);
+  const bool same = t.dtype == type;
+  const index_t size = t.size();
   std::vector<std::byte> bytes;
   std::vector<float> values;
-  const index_t size = t.size();
-  if (t.dtype == type) {
-    out.add(name, type, t.shape, t.data, static_cast<std::uint64_t>(t.bytes));
-    return;
-  }
-  bytes.reserve(static_cast<size_t>(size * size_of(target)));
+  if (!same) bytes.reserve(static_cast<size_t>(size * size_of(target)));
   for (index_t first = 0; first < size; first += slice) {
-    const index_t count = min(slice, size - first);
-    values.resize(static_cast<size_t>(count));
-    read_floats(t, first, count, values.data());
-    append(name, target, values.data(), count, bytes);
+    values.resize(static_cast<size_t>(min(slice, size - first)));
+    read_floats(t, first, static_cast<index_t>(values.size()), values.data());
+    if (same)
+      check_finite(name, values.data(), static_cast<index_t>(values.size()));
+    else
+      append(name, target, values.data(), static_cast<index_t>(values.size()), bytes);
   }
-  out.add(name, type, t.shape, bytes.data(), bytes.size());
+  if (same)
+    out.add(name, type, t.shape, t.data, static_cast<std::uint64_t>(t.bytes));
+  else
+    out.add(name, type, t.shape, bytes.data(), bytes.size());
 }
 
 void write_floats(safetensors_writer& out, const std::string& name, const std::vector<float>& values,
