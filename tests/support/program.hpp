@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,11 @@ struct outcome {
   std::string out, err;
 };
 
-/// Runs build/bin/`program` with `arguments` in `directory`.
+/// Runs build/bin/`program` with `arguments` in `directory`; the new process calls `prepare` before it becomes the
+/// program, to limit itself.
 inline outcome run_program(const std::string& program, const std::vector<std::string>& arguments,
-                           const fs::path& directory = fs::current_path()) {
+                           const fs::path& directory = fs::current_path(),
+                           const std::function<void()>& prepare = nullptr) {
   const temporary_directory streams;
   const std::string binary = std::string(NIBBLE_BIN_DIR) + "/" + program;
   REQUIRE(fs::exists(binary));
@@ -34,6 +37,7 @@ inline outcome run_program(const std::string& program, const std::vector<std::st
     std::vector<char*> argv = {const_cast<char*>(binary.c_str())};
     for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
+    if (prepare) prepare();
     if (::dup2(out, 1) == 1 && ::dup2(err, 2) == 2 && ::chdir(directory.c_str()) == 0) ::execv(argv[0], argv.data());
     ::_exit(127);
   }
