@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled by nvcc and NVRTC, not run: the rows' mathematics inside kernels, for schemes known and not known at compile
 // time.
+#include "nibble/awq.hpp"
 #include "nibble/fit.hpp"
+#include "nibble/observe.hpp"
 #include "nibble/pack.hpp"
 #include "nibble/quantize.hpp"
 
@@ -42,3 +44,7 @@ __global__ void packed(matrix<const uint8_t> codes, matrix<uint32_t> words, uint
   repack(layout::marlin{}, codes, words, first);
 }
 
+__global__ void scaled(float* w, float activation) {
+  const float s = awq_scale(observed(activation), nibble::abs(*w), awq_candidate(duo_scaling::both, 3, 20));
+  *w = awq_folded(*w, s, dtype::bf16);
+}

@@ -22,7 +22,7 @@ distortion_sums distortion(matrix<const T> x, matrix<const U> y) {
     for (index_t col = 0; col < x.cols; ++col)
       sums.add(static_cast<double>(static_cast<float>(x(row, col))),
                static_cast<double>(static_cast<float>(y(row, col))));
-    rows[row] = sums;
+    rows[static_cast<size_t>(row)] = sums;
   });
   distortion_sums total;
   for (const auto& row : rows) total.add(row);

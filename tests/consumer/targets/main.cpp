@@ -13,8 +13,8 @@ int main() {
   const nibble::params group{0.25f, 4};
   std::uint8_t codes[4];
   nibble::reference::quantize(nibble::matrix<const float>(weights, 1, 4),
-                              nibble::matrix<const nibble::params>(&group, 1, 1), nibble::per_tensor,
-                              nibble::matrix<std::uint8_t>(codes, 1, 4), nibble::scheme<4>{});
+                              nibble::matrix<const nibble::params>(&group, 1, 1),
+                              nibble::matrix<std::uint8_t>(codes, 1, 4), nibble::per_tensor, nibble::scheme<4>{});
   std::printf("%d tiles, %s, codes %d %d %d %d\n", tiles.load(), to_string(nibble::status::ok), codes[0], codes[1],
               codes[2], codes[3]);
   return tiles == 8 && codes[0] == 0 && codes[1] == 4 && codes[2] == 6 && codes[3] == 8 ? 0 : 1;
