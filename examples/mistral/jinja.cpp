@@ -103,7 +103,7 @@ class evaluator {
   }
 
  private:
-  static constexpr int max_steps = 10'000'000, max_depth = 20;
+  static constexpr int max_steps = 1'000'000, max_depth = 20;
   static constexpr size_t max_text = size_t{1} << 28;
 
   [[noreturn]] void fail(const std::string& what) const { throw error(where_ + ": the template " + what); }
@@ -132,11 +132,19 @@ class evaluator {
   std::string text(const value& v) const;
   std::vector<value> elements(const value& v) const;
   value eval(const expression& e);
+  const value* stored(const expression& e);
+  void step() {
+    if (++steps_ > max_steps) fail("takes more than " + std::to_string(max_steps) + " steps");
+  }
   value eval_or(const expression_ptr& e, value otherwise) { return e ? eval(*e) : otherwise; }
   value attribute(const value& object, const std::string& name) const;
   value item(const value& object, const value& index) const;
   value slice(const expression& e);
   value binary(const expression& e);
+  std::string joined(std::string a, const std::string& b) const {
+    if (a.size() + b.size() > max_text) fail("makes a text of more than " + std::to_string(max_text) + " bytes");
+    return std::move(a.append(b));
+  }
   value arithmetic(const std::string& symbol, const value& a, const value& b) const;
   bool less(const value& a, const value& b) const;
   bool contains(const value& all, const value& one) const;
@@ -214,6 +222,7 @@ void evaluator::run_loop(const statement& s) {
     if (wanted) kept.push_back(std::move(one));
   }
   for (size_t i = 0; i < kept.size(); ++i) {
+    step();
     scopes_.emplace_back();
     bind(s.names, kept[i]);
     set("loop",
@@ -286,15 +295,29 @@ value evaluator::slice(const expression& e) {
 
 // ---- expressions -----------------------------------------------------------------------------------------------------
 
+/// Where the value of a name, or of an attribute or element of one, is kept; null where it is not: it spares the copies
+/// of whole dialogues that messages[0].role would make.
+const value* evaluator::stored(const expression& e) {
+  if (e.what == kind::name) return find(e.text);
+  if (e.what != kind::attribute && e.what != kind::item) return nullptr;
+  const value* object = stored(*e.parts[0]);
+  if (object == nullptr || !object->is_structured()) return nullptr;
+  const value index = e.what == kind::attribute ? value(e.text) : eval(*e.parts[1]);
+  if (object->is_array())
+    return index.is_number_unsigned() && index.get<uint64_t>() < object->size() ? &(*object)[index.get<uint64_t>()]
+                                                                                : nullptr;
+  const auto found = index.is_string() ? object->find(index.get_ref<const std::string&>()) : object->end();
+  return found == object->end() ? nullptr : &*found;
+}
+
 value evaluator::eval(const expression& e) {
-  if (++steps_ > max_steps) fail("takes more than " + std::to_string(max_steps) + " steps");
+  step();
+  if (const value* found = stored(e)) return *found;
   switch (e.what) {
     case kind::literal:
       return e.constant;
-    case kind::name: {
-      const value* found = find(e.text);
-      return found == nullptr ? undefined() : *found;
-    }
+    case kind::name:
+      return undefined();
     case kind::attribute:
       return attribute(eval(*e.parts[0]), e.text);
     case kind::item:
@@ -343,7 +366,7 @@ value evaluator::binary(const expression& e) {
   if (e.text == ">") return less(b, a);
   if (e.text == "<=") return !less(b, a);
   if (e.text == ">=") return !less(a, b);
-  if (e.text == "~") return text(a) + text(b);
+  if (e.text == "~") return joined(text(a), text(b));
   return arithmetic(e.text, a, b);
 }
 
@@ -361,7 +384,7 @@ bool evaluator::contains(const value& all, const value& one) const {
 }
 
 value evaluator::arithmetic(const std::string& symbol, const value& a, const value& b) const {
-  if (symbol == "+" && a.is_string() && b.is_string()) return a.get<std::string>() + b.get<std::string>();
+  if (symbol == "+" && a.is_string() && b.is_string()) return joined(a, b.get_ref<const std::string&>());
   if (symbol == "+" && a.is_array() && b.is_array()) {
     value all = a;
     all.insert(all.end(), b.begin(), b.end());

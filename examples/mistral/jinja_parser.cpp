@@ -52,7 +52,7 @@ class lexer {
       else
         ++open;
     const bool last = open == std::string_view::npos;
-    std::string text(source_.substr(at_, last ? last : open - at_));
+    std::string text(source_.substr(at_, last ? std::string_view::npos : open - at_));
     const char mark = last ? '\0' : source_[open + 1];
     const char trim = last || open + 2 >= source_.size() ? '\0' : source_[open + 2];
     if (trim == '-') {
@@ -528,7 +528,7 @@ expression_ptr parser::primary() {
     while (now().what == token::type::string) text += tokens_[at_++].text;  // neighbours are one
     return literal(text);
   }
-  if (first.what == token::type::number) return literal(std::stoi(first.text));
+  if (first.what == token::type::number) return literal(static_cast<unsigned>(std::stoul(first.text)));
   if (first.what == token::type::name) {
     if (first.text == "true" || first.text == "True") return literal(true);
     if (first.text == "false" || first.text == "False") return literal(false);

@@ -320,7 +320,7 @@ TEMPLATES = [
     ("v3 for Tekken", "v3-tekken", FOLDED.replace("SP", "").replace("ANSWER", 'message["content"]')),
     ("v3 for Tekken, trimmed", "v3-tekken", FOLDED.replace("SP", "").replace("ANSWER", '" " + message["content"]|trim')),
     ("v7 for Tekken", "v7-tekken", MARKED), ("v7 by a macro", "v7", MACRO),
-    ("v15", "v7-tekken", MARKED.replace("{%- set kept", "{{- '[MODEL_SETTINGS]{\"a\": 1}[/MODEL_SETTINGS]' }}\n{%- set kept")),
+    ("v15", "v7-tekken", MARKED.replace("{%- set kept = []", "{{- '[MODEL_SETTINGS]{\"a\": 1}[/MODEL_SETTINGS]' }}\n{%- set kept = []")),
     ("ChatML", None, "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}")]
 
 
