@@ -52,9 +52,13 @@ NIBBLE_HOST_DEVICE constexpr To bit_cast(const From& from) noexcept {
 }
 
 /// ⌈a / b⌉. @pre a >= 0, b > 0.
-NIBBLE_HOST_DEVICE constexpr index_t ceil_div(index_t a, index_t b) noexcept { return a / b + (a % b != 0 ? 1 : 0); }
+NIBBLE_HOST_DEVICE constexpr index_t ceil_div(index_t a, index_t b) noexcept {
+  return a / b + (a % b != 0 ? 1 : 0);
+}
 
 /// `a` rounded up to a multiple of `b`. @pre a >= 0, b > 0.
-NIBBLE_HOST_DEVICE constexpr index_t round_up(index_t a, index_t b) noexcept { return ceil_div(a, b) * b; }
+NIBBLE_HOST_DEVICE constexpr index_t round_up(index_t a, index_t b) noexcept {
+  return ceil_div(a, b) * b;
+}
 
 NIBBLE_NAMESPACE_END

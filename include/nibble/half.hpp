@@ -63,7 +63,9 @@ struct bf16 {
 /// Floating-point storage types, as a value.
 enum class dtype : uint8_t { f32, f16, bf16 };
 
-NIBBLE_HOST_DEVICE constexpr index_t size_of(dtype type) noexcept { return type == dtype::f32 ? 4 : 2; }
+NIBBLE_HOST_DEVICE constexpr index_t size_of(dtype type) noexcept {
+  return type == dtype::f32 ? 4 : 2;
+}
 
 /// `x` rounded to what `type` can store.
 NIBBLE_HOST_DEVICE constexpr float round_to(dtype type, float x) noexcept {

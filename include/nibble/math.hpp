@@ -24,9 +24,13 @@ NIBBLE_HOST_DEVICE constexpr T clamp(T x, T low, T high) noexcept {
 }
 
 /// |x|; clears the sign of −0 and NaN.
-NIBBLE_HOST_DEVICE constexpr float abs(float x) noexcept { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu); }
+NIBBLE_HOST_DEVICE constexpr float abs(float x) noexcept {
+  return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
+}
 
-NIBBLE_HOST_DEVICE constexpr bool is_nan(float x) noexcept { return (bit_cast<uint32_t>(x) & 0x7fffffffu) > 0x7f800000u; }
+NIBBLE_HOST_DEVICE constexpr bool is_nan(float x) noexcept {
+  return (bit_cast<uint32_t>(x) & 0x7fffffffu) > 0x7f800000u;
+}
 
 NIBBLE_HOST_DEVICE constexpr bool is_finite(float x) noexcept {
   return (bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u;

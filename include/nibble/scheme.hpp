@@ -69,6 +69,8 @@ struct group_shape {
 
 inline constexpr group_shape per_tensor{-1, -1};
 inline constexpr group_shape per_channel{1, -1};
-NIBBLE_HOST_DEVICE constexpr group_shape per_group(index_t size) noexcept { return group_shape{1, size}; }
+NIBBLE_HOST_DEVICE constexpr group_shape per_group(index_t size) noexcept {
+  return group_shape{1, size};
+}
 
 NIBBLE_NAMESPACE_END

@@ -35,5 +35,9 @@ status twice(matrix<T> x, cudaStream_t stream) {
 
 }  // namespace
 
-status twice_in_place(matrix<float> x, cudaStream_t stream) { return twice(x, stream); }
-status twice_in_place(matrix<fp16> x, cudaStream_t stream) { return twice(x, stream); }
+status twice_in_place(matrix<float> x, cudaStream_t stream) {
+  return twice(x, stream);
+}
+status twice_in_place(matrix<fp16> x, cudaStream_t stream) {
+  return twice(x, stream);
+}

@@ -26,9 +26,13 @@ __device__ void round_trip(matrix<float> w, params* p, matrix<uint8_t> codes, Sc
   }
 }
 
-__global__ void known(matrix<float> w, params* p, matrix<uint8_t> codes) { round_trip(w, p, codes, scheme<4>{}); }
+__global__ void known(matrix<float> w, params* p, matrix<uint8_t> codes) {
+  round_trip(w, p, codes, scheme<4>{});
+}
 
-__global__ void chosen(matrix<float> w, params* p, matrix<uint8_t> codes, any_scheme s) { round_trip(w, p, codes, s); }
+__global__ void chosen(matrix<float> w, params* p, matrix<uint8_t> codes, any_scheme s) {
+  round_trip(w, p, codes, s);
+}
 
 template <class Layout>
 __device__ void repack(Layout l, matrix<const uint8_t> codes, matrix<typename Layout::word> words, uint8_t* first) {

@@ -132,7 +132,9 @@ inline thread_pool& pool() {
 }
 
 /// @param threads at least 1. @pre no loop is running.
-inline void set_threads(int threads) { pool().resize(threads < 1 ? 1 : threads); }
+inline void set_threads(int threads) {
+  pool().resize(threads < 1 ? 1 : threads);
+}
 
 /// f(tile) for every tile in [0, count), in any order, on pool().
 template <class F>
