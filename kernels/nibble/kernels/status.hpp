@@ -8,17 +8,17 @@
 NIBBLE_NAMESPACE_BEGIN
 
 /// One enumerator per reason.
-// clang-format off: version 14 takes the attribute for a block
-enum class [[nodiscard]] status : uint8_t{
-    ok,
-    bad_shape,            ///< an extent, a stride or the sizes of two arguments do not fit the operation
-    bad_group,            ///< the group size does not suit the layout
-    bad_bits,             ///< the number of bits has no implementation in this layout
-    misaligned,           ///< a pointer or stride breaks the alignment the kernel's vector accesses need
-    too_large,            ///< the launch would exceed the device's grid or shared memory
-    workspace_too_small,  ///< the caller's workspace is smaller than the first call asked for
-    unsupported_device,   ///< no kernel for this architecture
-    launch_failed,        ///< the CUDA runtime refused the launch; cudaGetLastError tells more
+// clang-format off
+enum class [[nodiscard]] status : uint8_t {
+  ok,
+  bad_shape,            ///< an extent, a stride or the sizes of two arguments do not fit the operation
+  bad_group,            ///< the group size does not suit the layout
+  bad_bits,             ///< the number of bits has no implementation in this layout
+  misaligned,           ///< a pointer or stride breaks the alignment the kernel's vector accesses need
+  too_large,            ///< the launch would exceed the device's grid or shared memory
+  workspace_too_small,  ///< the caller's workspace is smaller than the first call asked for
+  unsupported_device,   ///< no kernel for this architecture
+  launch_failed,        ///< the CUDA runtime refused the launch; cudaGetLastError tells more
 };
 // clang-format on
 
