@@ -12,10 +12,13 @@
 /// cache, sixteen words (one cache line) wide.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "nibble/host/parallel.hpp"
+#include "nibble/host/simd.hpp"
 #include "nibble/pack.hpp"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -77,43 +80,114 @@ void with_bits(int bits, F&& f) {
   }
 }
 
+/// Holds the 8·Bits bits of eight codes.
+template <int Bits>
+using ranks =
+    std::conditional_t<Bits == 1, uint8_t,
+                       std::conditional_t<Bits == 2, uint16_t, std::conditional_t<(Bits <= 4), uint32_t, uint64_t>>>;
+
+template <int Bits>
+void close_all(const uint8_t* __restrict codes, index_t units, unsigned char* __restrict to) {
+  for (index_t unit = 0; unit < units; ++unit) {
+    uint64_t x;
+    std::memcpy(&x, codes + 8 * unit, 8);
+    const auto closed = static_cast<ranks<Bits>>(close_ranks<Bits>(x));
+    std::memcpy(to + static_cast<index_t>(sizeof closed) * unit, &closed, sizeof closed);
+  }
+}
+template <int Bits>
+void open_all(const unsigned char* __restrict from, index_t units, uint8_t* __restrict codes) {
+  for (index_t unit = 0; unit < units; ++unit) {
+    ranks<Bits> closed;
+    std::memcpy(&closed, from + static_cast<index_t>(sizeof closed) * unit, sizeof closed);
+    const uint64_t x = open_ranks<Bits>(closed);
+    std::memcpy(codes + 8 * unit, &x, 8);
+  }
+}
+
+/// Whether eight codes fill a number of their own, so that they can be written as they are.
+template <int Bits>
+inline constexpr bool whole_ranks = 8 * sizeof(ranks<Bits>) == 8 * Bits;
+/// Units of eight codes between two steps of the other widths: their ranks stay in the first-level cache.
+inline constexpr index_t rank_block = 512;
+
+/// `count` codes of one row, a multiple of 32, to count·Bits/32 words.
+template <int Bits>
+void pack_whole(const uint8_t* codes, index_t count, unsigned char* bytes) {
+  if constexpr (whole_ranks<Bits>) {
+    close_all<Bits>(codes, count / 8, bytes);
+  } else {
+    ranks<Bits> closed[rank_block];
+    for (index_t unit = 0; unit < count / 8; unit += rank_block) {
+      const index_t units = nibble::min(rank_block, count / 8 - unit);
+      close_all<Bits>(codes + 8 * unit, units, reinterpret_cast<unsigned char*>(closed));
+      unsigned char* to = bytes + Bits * unit;
+      for (index_t four = 0; four < units; four += 4, to += 4 * Bits) {
+        if constexpr (Bits == 3) {
+          const uint64_t a = closed[four], b = closed[four + 1], c = closed[four + 2], d = closed[four + 3];
+          const uint64_t low = a | b << 24 | c << 48;
+          const auto high = static_cast<uint32_t>(c >> 16 | d << 8);
+          std::memcpy(to, &low, 8);
+          std::memcpy(to + 8, &high, 4);
+        } else {
+          for (index_t u = 0; u < 4; ++u) std::memcpy(to + Bits * u, closed + four + u, Bits);
+        }
+      }
+    }
+  }
+}
+template <int Bits>
+void unpack_whole(const unsigned char* bytes, index_t count, uint8_t* codes) {
+  if constexpr (whole_ranks<Bits>) {
+    open_all<Bits>(bytes, count / 8, codes);
+  } else {
+    ranks<Bits> closed[rank_block] = {};
+    for (index_t unit = 0; unit < count / 8; unit += rank_block) {
+      const index_t units = nibble::min(rank_block, count / 8 - unit);
+      const unsigned char* from = bytes + Bits * unit;
+      for (index_t four = 0; four < units; four += 4, from += 4 * Bits) {
+        if constexpr (Bits == 3) {
+          uint64_t low;
+          uint32_t high;
+          std::memcpy(&low, from, 8);
+          std::memcpy(&high, from + 8, 4);
+          closed[four] = static_cast<uint32_t>(low);
+          closed[four + 1] = static_cast<uint32_t>(low >> 24);
+          closed[four + 2] = static_cast<uint32_t>(low >> 48) | high << 16;
+          closed[four + 3] = high >> 8;
+        } else {
+          for (index_t u = 0; u < 4; ++u) std::memcpy(closed + four + u, from + Bits * u, Bits);
+        }
+      }
+      open_all<Bits>(reinterpret_cast<const unsigned char*>(closed), units, codes + 8 * unit);
+    }
+  }
+}
+
 /// One row's codes to ⌈count·Bits/32⌉ words.
 template <int Bits>
 void pack_along(const uint8_t* codes, index_t count, uint32_t* words) {
-  auto* bytes = reinterpret_cast<unsigned char*>(words);
-  for (index_t unit = 0; unit < count / 8; ++unit) {
-    uint64_t x;
-    std::memcpy(&x, codes + 8 * unit, 8);
-    x = close_ranks<Bits>(x);
-    std::memcpy(bytes + Bits * unit, &x, Bits);
-  }
-  if (count % 32 == 0) return;
-  unsigned char rest[40] = {};
-  for (index_t i = count / 8 * 8; i < count; ++i) rest[i % 8] = codes[i];
-  uint64_t last;
-  std::memcpy(&last, rest, 8);
-  last = close_ranks<Bits>(last);
-  std::memset(rest, 0, sizeof rest);
-  std::memcpy(rest, &last, 8);
-  const index_t done = count / 8 * Bits, total = 4 * ceil_div(count * Bits, 32);
-  std::memcpy(bytes + done, rest, static_cast<size_t>(total - done));
+  const index_t whole = count / 32 * 32;
+  auto* const bytes = reinterpret_cast<unsigned char*>(words);
+  pack_whole<Bits>(codes, whole, bytes);
+  if (whole == count) return;
+  uint8_t rest[32] = {};
+  unsigned char packed[4 * Bits];
+  std::memcpy(rest, codes + whole, static_cast<size_t>(count - whole));
+  pack_whole<Bits>(rest, 32, packed);
+  std::memcpy(bytes + whole / 8 * Bits, packed, static_cast<size_t>(4 * ceil_div((count - whole) * Bits, 32)));
 }
-
 template <int Bits>
 void unpack_along(const uint32_t* words, index_t count, uint8_t* codes) {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(words);
-  for (index_t unit = 0; unit < count / 8; ++unit) {
-    uint64_t x = 0;
-    std::memcpy(&x, bytes + Bits * unit, Bits);
-    x = open_ranks<Bits>(x);
-    std::memcpy(codes + 8 * unit, &x, 8);
-  }
-  if (count % 8 == 0) return;
-  const index_t done = count / 8 * 8;
-  uint64_t x = 0;
-  std::memcpy(&x, bytes + done / 8 * Bits, static_cast<size_t>(ceil_div((count - done) * Bits, 8)));
-  x = open_ranks<Bits>(x);
-  std::memcpy(codes + done, &x, static_cast<size_t>(count - done));
+  const index_t whole = count / 32 * 32;
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(words);
+  unpack_whole<Bits>(bytes, whole, codes);
+  if (whole == count) return;
+  unsigned char packed[4 * Bits] = {};
+  uint8_t rest[32];
+  std::memcpy(packed, bytes + whole / 8 * Bits, static_cast<size_t>(4 * ceil_div((count - whole) * Bits, 32)));
+  unpack_whole<Bits>(packed, 32, rest);
+  std::memcpy(codes + whole, rest, static_cast<size_t>(count - whole));
 }
 
 /// Code `Slot` of word `Phase` of a string; 32 codes of Bits bits are Bits words.
@@ -136,10 +210,10 @@ constexpr uint32_t shifted(uint32_t code) noexcept {
 /// Rows of codes that pack_across takes: 32, and room for slots past the last one, whose codes are not used.
 inline constexpr int across_rows = 40;
 /// Columns that pack_across and unpack_across take at once, at most: their words stay in the first-level cache.
-inline constexpr index_t across_cols = 1024;
+inline constexpr index_t across_cols = 4096;
 
 template <int Bits, int Phase, int... Slots>
-void pack_across_word(const uint8_t* const* rows, index_t count, uint32_t* words,
+void pack_across_word(const uint8_t* const* rows, index_t count, uint32_t* __restrict words,
                       std::integer_sequence<int, Slots...>) {
   const uint8_t* const at[] = {rows[string_slot<Bits, Phase, Slots>::code]...};
   for (index_t col = 0; col < count; ++col)
@@ -156,25 +230,79 @@ void pack_across(const uint8_t* const* rows, index_t count, uint32_t* words, ind
    ...);
 }
 
-template <int Bits, int Code>
-void unpack_across_row(const uint32_t* words, index_t pitch, index_t count, uint8_t* codes) {
-  constexpr int word = Code * Bits / 32, shift = Code * Bits % 32;
-  constexpr uint32_t mask = (1u << Bits) - 1;
-  const uint32_t* low = words + word * pitch;
-  if constexpr (shift + Bits <= 32) {
-    for (index_t col = 0; col < count; ++col) codes[col] = static_cast<uint8_t>(low[col] >> shift & mask);
-  } else {
-    const uint32_t* high = low + pitch;
-    for (index_t col = 0; col < count; ++col)
-      codes[col] = static_cast<uint8_t>((low[col] >> shift | high[col] << (32 - shift)) & mask);
+/// Columns that unpack_across takes apart at once: their bytes stay in the first-level cache.
+inline constexpr index_t plane_cols = 256;
+
+/// Bytes 0, 1, 2, 3 of `count` words, each kind by itself, `pitch` apart.
+inline void split_bytes(const uint32_t* words, index_t count, uint8_t* planes, index_t pitch) {
+  uint16_t low[plane_cols], high[plane_cols];
+  for (index_t col = 0; col < count; ++col) {
+    low[col] = static_cast<uint16_t>(words[col]);
+    high[col] = static_cast<uint16_t>(words[col] >> 16);
+  }
+  const uint16_t* halves[] = {low, high};
+  for (index_t half = 0; half < 2; ++half) {
+    const uint16_t* from = halves[half];
+    uint8_t* __restrict even = planes + 2 * half * pitch;
+    uint8_t* __restrict odd = even + pitch;
+    for (index_t col = 0; col < count; ++col) {
+      even[col] = static_cast<uint8_t>(from[col]);
+      odd[col] = static_cast<uint8_t>(from[col] >> 8);
+    }
   }
 }
 
-/// The inverse of pack_across; only the first `present` rows of codes exist.
+/// Asks for `count` bytes that will soon be read or written, one cache line at a time. Into the second-level cache: rows
+/// a power of two apart share few sets of the first.
+inline void expect(const void* at, index_t count) noexcept {
+  const auto* const bytes = static_cast<const char*>(at);
+  const auto past = static_cast<index_t>(reinterpret_cast<std::uintptr_t>(at) % 64);
+  for (index_t byte = -past; byte < count; byte += 64) __builtin_prefetch(bytes + byte, 0, 2);
+}
+
+/// Row `Code` of eight from Bits planes of bytes: one plane or two neighbouring ones, eight columns at a time.
+template <int Bits, int Code>
+void unpack_plane(const uint8_t* planes, index_t count, uint8_t* __restrict codes) {
+  constexpr int byte = Code * Bits / 8, shift = Code * Bits % 8;
+  constexpr uint64_t each = 0x0101010101010101u, mask = (1u << Bits) - 1;
+  constexpr uint64_t low = each * (mask & 0xffu >> shift), high = each * (mask & 0xffu << (8 - shift));
+  const uint8_t* at = planes + byte * plane_cols;
+  const auto eight = [&](index_t col) {
+    uint64_t x, y = 0;
+    std::memcpy(&x, at + col, 8);
+    if constexpr (shift + Bits > 8) std::memcpy(&y, at + plane_cols + col, 8);
+    return (x >> shift & low) | (shift == 0 ? 0 : y << (8 - shift) % 8 & high);
+  };
+  const index_t whole = count / 8 * 8;
+  for (index_t col = 0; col < whole; col += 8) {
+    const uint64_t x = eight(col);
+    std::memcpy(codes + col, &x, 8);
+  }
+  if (whole == count) return;
+  const uint64_t x = eight(whole);
+  std::memcpy(codes + whole, &x, static_cast<size_t>(count - whole));
+}
+
+/// The inverse of pack_across, eight rows at a time, since eight codes are Bits bytes; only the first `present` rows of
+/// codes exist.
 template <int Bits, int... Codes>
 void unpack_across(const uint32_t* words, index_t pitch, index_t count, uint8_t* const* rows, index_t present,
                    std::integer_sequence<int, Codes...>) {
-  ((Codes < present ? unpack_across_row<Bits, Codes>(words, pitch, count, rows[Codes]) : void()), ...);
+  alignas(64) uint8_t planes[4 * (Bits / 4 + 2) * plane_cols] = {};
+  for (index_t first = 0; first < present; first += 8) {
+    const index_t left = present - first, byte = first / 8 * Bits;
+    const index_t last = ceil_div(first * Bits + nibble::min(left, index_t{8}) * Bits, 32);
+    for (index_t col = 0; col < count; col += plane_cols) {
+      const index_t cols = nibble::min(plane_cols, count - col), next = nibble::min(plane_cols, count - col - cols);
+      for (index_t word = byte / 4; word < last; ++word)
+        split_bytes(words + word * pitch + col, cols, planes + 4 * (word - byte / 4) * plane_cols, plane_cols);
+      const uint8_t* const from = planes + byte % 4 * plane_cols;
+      ((Codes < left ? (expect(rows[first + Codes] + col + cols, next),
+                        unpack_plane<Bits, Codes>(from, cols, rows[first + Codes] + col))
+                     : void()),
+       ...);
+    }
+  }
 }
 
 inline constexpr uint8_t no_codes[across_cols] = {};
@@ -203,8 +331,10 @@ inline void pack(layout::compressed_tensors l, matrix<const uint8_t> codes, matr
   const index_t rows = 1 + 65536 / (codes.cols + 1);
   detail::with_bits(l.bits, [&](auto bits) {
     parallel_for(ceil_div(codes.rows, rows), [&](index_t tile) {
-      for (index_t i = tile * rows; i < nibble::min(codes.rows, (tile + 1) * rows); ++i)
-        detail::pack_along<bits.value>(codes.row(i), codes.cols, words.row(i));
+      vectorised([&] {
+        for (index_t i = tile * rows; i < nibble::min(codes.rows, (tile + 1) * rows); ++i)
+          detail::pack_along<bits.value>(codes.row(i), codes.cols, words.row(i));
+      });
     });
   });
 }
@@ -212,8 +342,10 @@ inline void unpack(layout::compressed_tensors l, matrix<const uint32_t> words, m
   const index_t rows = 1 + 65536 / (codes.cols + 1);
   detail::with_bits(l.bits, [&](auto bits) {
     parallel_for(ceil_div(codes.rows, rows), [&](index_t tile) {
-      for (index_t i = tile * rows; i < nibble::min(codes.rows, (tile + 1) * rows); ++i)
-        detail::unpack_along<bits.value>(words.row(i), codes.cols, codes.row(i));
+      vectorised([&] {
+        for (index_t i = tile * rows; i < nibble::min(codes.rows, (tile + 1) * rows); ++i)
+          detail::unpack_along<bits.value>(words.row(i), codes.cols, codes.row(i));
+      });
     });
   });
 }
@@ -234,8 +366,10 @@ inline void pack(layout::compressed_tensors_zeros l, matrix<const uint8_t> codes
       const uint8_t* rows[detail::across_rows];
       for (index_t r = 0; r < detail::across_rows; ++r)
         rows[r] = first + r < codes.rows ? &codes(first + r, col) : detail::no_codes;
-      detail::pack_across<bits.value>(rows, count, &words(word, col), words.stride, words.rows - word,
-                                      std::make_integer_sequence<int, bits.value>{});
+      vectorised([&] {
+        detail::pack_across<bits.value>(rows, count, &words(word, col), words.stride, words.rows - word,
+                                        std::make_integer_sequence<int, bits.value>{});
+      });
     });
   });
 }
@@ -248,57 +382,95 @@ inline void unpack(layout::compressed_tensors_zeros l, matrix<const uint32_t> wo
       const index_t present = nibble::min(codes.rows - first, index_t{32});
       uint8_t* rows[32] = {};
       for (index_t r = 0; r < present; ++r) rows[r] = &codes(first + r, col);
-      detail::unpack_across<bits.value>(&words(first / 32 * bits.value, col), words.stride, count, rows, present,
-                                        std::make_integer_sequence<int, 32>{});
+      vectorised([&] {
+        detail::unpack_across<bits.value>(&words(first / 32 * bits.value, col), words.stride, count, rows, present,
+                                          std::make_integer_sequence<int, 8>{});
+      });
     });
   });
 }
 
 namespace detail {
-/// A tile of AWQ GEMM: 16 words of outputs (one cache line) by 256 inputs; the pitch keeps columns off one cache set.
-inline constexpr index_t gemm_words = 16, gemm_cols = 256, gemm_pitch = gemm_cols + 16;
+/// Words of outputs in a tile of AWQ GEMM: one cache line.
+inline constexpr index_t gemm_words = 16;
+/// Inputs a thread goes through at once, in tiles that ask for the next one's lines.
+inline constexpr index_t gemm_span = 2048;
+/// Words from one row of a turned tile to the next; the odd line keeps a column's words off one cache set.
+constexpr index_t gemm_pitch(index_t cols) noexcept {
+  return cols + 16;
+}
 
-/// f(first word column, words there, first input, inputs there) on every tile of words (k, n/8).
+/// f(first word column, words there, first input, inputs there, inputs in the next tile) on every tile, `cols` inputs
+/// wide, of words (k, n/8).
 template <class F>
-void gemm_tiles(index_t k, index_t word_cols, F&& f) {
-  const index_t down = ceil_div(k, gemm_cols);
-  parallel_for(ceil_div(word_cols, gemm_words) * down, [&](index_t tile) {
-    const index_t word = tile / down * gemm_words, col = tile % down * gemm_cols;
-    f(word, nibble::min(word_cols - word, gemm_words), col, nibble::min(k - col, gemm_cols));
+void gemm_tiles(index_t k, index_t word_cols, index_t cols, F f) {
+  const index_t spans = ceil_div(k, gemm_span);
+  parallel_for(ceil_div(word_cols, gemm_words) * spans, [&](index_t task) {
+    const index_t word = task / spans * gemm_words, end = nibble::min(k, (task % spans + 1) * gemm_span);
+    vectorised([&] {
+      for (index_t col = task % spans * gemm_span; col < end; col += cols) {
+        const index_t count = nibble::min(end - col, cols);
+        f(word, nibble::min(word_cols - word, gemm_words), col, count, nibble::min(end - col - count, cols));
+      }
+    });
   });
+}
+
+/// Row of codes in nibble r % 8 of the word r / 8 after `word`.
+inline index_t gemm_row(index_t word, index_t r) noexcept {
+  return layout::source(layout::awq_gemm{}, 0, 0, 0, word + r / 8, static_cast<int32_t>(r % 8)).i;
 }
 }  // namespace detail
 
-inline void pack(layout::awq_gemm l, matrix<const uint8_t> codes, matrix<uint32_t> words) {
-  detail::gemm_tiles(words.rows, words.cols, [&](index_t word, index_t present, index_t col, index_t count) {
-    alignas(64) uint32_t turned[detail::gemm_words * detail::gemm_pitch];
-    for (index_t w = 0; w < present; w += 4) {
-      const uint8_t* rows[detail::across_rows];
-      for (index_t r = 0; r < detail::across_rows; ++r) {
-        const index_t i = source(l, 0, 0, 0, word + w + r / 8, static_cast<int32_t>(r % 8)).i;
-        rows[r] = i < codes.rows ? &codes(i, col) : detail::no_codes;
-      }
-      detail::pack_across<4>(rows, count, turned + w * detail::gemm_pitch, detail::gemm_pitch, 4,
-                             std::make_integer_sequence<int, 4>{});
-    }
-    for (index_t c = 0; c < count; ++c)
-      for (index_t w = 0; w < present; ++w) words(col + c, word + w) = turned[w * detail::gemm_pitch + c];
-  });
+inline void pack(layout::awq_gemm, matrix<const uint8_t> codes, matrix<uint32_t> words) {
+  using namespace detail;
+  constexpr index_t cols = 512, pitch = gemm_pitch(cols), ahead = 32;
+  gemm_tiles(words.rows, words.cols, cols,
+             [=](index_t word, index_t present, index_t col, index_t count, index_t next) {
+               alignas(64) uint32_t turned[gemm_words * pitch];
+               for (index_t w = 0; w < present; w += 4) {
+                 const uint8_t* rows[across_rows];
+                 for (index_t r = 0; r < across_rows; ++r) {
+                   const index_t i = gemm_row(word + w, r);
+                   rows[r] = i < codes.rows ? &codes(i, col) : no_codes;
+                   if (r < 32 && i < codes.rows) expect(rows[r] + count, next);
+                 }
+                 pack_across<4>(rows, count, turned + w * pitch, pitch, 4, std::make_integer_sequence<int, 4>{});
+               }
+               for (index_t c = 0; c < count; ++c) {
+                 uint32_t* const to = &words(col + c, word);
+                 if (c + ahead < count) expect(to + ahead * words.stride, 4 * present);
+                 if (present == gemm_words)
+                   for (index_t w = 0; w < gemm_words; ++w) to[w] = turned[w * pitch + c];
+                 else
+                   for (index_t w = 0; w < present; ++w) to[w] = turned[w * pitch + c];
+               }
+             });
 }
-inline void unpack(layout::awq_gemm l, matrix<const uint32_t> words, matrix<uint8_t> codes) {
-  detail::gemm_tiles(words.rows, words.cols, [&](index_t word, index_t present, index_t col, index_t count) {
-    alignas(64) uint32_t turned[detail::gemm_words * detail::gemm_pitch];
-    for (index_t c = 0; c < count; ++c)
-      for (index_t w = 0; w < present; ++w) turned[w * detail::gemm_pitch + c] = words(col + c, word + w);
-    for (index_t w = 0; w < present; w += 4) {
-      uint8_t* rows[32] = {};
-      const index_t codes_there = nibble::min(present - w, index_t{4}) * 8;
-      for (index_t r = 0; r < codes_there; ++r)
-        rows[r] = &codes(source(l, 0, 0, 0, word + w + r / 8, static_cast<int32_t>(r % 8)).i, col);
-      detail::unpack_across<4>(turned + w * detail::gemm_pitch, detail::gemm_pitch, count, rows, codes_there,
-                               std::make_integer_sequence<int, 32>{});
-    }
-  });
+inline void unpack(layout::awq_gemm, matrix<const uint32_t> words, matrix<uint8_t> codes) {
+  using namespace detail;
+  constexpr index_t cols = 128, pitch = gemm_pitch(cols);
+  gemm_tiles(
+      words.rows, words.cols, cols, [=](index_t word, index_t present, index_t col, index_t count, index_t next) {
+        alignas(64) uint32_t turned[gemm_words * pitch];
+        for (index_t c = 0; c < count; ++c) {
+          const uint32_t* const from = &words(col + c, word);
+          if (c < next) expect(from + count * words.stride, 4 * present);
+          if (present == gemm_words)
+            for (index_t w = 0; w < gemm_words; ++w) turned[w * pitch + c] = from[w];
+          else
+            for (index_t w = 0; w < present; ++w) turned[w * pitch + c] = from[w];
+        }
+        for (index_t w = 0; w < present; w += 4) {
+          uint8_t* rows[32] = {};
+          const index_t codes_there = nibble::min(present - w, index_t{4}) * 8;
+          for (index_t r = 0; r < codes_there; ++r) {
+            rows[r] = &codes(gemm_row(word + w, r), col);
+            expect(rows[r] + count, next);
+          }
+          unpack_across<4>(turned + w * pitch, pitch, count, rows, codes_there, std::make_integer_sequence<int, 8>{});
+        }
+      });
 }
 
 /// stored = the scales where the layout wants them, T{} elsewhere. scales (n, groups); stored (l.packed(n, groups)).
