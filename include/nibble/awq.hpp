@@ -72,16 +72,16 @@ NIBBLE_HOST_DEVICE constexpr float awq_folded(float weight, float scale, dtype t
   return stored != 0.0f && is_finite(stored) && is_finite(folded) && folded > 0.0f ? folded : 1.0f;
 }
 
-/// The code nearest to the minimiser of its row's loss while the row's other codes stay; `code` itself where that is not
-/// a number, and where the channel is dead.
+/// The code nearest to the minimiser of its row's loss while the row's other codes stay; `code` itself where that
+/// minimiser is not finite, and where the channel is dead.
 /// @param slope r_i, of (ŵ − w)·G. @param curvature G_ii. @param s the channel's scale: p and ŵ are of w·s, G of x.
 template <class Scheme>
 NIBBLE_HOST_DEVICE constexpr uint8_t improved_code(uint8_t code, params p, float slope, float curvature, float s,
                                                    Scheme scheme = {}) noexcept {
   if (!(curvature > 0.0f)) return code;
   const float wanted = static_cast<float>(code) - slope / curvature * s / p.scale;
-  const float nearest = clamp(round_even(wanted), 0.0f, static_cast<float>(max_code(scheme)));
-  return is_nan(nearest) ? code : static_cast<uint8_t>(nearest);
+  if (!is_finite(wanted)) return code;
+  return static_cast<uint8_t>(clamp(round_even(wanted), 0.0f, static_cast<float>(max_code(scheme))));
 }
 
 NIBBLE_NAMESPACE_END

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// AWQ's pieces as plain loops in double: importance of weights, candidate scales, the loss under a Gram matrix, and the
-/// sweep over the codes.
+/// AWQ's pieces as plain loops in double: importance of weights, candidate scales, the loss under a Gram matrix, ranges
+/// judged under it, and the sweep over the codes.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 
 #include "nibble/core.hpp"
 #include "nibble/matrix.hpp"
+#include "nibble/reference/fit.hpp"
 #include "nibble/scheme.hpp"
 
 NIBBLE_NAMESPACE_BEGIN
@@ -59,6 +60,57 @@ inline double gram_loss(matrix<const float> d, matrix<const double> g) {
       for (index_t j = 0; j < d.cols; ++j)
         loss += static_cast<double>(d(row, i)) * g(i, j) * static_cast<double>(d(row, j));
   return loss;
+}
+
+namespace detail {
+
+/// d·G·dᵀ of one group, d = (what w reads back as − w) / s; w (count), s (count), g (count, count).
+template <class Scheme>
+double group_loss(const float* w, const float* s, matrix<const double> g, params p, Scheme scheme) {
+  std::vector<double> d(static_cast<std::size_t>(g.cols));
+  for (std::size_t j = 0; j < d.size(); ++j)
+    d[j] = (static_cast<double>(round_trip(w[j], p, scheme)) - static_cast<double>(w[j])) / static_cast<double>(s[j]);
+  double loss = 0;
+  for (std::size_t i = 0; i < d.size(); ++i)
+    for (std::size_t j = 0; j < d.size(); ++j)
+      loss += d[i] * g(static_cast<index_t>(i), static_cast<index_t>(j)) * d[j];
+  return loss;
+}
+
+}  // namespace detail
+
+/// p (n, ⌈k / group_size⌉) ← of w (n, k), already scaled by s (k), the range that loses least under the group's diagonal
+/// block of G (k, k): p as given; both ends of [min(w, 0), max(w, 0)] by themselves times 1 − i/(2·steps), i = 0 … steps;
+/// then the neighbours of the best by 1/(4·steps), and by 1/(8·steps), moving on at every better one. Symmetric schemes
+/// have one end. The first of equals stays.
+template <class Scheme>
+void clip_under_gram(matrix<const float> w, const float* s, matrix<const double> g, index_t group_size, Scheme scheme,
+                     matrix<params> p, int steps) {
+  const index_t width = group_size < 0 ? w.cols : group_size;
+  const float step = 0.5f / static_cast<float>(steps);
+  for (index_t row = 0; row < w.rows; ++row)
+    for (index_t first = 0; first < w.cols; first += width) {
+      const index_t count = std::min(width, w.cols - first);
+      const float* const weights = w.row(row) + first;
+      const auto block = g.rows_at(first, count).cols_at(first, count);
+      const float low = std::min(0.0f, *std::min_element(weights, weights + count));
+      const float high = std::max(0.0f, *std::max_element(weights, weights + count));
+      params& best = p(row, first / width);
+      double least = detail::group_loss(weights, s + first, block, best, scheme);
+      float best_low = 1, best_high = 1;
+      const auto attempt = [&](float at_low, float at_high) {
+        const params tried = detail::fit(low * at_low, high * at_high, scheme);
+        const double loss = detail::group_loss(weights, s + first, block, tried, scheme);
+        if (loss < least) least = loss, best = tried, best_low = at_low, best_high = at_high;
+      };
+      for (int i = 0; i <= steps; ++i)
+        for (int j = 0; j <= steps; ++j)
+          if (!scheme.symmetric || i == j) attempt(1 - step * static_cast<float>(i), 1 - step * static_cast<float>(j));
+      for (const float finer : {step / 2, step / 4})
+        for (const float i : {-finer, 0.0f, finer})
+          for (const float j : {-finer, 0.0f, finer})
+            if (!scheme.symmetric || i == j) attempt(best_low + i, best_high + j);
+    }
 }
 
 /// Sweeps over the codes q (n, k) of w (n, k), which is already scaled by s (k), under G (k, k) of the unscaled inputs,
