@@ -11,7 +11,6 @@
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "nibble/fit.hpp"
@@ -27,6 +26,16 @@ namespace detail {
 constexpr index_t lanes = 16;        ///< partial sums of an error
 constexpr index_t error_run = 1024;  ///< elements whose partial sums stay in float
 constexpr index_t large_group = index_t(1) << 18;
+
+/// Least and greatest finite value of a group; low > high when there is none.
+struct range {
+  float low = std::numeric_limits<float>::infinity(), high = -std::numeric_limits<float>::infinity();
+
+  void widen(const range& other) noexcept {
+    low = min(low, other.low);
+    high = max(high, other.high);
+  }
+};
 
 /// Least and greatest finite value, kept in lanes.
 struct extent {
@@ -55,20 +64,32 @@ struct extent {
     for (index_t i = whole; i < count; ++i) local.add(load(x[i]), i - whole);
     *this = local;
   }
-  float least() const noexcept { return *std::min_element(low, low + lanes); }
-  float greatest() const noexcept { return *std::max_element(high, high + lanes); }
+  range fold() noexcept {
+    for (index_t half = lanes / 2; half > 0; half /= 2)
+      for (index_t j = 0; j < half; ++j) {
+        low[j] = min(low[j], low[j + half]);
+        high[j] = max(high[j], high[j + half]);
+      }
+    return {low[0], high[0]};
+  }
 };
 
-/// Range of a group; [0, 0] when it holds no finite value.
-struct range {
-  float low = 0.0f, high = 0.0f;
-  void widen(const extent& e) noexcept {
-    if (e.least() > e.greatest()) return;
-    low = empty ? e.least() : min(low, e.least());
-    high = empty ? e.greatest() : max(high, e.greatest());
-    empty = false;
+/// Candidates whose errors are asked for together.
+struct candidate_list {
+  std::vector<params> candidates;
+  std::vector<double> errors;
+
+  void clear() noexcept { candidates.clear(); }
+  void add(params p) {
+    if (candidates.empty() || p.scale != candidates.back().scale || p.zero != candidates.back().zero)
+      candidates.push_back(p);
   }
-  bool empty = true;
+  index_t size() const noexcept { return static_cast<index_t>(candidates.size()); }
+  template <class Errors>
+  void evaluate(Errors errors_of) {
+    errors.resize(candidates.size());
+    errors_of(candidates.data(), size(), errors.data());
+  }
 };
 
 /// A group's weights as the searches read them: contiguous, padded to whole lanes; what is not finite has importance 0.
@@ -76,6 +97,7 @@ struct gathered {
   std::vector<float> w, importance;
   index_t count = 0;
   range ends;
+  candidate_list list;
 
   void resize(index_t elements) {
     count = round_up(elements, lanes);
@@ -136,51 +158,57 @@ inline float run_error(const float* w, const float* importance, index_t count, r
   return sum[0];
 }
 
-/// Error of a whole group. Large groups' runs are computed by all threads and added up in order.
-template <bool ZeroFirst, dtype Compute, class Term>
-inline double group_error(const gathered& group, rounding r, Term term) {
+/// Errors of a whole group under several candidates. Large groups' runs are computed by all threads and added up in order.
+template <bool ZeroFirst, dtype Compute, class Term, class Scheme>
+void group_errors(const gathered& group, const params* candidates, index_t count, double* errors, Term term, Scheme s) {
   const float* const w = group.w.data();
   const float* const importance = group.importance.data();
-  const auto run = [&](index_t first) {
-    const index_t count = min(error_run, group.count - first);
-    return run_error<ZeroFirst, Compute>(w + first, importance + first, count, r, term);
+  const index_t size = group.count;
+  const auto run = [=](index_t first, const rounding& r) {
+    return run_error<ZeroFirst, Compute>(w + first, importance + first, min(error_run, size - first), r, term);
   };
-  double total = 0.0;
-  if (group.count <= large_group) {
-    vectorised([&] {
-      for (index_t first = 0; first < group.count; first += error_run) total += run(first);
+  if (size <= large_group) {
+    vectorised([=] {
+      for (index_t i = 0; i < count; ++i) {
+        const rounding r = rounding_of<ZeroFirst>(candidates[i], s);
+        double total = 0.0;
+        for (index_t first = 0; first < size; first += error_run) total += run(first, r);
+        errors[i] = total;
+      }
     });
-    return total;
+    return;
   }
-  std::vector<float> runs(static_cast<std::size_t>(ceil_div(group.count, error_run)));
-  const index_t step = 64;
-  parallel_for(ceil_div(static_cast<index_t>(runs.size()), step), [&](index_t tile) {
-    vectorised([&] {
-      for (index_t i = tile * step; i < min<index_t>(static_cast<index_t>(runs.size()), (tile + 1) * step); ++i)
-        runs[i] = run(i * error_run);
+  const index_t runs = ceil_div(size, error_run), step = 64;
+  std::vector<float> run_errors(static_cast<std::size_t>(runs));
+  for (index_t i = 0; i < count; ++i) {
+    const rounding r = rounding_of<ZeroFirst>(candidates[i], s);
+    float* const of_run = run_errors.data();
+    parallel_for(ceil_div(runs, step), [=](index_t tile) {
+      vectorised([=] {
+        for (index_t j = tile * step; j < min(runs, (tile + 1) * step); ++j) of_run[j] = run(j * error_run, r);
+      });
     });
-  });
-  for (const float error : runs) total += error;
-  return total;
+    errors[i] = 0.0;
+    for (const float error : run_errors) errors[i] += error;
+  }
 }
 
 /// The best candidate so far.
 struct choice {
   params p;
   double error;
+  void consider(const candidate_list& list) noexcept {
+    for (index_t i = 0; i < list.size(); ++i)
+      if (list.errors[i] < error) *this = {list.candidates[i], list.errors[i]};
+  }
 };
 
-/// `error(params)` must be the group's error; candidates are tried as search.hpp says.
-template <class Scheme, class Error>
-params search_ends(range ends, Scheme s, const ends_search& m, Error error) {
+/// The search that search.hpp describes. `errors_of(candidates, count, errors)` must tell the group's errors.
+template <class Scheme, class Errors>
+params search_ends(range ends, Scheme s, const ends_search& m, candidate_list& list, Errors errors_of) {
   const params start = nibble::fit(ends.low, ends.high, s);
-  choice best{start, error(start)};
-  const double at_start = best.error;
-  const auto attempt = [&](params p) {
-    if (p.scale == best.p.scale && p.zero == best.p.zero) return;
-    const double tried = error(p);
-    if (tried < best.error) best = {p, tried};
-  };
+  list.clear();
+  list.add(start);
   const float low = min(ends.low, 0.0f), high = max(ends.high, 0.0f);
   const int finer = s.symmetric ? 2 : 1;
   const int rows = s.symmetric || low == 0.0f ? 0 : m.steps;
@@ -190,30 +218,39 @@ params search_ends(range ends, Scheme s, const ends_search& m, Error error) {
     for (int j = 0; j <= cols; ++j) {
       const float at_high = 1.0f - static_cast<float>(j) * step;
       const float at_low = s.symmetric ? at_high : 1.0f - static_cast<float>(i) * step;
-      attempt(nibble::fit(low * at_low, high * at_high, s));
+      list.add(nibble::fit(low * at_low, high * at_high, s));
     }
+  list.evaluate(errors_of);
+  const double at_start = list.errors[0];
+  choice best{start, at_start};
+  best.consider(list);
   float part = step / 2;
   for (int round = 0; round < m.refinements; ++round, part /= 2) {
-    const params centre = best.p;
-    attempt({stored_scale(centre.scale * (1.0f - part), s), centre.zero});
-    attempt({stored_scale(centre.scale * (1.0f + part), s), centre.zero});
+    list.clear();
+    list.add({stored_scale(best.p.scale * (1.0f - part), s), best.p.zero});
+    list.add({stored_scale(best.p.scale * (1.0f + part), s), best.p.zero});
+    list.evaluate(errors_of);
+    best.consider(list);
   }
   // The margin is above the sums' rounding error, so that exact arithmetic agrees that this is no worse.
   return best.error < at_start * (1.0 - 0x1p-16) ? best.p : start;
 }
 
 /// The best of the first `steps` steps of m; `improved[i]` is set for every step that beat all before it.
-template <class Scheme, class Error>
-params search_grid(range ends, Scheme s, const mse_search& m, int steps, std::atomic<bool>* improved, Error error) {
+template <class Scheme, class Errors>
+params search_grid(range ends, Scheme s, const mse_search& m, int steps, std::atomic<bool>* improved,
+                   Errors errors_of) {
   choice best{nibble::fit(ends.low, ends.high, s), static_cast<double>(largest(s.compute_dtype))};
   for (int i = 0; i < steps; ++i) {
     const auto shrink = static_cast<float>(1.0 - i / static_cast<double>(m.grid));
     const float low = round_to(s.compute_dtype, ends.low * shrink);
     const float high = round_to(s.compute_dtype, ends.high * shrink);
     const params p = nibble::fit(low, high, s);
-    const double tried = round_to(s.compute_dtype, static_cast<float>(error(p)));
-    if (!(tried < best.error)) continue;
-    best = {p, tried};
+    double error = 0.0;
+    errors_of(&p, index_t(1), &error);
+    error = round_to(s.compute_dtype, static_cast<float>(error));
+    if (!(error < best.error)) continue;
+    best = {p, error};
     if (!improved[i].load(std::memory_order_relaxed)) improved[i].store(true, std::memory_order_relaxed);
   }
   return best.p;
@@ -270,19 +307,29 @@ void for_rows(const rectangle& at, F f) {
   parallel_for(ceil_div(at.rows, step), [&](index_t tile) { f(tile * step, min(step, at.rows - tile * step)); });
 }
 
+/// [0, 0] when there is no finite value.
 template <class T>
 range range_of(matrix<const T> w, const rectangle& at) {
-  range found;
-  std::mutex guard;
-  for_rows(at, [&](index_t first, index_t rows) {
-    extent local;
+  const index_t step = at.size() > large_group ? rows_at_once(at.cols) : at.rows;
+  const auto piece = [&](index_t first) {
+    range found;
     vectorised([&] {
-      for (index_t row = first; row < first + rows; ++row) local.add(w.row(at.row + row) + at.col, at.cols);
+      extent lanes_of;
+      for (index_t row = first; row < min(at.rows, first + step); ++row)
+        lanes_of.add(w.row(at.row + row) + at.col, at.cols);
+      found = lanes_of.fold();
     });
-    std::lock_guard<std::mutex> lock(guard);
-    found.widen(local);
-  });
-  return found;
+    return found;
+  };
+  range whole;
+  if (step >= at.rows) {
+    whole = piece(0);
+  } else {
+    std::vector<range> pieces(static_cast<std::size_t>(ceil_div(at.rows, step)));
+    parallel_for(static_cast<index_t>(pieces.size()), [&](index_t i) { pieces[i] = piece(i * step); });
+    for (const range& part : pieces) whole.widen(part);
+  }
+  return whole.low > whole.high ? range{0.0f, 0.0f} : whole;
 }
 
 template <class T>
@@ -328,8 +375,8 @@ void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const end
     constexpr bool first = decltype(zero_first)::value;
     detail::for_groups(w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered& to) {
       detail::gather(w, at, importance, to);
-      of_group = detail::search_ends(to.ends, s, m, [&](params tried) {
-        return detail::group_error<first, compute.value>(to, detail::rounding_of<first>(tried, s), detail::squared{});
+      of_group = detail::search_ends(to.ends, s, m, to.list, [&](const params* tried, index_t count, double* errors) {
+        detail::group_errors<first, compute.value>(to, tried, count, errors, detail::squared{}, s);
       });
     });
   });
@@ -348,9 +395,10 @@ void fit(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const mse
       detail::for_groups(
           w.rows, w.cols, p, g, [&](const detail::rectangle& at, params& of_group, detail::gathered& to) {
             detail::gather(w, at, importance, to);
-            of_group = detail::search_grid(to.ends, s, m, limit, improved.get(), [&](params tried) {
-              return detail::group_error<first, compute.value>(to, detail::rounding_of<first>(tried, s), term);
-            });
+            of_group = detail::search_grid(
+                to.ends, s, m, limit, improved.get(), [&](const params* tried, index_t count, double* errors) {
+                  detail::group_errors<first, compute.value>(to, tried, count, errors, term, s);
+                });
           });
     };
     search(steps);
@@ -394,7 +442,7 @@ double group_error(const float* w, index_t count, const float* importance, param
   double error = 0.0;
   detail::with_rule(s, [&](auto zero_first, auto compute) {
     constexpr bool first = decltype(zero_first)::value;
-    error = detail::group_error<first, compute.value>(group, detail::rounding_of<first>(p, s), detail::squared{});
+    detail::group_errors<first, compute.value>(group, &p, 1, &error, detail::squared{}, s);
   });
   return error;
 }
