@@ -219,7 +219,7 @@ int main(int argc, char** argv) {
   awq_options o;
   words w;
   app.set_help_flag("--help", "Print this and exit");
-  app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
+  app.set_version_flag("--version", "nibble " NIBBLE_VERSION, "Print the version and exit");
   add_model_options(app, o, w);
   add_quantization_options(app, o);
   add_data_options(app, o);

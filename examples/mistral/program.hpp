@@ -7,11 +7,13 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 
 #include "error.hpp"
 #include "file.hpp"
+#include "help.hpp"
 
 namespace nibble::mistral {
 
@@ -23,6 +25,7 @@ int run_program(CLI::App& app, int argc, char** argv, F&& run) {
     return status;
   };
   fail_writes_past_a_size_limit();
+  app.formatter(std::make_shared<help_formatter>());
   try {
     app.parse(argc, argv);
     return run();
