@@ -74,18 +74,20 @@ inline float load(float x) noexcept {
   return x;
 }
 
-/// Stores a value that is exactly a T. fp16: · 2^-112 moves its exponent to binary32's, exactly.
-inline void store(float value, float& x) noexcept {
-  x = value;
+/// Stores x as T(x) would, without branches. @pre x is not NaN.
+inline void store(float x, float& to) noexcept {
+  to = x;
 }
-inline void store(float value, bf16& x) noexcept {
-  x.bits = static_cast<uint16_t>(bit_cast<uint32_t>(value) >> 16);
+inline void store(float x, bf16& to) noexcept {
+  to.bits = static_cast<uint16_t>(bit_cast<uint32_t>(round_number<dtype::bf16>(x)) >> 16);
 }
-inline void store(float value, fp16& x) noexcept {
-  const uint32_t bits = bit_cast<uint32_t>(value) & 0x7fffffffu;
-  const uint32_t moved = bit_cast<uint32_t>(bit_cast<float>(bits) * 0x1p-112f) >> 13;
-  const uint32_t sign = (bit_cast<uint32_t>(value) >> 16) & 0x8000u;
-  x.bits = static_cast<uint16_t>(sign | select(bits >= 0x47800000u, 0x7c00u, moved));
+inline void store(float x, fp16& to) noexcept {
+  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t finite = select(magnitude < 0x38800000u, subnormal, normal);
+  const uint32_t limited = select(magnitude >= 0x477ff000u, 0x7c00u, finite);
+  to.bits = static_cast<uint16_t>(limited | ((bits >> 16) & 0x8000u));
 }
 
 /// What one group's codes need: code = low byte of round_even(clamp(R(R(x / scale) + shift), low, high)) + base.
@@ -128,7 +130,7 @@ template <dtype Compute, class T>
 inline void dequantize_span(const uint8_t* __restrict q, T* __restrict x, index_t count, params p) noexcept {
   for (index_t i = 0; i < count; ++i) {
     const float value = static_cast<float>(int32_t(q[i]) - p.zero) * p.scale;
-    store(round_number<dtype_of<T>::value>(round_number<Compute>(value)), x[i]);
+    store(round_number<Compute>(value), x[i]);
   }
 }
 
