@@ -2,6 +2,7 @@
 // Compiled by nvcc and NVRTC, not run: the rows' mathematics inside kernels, for schemes known and not known at compile
 // time.
 #include "nibble/awq.hpp"
+#include "nibble/distortion.hpp"
 #include "nibble/fit.hpp"
 #include "nibble/observe.hpp"
 #include "nibble/pack.hpp"
@@ -51,4 +52,11 @@ __global__ void packed(matrix<const uint8_t> codes, matrix<uint32_t> words, uint
 __global__ void scaled(float* w, float activation) {
   const float s = awq_scale(observed(activation), nibble::abs(*w), awq_candidate(duo_scaling::both, 3, 20));
   *w = awq_folded(*w, s, dtype::bf16);
+}
+
+__global__ void measured(const float* p, const float* q, index_t count, double* out) {
+  distortion_sums sums;
+  for (index_t i = 0; i < count; ++i) sums.add(p[i], q[i]);
+  out[0] = sums.sqnr() + sums.cosine() + sums.max_error();
+  out[1] = kl_divergence(p, q, count);
 }
