@@ -19,7 +19,7 @@ namespace host {
 namespace detail {
 
 /// Columns a thread goes down at a time, and rows it counts at a time.
-inline constexpr index_t column_tile = 64, row_tile = 64;
+inline constexpr index_t column_tile = 128, row_tile = 64;
 /// Edge of a tile of the Gram matrix, and tokens a BLAS call adds to it.
 inline constexpr index_t gram_tile = 128, gram_tokens = 512;
 
