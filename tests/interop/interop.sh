@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Writes the embedded model in every scheme and format, loads each in the engines that take it, and compares perplexities:
+# the engine's must be within 0.5 % of ours. Engines come as Python interpreters, each with its own packages (README.md):
+#   TRANSFORMERS=… VLLM=… AUTOAWQ=… tests/interop/interop.sh [BUILD]
+# What no interpreter was named for is left out, and said to be. Exit status: 0 all agree, 1 one does not, 2 nothing ran.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+build=${1:-$root/build}
+text=$root/examples/awq_mistral/text/heldout-persuasion.txt
+window=510 # vLLM wants room for a token of its own in the model's context of 512
+windows=${WINDOWS:-20}
+awq=("$build/bin/awq_mistral" --num-calibration-samples 16)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+ran=0
+failed=0
+
+say() { printf '%-34s %-24s %10s %10s %9s\n' "$@"; }
+
+# write NAME OPTION…: the embedded model as NAME.
+write() {
+  local name=$1
+  shift
+  "${awq[@]}" --output "$work/$name" "$@" > "$work/$name.log" 2>&1 || { cat "$work/$name.log"; exit 1; }
+}
+
+# compare ENGINE INTERPRETER SCRIPT NAME
+compare() {
+  local engine=$1 python=$2 script=$3 name=$4 ours theirs off
+  ours=$("$build/bin/perplexity" --model "$work/$name" --text "$text" --window $window --stride $window \
+    --max-windows "$windows" --json | sed -n 's/.*"perplexity": *\([0-9.]*\).*/\1/p' | head -1)
+  if ! "$python" "$here/$script" "$work/$name" "$text" $window "$windows" > "$work/log" 2>&1; then
+    tail -5 "$work/log"
+    say "$name" "$engine" "$ours" failed FAILED
+    failed=1
+    return
+  fi
+  theirs=$(sed -n 's/^RESULT .*"perplexity": *\([0-9.]*\).*/\1/p' "$work/log")
+  off=$(awk -v a="$ours" -v b="$theirs" 'BEGIN { printf "%+.3f %%", 100 * (b / a - 1) }')
+  say "$name" "$engine" "${ours:0:8}" "${theirs:0:8}" "$off"
+  awk -v a="$ours" -v b="$theirs" 'BEGIN { d = b / a - 1; exit !(d < 0.005 && d > -0.005) }' || { echo "more than 0.5 % apart"; failed=1; }
+  ran=1
+}
+
+say checkpoint engine ours theirs apart
+if [ -n "${TRANSFORMERS:-}" ]; then
+  for scheme in W4A16_ASYM W4A16 W8A16 W8A16_ASYM W3A16_ASYM W3A16 W2A16_ASYM; do
+    write $scheme --scheme $scheme
+    compare transformers "$TRANSFORMERS" transformers_perplexity.py $scheme
+  done
+  write W4A16_ASYM-channel --scheme W4A16_ASYM --group-size -1
+  compare transformers "$TRANSFORMERS" transformers_perplexity.py W4A16_ASYM-channel
+  write W4A16_ASYM-32-sharded --scheme W4A16_ASYM --group-size 32 --max-shard-size 1MB
+  compare transformers "$TRANSFORMERS" transformers_perplexity.py W4A16_ASYM-32-sharded
+  if "$TRANSFORMERS" "$here/recipe.py" "$work/W4A16_ASYM" > "$work/log" 2>&1; then
+    say W4A16_ASYM llm-compressor "recipe" "loads" ""
+  else
+    tail -5 "$work/log"
+    failed=1
+  fi
+else
+  echo "left out: transformers with compressed-tensors; name an interpreter in TRANSFORMERS"
+fi
+if [ -n "${VLLM:-}" ]; then
+  for scheme in W4A16_ASYM W4A16; do
+    [ -d "$work/$scheme" ] || write $scheme --scheme $scheme
+    compare vLLM "$VLLM" vllm_perplexity.py $scheme
+  done
+else
+  echo "left out: vLLM; name an interpreter in VLLM"
+fi
+if [ -n "${AUTOAWQ:-}" ]; then
+  write awq-gemm --format awq-gemm
+  compare AutoAWQ "$AUTOAWQ" autoawq_perplexity.py awq-gemm
+else
+  echo "left out: AutoAWQ; name an interpreter in AUTOAWQ"
+fi
+[ $failed = 0 ] || exit 1
+[ $ran = 1 ] || exit 2
