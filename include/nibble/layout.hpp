@@ -244,11 +244,12 @@ struct marlin {
 };
 
 /// bitsandbytes 4-bit: the matrix flattened row by row, two codes a byte, the first in the high nibble,
-/// uint8 [⌈n·k/2⌉, 1]; a last lone code has a zero nibble beside it.
+/// uint8 [⌈n·k/2⌉, 1].
 struct bitsandbytes {
   using word = uint8_t;
   static constexpr bool continues_below = false;
   static constexpr int bits = 4;
+  uint8_t filler = 7;  ///< the nibble beside a last lone code: the code of the value 0, which is 7 in NF4 and 0 in FP4
 
   NIBBLE_HOST_DEVICE static constexpr verdict can_pack(index_t n, index_t k, int bits_, index_t group) noexcept {
     if (bits_ != 4) return {"bitsandbytes packs 4 bits"};

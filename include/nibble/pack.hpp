@@ -7,7 +7,7 @@
 ///     word = word_at(layout, codes, row, col)          no word depends on another
 ///     code = code_at(layout, words, n, k, i, j)
 /// Where 32 % bits != 0 a code may cross into the next word: layout::…::continues_below says whether that is the word
-/// one row down or one column on. Slots past the matrix are padding and hold 0.
+/// one row down or one column on. Slots past the matrix hold 0, or what the layout fills up with.
 ///
 /// The other columns of the grid pack whole matrices; codes (n, k) are one a byte, and words have layout.packed(n, k):
 ///     reference::pack(layout, matrix<const uint8_t> codes, matrix<word> words)      host::pack: the same
@@ -182,6 +182,15 @@ NIBBLE_HOST_DEVICE constexpr element source(bitsandbytes, index_t, index_t k, in
   return {at / k, at % k, 4 * slot};
 }
 
+/// What slots past the matrix hold.
+template <class Layout>
+NIBBLE_HOST_DEVICE constexpr uint8_t filler(Layout) noexcept {
+  return 0;
+}
+NIBBLE_HOST_DEVICE constexpr uint8_t filler(bitsandbytes l) noexcept {
+  return l.filler;
+}
+
 /// What is stored for a code, and the code that a stored value means: the same but for the zero points of GPTQ v1.
 template <class Layout>
 NIBBLE_HOST_DEVICE constexpr uint8_t stored(Layout, uint8_t code) noexcept {
@@ -225,8 +234,9 @@ NIBBLE_HOST_DEVICE constexpr typename Layout::word word_at(Layout l, matrix<cons
   uint32_t word = 0;
   for (int32_t slot = 0; slot < slots(l); ++slot) {
     const layout::element e = source(l, codes.rows, codes.cols, row, col, slot);
-    if (e.i >= codes.rows || e.j >= codes.cols || e.shift >= 32) continue;
-    const uint32_t value = stored(l, codes(e.i, e.j));
+    if (e.shift >= 32) continue;
+    const bool inside = e.i < codes.rows && e.j < codes.cols;
+    const uint32_t value = inside ? stored(l, codes(e.i, e.j)) : filler(l);
     word |= e.shift < 0 ? value >> -e.shift : value << e.shift;
   }
   return static_cast<typename Layout::word>(word);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// Codes ↔ words as the formats' own procedures tell it, one bit at a time. Every layout is a walk over its codes that
-/// says, bit by bit, which bit of which word is meant: pack sets those bits in words that start at zero, unpack reads
+/// says, bit by bit, which bit of which word is meant: pack sets those bits in blank words, unpack reads
 /// them. Where a format is published as reshapes and a permutation table, the walk follows the table.
 #pragma once
 
@@ -116,6 +116,15 @@ void each_bit(layout::bitsandbytes, index_t n, index_t k, F f) {
     for (int bit = 0; bit < 4; ++bit) f(at / k, at % k, bit, at / 2, index_t{0}, (at % 2 == 0 ? 4 : 0) + bit);
 }
 
+/// What words hold where no code lies.
+template <class Layout>
+typename Layout::word blank(Layout, index_t, index_t, index_t) {
+  return 0;
+}
+inline uint8_t blank(layout::bitsandbytes l, index_t n, index_t k, index_t row) {
+  return n * k % 2 != 0 && row == n * k / 2 ? l.filler : uint8_t{0};
+}
+
 /// GPTQ v1 stores a zero point less one; nothing else stores anything but the code.
 template <class Layout>
 int less(Layout) {
@@ -165,7 +174,7 @@ template <class Layout>
 void pack(Layout l, matrix<const uint8_t> codes, matrix<typename Layout::word> words) {
   using word = typename Layout::word;
   for (index_t row = 0; row < words.rows; ++row)
-    for (index_t col = 0; col < words.cols; ++col) words(row, col) = 0;
+    for (index_t col = 0; col < words.cols; ++col) words(row, col) = detail::blank(l, codes.rows, codes.cols, row);
   detail::each_bit(l, codes.rows, codes.cols, [&](index_t i, index_t j, int bit, index_t row, index_t col, index_t at) {
     const int value = codes(i, j) - detail::less(l);
     const auto set = static_cast<word>(static_cast<word>(value >> bit & 1) << at);

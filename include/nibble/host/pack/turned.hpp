@@ -52,6 +52,14 @@ inline void turn_four(const uint32_t* from, index_t from_stride, uint32_t* to, i
 
 /// to(c, r) = from(r, c).
 inline void turn(matrix<const uint32_t> from, matrix<uint32_t> to) noexcept {
+  if (from.rows == tile_words && from.cols == 4) {
+    for (index_t row = 0; row < tile_words; row += 4) turn_four(from.row(row), from.stride, to.data + row, to.stride);
+    return;
+  }
+  if (from.rows == 4 && from.cols == tile_words) {
+    for (index_t col = 0; col < tile_words; col += 4) turn_four(from.data + col, from.stride, to.row(col), to.stride);
+    return;
+  }
   const index_t rows = from.rows / 4 * 4, cols = from.cols / 4 * 4;
   for (index_t row = 0; row < rows; row += 4)
     for (index_t col = 0; col < cols; col += 4) turn_four(&from(row, col), from.stride, &to(col, row), to.stride);
