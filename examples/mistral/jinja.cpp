@@ -103,8 +103,8 @@ class evaluator {
   }
 
  private:
-  static constexpr int max_steps = 1'000'000, max_depth = 20;
-  static constexpr size_t max_text = size_t{1} << 28;
+  static constexpr int max_steps = 500'000, max_depth = 20;
+  static constexpr size_t max_text = size_t{1} << 26;
 
   [[noreturn]] void fail(const std::string& what) const { throw error(where_ + ": the template " + what); }
   [[noreturn]] void missing(const std::string& what) const { fail("uses " + what + ", which is not implemented"); }
