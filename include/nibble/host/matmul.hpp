@@ -3,7 +3,7 @@
 /// Matrix products on fixed tiles: a single-threaded BLAS call a tile, our threads over the tiles. The cut follows from
 /// the shapes alone, so the bytes of a product do not depend on the number of threads.
 /// Needs a CBLAS (OpenBLAS, BLIS, MKL's cblas.h); every other host header does without.
-#pragma once
+/// Needs a CBLAS (OpenBLAS, BLIS, MKL's cblas.h), and so does what includes it: observe, output_loss, clip, sweep, awq.
 
 #include <cblas.h>
 
