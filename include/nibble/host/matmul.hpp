@@ -2,8 +2,8 @@
 /// @file
 /// Matrix products on fixed tiles: a single-threaded BLAS call a tile, our threads over the tiles. The cut follows from
 /// the shapes alone, so the bytes of a product do not depend on the number of threads.
-/// Needs a CBLAS (OpenBLAS, BLIS, MKL's cblas.h); every other host header does without.
 /// Needs a CBLAS (OpenBLAS, BLIS, MKL's cblas.h), and so does what includes it: observe, output_loss, clip, sweep, awq.
+#pragma once
 
 #include <cblas.h>
 
