@@ -61,11 +61,26 @@ struct job {
 
   explicit job(const awq_options& options);
   std::set<projection> chosen(index_t layer) const;
+  void check_tensors() const;
   void check_finite(index_t layer, const layer_weights& w) const;
 };
 
+config read_dense_config(const std::filesystem::path& model) {
+  config c = read_config(model);
+  if (c.json.contains("quantization_config"))
+    throw error((model / "config.json").string() +
+                " has a quantization_config: the model is quantized already; give the original");
+  return c;
+}
+
+const tensor& floating(const tensor& t) {
+  if (t.dtype == "F32" || t.dtype == "F16" || t.dtype == "BF16") return t;
+  throw error(t.file.string() + ": the tensor \"" + t.name + "\" has dtype " + t.dtype +
+              ", but only weights of F32, F16 or BF16 can be quantized");
+}
+
 dtype stored_dtype(const awq_options& o, const checkpoint& files) {
-  const dtype own = parse_dtype(files.at(projection_name(0, projection::q) + ".weight").dtype);
+  const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
   return o.how.format == packed_format::compressed_tensors ? own : dtype::f16;
 }
 
@@ -77,23 +92,37 @@ quantization ignored_linears(const awq_options& o) {
 
 job::job(const awq_options& options)
     : o(options),
-      model(read_config(o.model)),
+      model(read_dense_config(o.model)),
       files(o.model),
       stored(stored_dtype(o, files)),
       scheme(scheme_of(o.how, stored)),
       ignored(ignored_linears(o)) {
-  if (model.json.contains("quantization_config"))
-    throw error(o.model + "/config.json has a quantization_config: the model is quantized already; give the original");
-  for (index_t layer = 0; layer < model.layers; ++layer)
-    for (const projection p : projections) {
-      const std::string name = projection_name(layer, p);
-      files.at(name + ".weight", {outputs(model, p), inputs(model, p)});
-      if (chosen(layer).count(p) > 0) check_packable(name, outputs(model, p), inputs(model, p), o.how);
-    }
+  check_tensors();
   tok = open_tokenizer(o.model);
   if (o.evaluate.empty()) return;
   text = read_text_ids(o.evaluate, *tok);
   windows = plan_windows(static_cast<index_t>(text.size()), model.context, window_options{});
+}
+
+/// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.
+void job::check_tensors() const {
+  const auto check = [&](const std::string& name, const std::vector<index_t>& shape) {
+    floating(files.at(name, shape));
+  };
+  check("model.embed_tokens.weight", {model.vocabulary, model.hidden});
+  check("model.norm.weight", {model.hidden});
+  if (!model.tied_embeddings) check("lm_head.weight", {model.vocabulary, model.hidden});
+  for (index_t layer = 0; layer < model.layers; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    check(prefix + "input_layernorm.weight", {model.hidden});
+    check(prefix + "post_attention_layernorm.weight", {model.hidden});
+    const auto packed = chosen(layer);
+    for (const projection p : projections) {
+      const std::string name = projection_name(layer, p);
+      check(name + ".weight", {outputs(model, p), inputs(model, p)});
+      if (packed.count(p) > 0) check_packable(name, outputs(model, p), inputs(model, p), o.how);
+    }
+  }
 }
 
 std::set<projection> job::chosen(index_t layer) const {
