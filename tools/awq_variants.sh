@@ -36,19 +36,21 @@ both() { # name, options...
 
 both "default"
 both "round to nearest, min-max" --method rtn
-both "ranges only" --n-grid 1 --sweeps 0
-both "scales, min-max ranges (AWQ as published)" --clip none --sweeps 0
-both "scales and ranges together" --sweeps 0
-both "ranges and sweeps, no scales" --n-grid 1
+both "AWQ as published: --clip none --sweeps 0" --clip none --sweeps 0
+both "ranges alone: --n-grid 1 --clip mse --sweeps 0" --n-grid 1 --clip mse --sweeps 0
+both "ranges alone: --n-grid 1 --clip gram --sweeps 0" --n-grid 1 --clip gram --sweeps 0
+both "scales and ranges: --clip mse --sweeps 0" --clip mse --sweeps 0
+both "scales and ranges: --clip gram --sweeps 0" --clip gram --sweeps 0
+both "no scales: --n-grid 1" --n-grid 1
+both "no scales: --n-grid 1 --clip mse" --n-grid 1 --clip mse
+both "--clip mse" --clip mse
+both "--clip mse --shrinkage 0" --clip mse --shrinkage 0
 both "--shrinkage 0" --shrinkage 0
-both "--clip gram" --clip gram
-both "--propagate quantized" --propagate quantized
-both "--loss block" --loss block
-both "--sweeps 4" --sweeps 4
 both "--shrinkage 0.25" --shrinkage 0.25
 both "--shrinkage 0.75" --shrinkage 0.75
+both "--propagate quantized" --propagate quantized
+both "--loss block" --loss block
+both "--sweeps 1" --sweeps 1
+both "--sweeps 4" --sweeps 4
 both "--duo-scaling true" --duo-scaling true
 both "--duo-scaling false" --duo-scaling false
-both "--clip gram --sweeps 0" --clip gram --sweeps 0
-both "--loss block --sweeps 0" --loss block --sweeps 0
-both "--sweeps 1" --sweeps 1

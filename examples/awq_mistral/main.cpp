@@ -117,8 +117,8 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
   add_choice<clip_search>(
       app, "--clip", o.clip, {{"mse", clip_search::mse}, {"gram", clip_search::gram}, {"none", clip_search::none}},
       "mse|gram|none",
-      "Ranges: each end searched for the least squared error weighted by the activations, under the "
-      "group's Gram matrix, or min-max [mse]")
+      "Ranges: each end searched for the least error of the group's output, through its part of the Gram matrix; "
+      "for the least squared error of the weights, weighted by the activations; or min-max [gram]")
       ->group(group);
   app.add_option("--sweeps", o.sweeps, "Rounds in which each code is moved to where the linear's output error is least")
       ->check(between(0, 1000))

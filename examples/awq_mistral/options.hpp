@@ -26,7 +26,7 @@ struct awq_options {
   search_loss loss = search_loss::gram;
   duo_scaling duo = duo_scaling::both;
   int grid = 20;
-  clip_search clip = clip_search::mse;
+  clip_search clip = clip_search::gram;
   int sweeps = 2;
   float shrinkage = 0.5f;
   propagation propagate = propagation::original;
