@@ -157,7 +157,8 @@ TEST_CASE("other architectures are refused by name") {
   for (const char* name :
        {"Mistral3ForConditionalGeneration", "MixtralForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel"})
     CHECK_THAT(refused_with("architectures", {name}), Contains(name) && Contains("MistralForCausalLM"));
-  for (const json& bad : {json::array(), json::array({"MistralForCausalLM", "LlamaForCausalLM"}), json("x"), json({1})})
+  for (const json& bad :
+       {json::array(), json::array({"MistralForCausalLM", "LlamaForCausalLM"}), json("x"), json::array({1})})
     CHECK_THAT(refused_with("architectures", bad), Contains("architectures"));
   CHECK_THAT(refused_with("model_type", "llama"), Contains("model_type"));
   json file = mistral_7b();

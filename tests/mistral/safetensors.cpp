@@ -154,10 +154,11 @@ TEST_CASE("an entry that is not dtype, shape and offsets is refused by its name"
   CHECK_THAT(broken("dtype", "F128"), Contains("\"w\"") && Contains("F128"));
   for (const json& bad : {json(3), json(nullptr), json::array({"F32"}), json(""), json::object()})
     CHECK_THAT(broken("dtype", bad), Contains("\"w\""));
-  for (const json& bad : {json(2), json({-2}), json({2.0}), json({"2"}), json({{2}}), json(nullptr), json("2")})
+  for (const json& bad : {json(2), json::array({-2}), json::array({2.0}), json::array({"2"}),
+                          json::array({json::array({2})}), json(nullptr), json("2")})
     CHECK_THAT(broken("shape", bad), Contains("\"w\""));
   for (const json& bad :
-       {json(0), json({0}), json({0, 8, 8}), json({-1, 8}), json({0, 8.0}), json({0, true}), json("0")})
+       {json(0), json::array({0}), json({0, 8, 8}), json({-1, 8}), json({0, 8.0}), json({0, true}), json("0")})
     CHECK_THAT(broken("data_offsets", bad), Contains("\"w\""));
   CHECK_THAT(broken("extra", 1), Contains("\"w\""));
   CHECK_THAT(refused_header({{"w", {{"dtype", "F32"}, {"shape", {2}}}}}, 8), Contains("\"w\""));
