@@ -88,8 +88,8 @@ nlohmann::ordered_json as_json(const options& o, const evaluation& own, const ev
 
 void print(const options& o, const evaluation& own, const evaluation* first, const window& widest) {
   const auto error_of = [](double value) {
-    char text[32];
-    std::snprintf(text, sizeof(text), std::isnan(value) ? "" : " ± %.3f", value);
+    char text[32] = "";
+    if (!std::isnan(value)) std::snprintf(text, sizeof(text), " ± %.3f", value);
     return std::string(text);
   };
   std::printf("%s\n%lld ids scored in %lld windows of %lld, stride %lld\n\n", o.text.c_str(),
