@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Fitting ranges to a 4096 × 14336 matrix, 4 bits asymmetric, group 128, beside a copy: bench_fit. Searches are bound by
-/// arithmetic; their figure is nanoseconds for a weight and a thread.
+/// Fitting ranges to a 4096 × 14336 matrix, 4 bits asymmetric, group 128, beside a copy: bench_fit. Searches are bound
+/// by arithmetic; their figure is nanoseconds for a weight and a thread.
 #include <string>
 
 #include "nibble/host/fit.hpp"

@@ -363,8 +363,8 @@ TEST_CASE("losses of a ramp at 8 bits equal compressed-tensors' to 1e-10") {
 
 namespace {
 
-/// Scales and zero points of a golden file's cases. `method` names the cases; `differs(row weights)` those groups that are
-/// ours by design.
+/// Scales and zero points of a golden file's cases. `method` names the cases; `differs(row weights)` those groups that
+/// are ours by design.
 template <class Method, class Differs>
 void golden_params(const std::string& file, const std::string& method, convention rule, Method m, Differs differs) {
   const auto source = golden("fit/weights.json")["weights"];

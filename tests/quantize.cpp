@@ -133,7 +133,8 @@ TEST_CASE("NaN reads back as zero and infinities saturate by their sign") {
 }
 
 TEST_CASE("a weight inside the range reads back within half a step") {
-  // In float: x / scale is off by at most 2^-24 of itself, so by 255 · 2^-24 steps; the zero point's sum by as much again.
+  // In float: x / scale is off by at most 2^-24 of itself, so by 255 · 2^-24 steps; the zero point's sum by as much
+  // again.
   std::mt19937 engine(3);
   std::uniform_real_distribution<float> place(0.0f, 1.0f);
   any_scheme s;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The yardstick of every bench of memory-bound code: a copy by the same threads, by turns with what is measured, so that
-/// both see the same machine. Bytes per second count what is read and what is written, for the copy as for the rest.
+/// The yardstick of every bench of memory-bound code: a copy by the same threads, by turns with what is measured, so
+/// that both see the same machine. Bytes per second count what is read and what is written, for the copy as for the
+/// rest.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -33,7 +34,8 @@ inline void copy() {
                              [](nibble::index_t i) { std::memcpy(&to[i * piece], &from[i * piece], piece); });
 }
 
-/// Times f, which reads and writes `bytes`, and the copy by turns; `copy` is f's rate over the copy's, fastest to fastest.
+/// Times f, which reads and writes `bytes`, and the copy by turns; `copy` is f's rate over the copy's, fastest to
+/// fastest.
 template <class F>
 void beside_copy(benchmark::State& state, nibble::index_t bytes, F&& f) {
   nibble::host::set_threads(static_cast<int>(state.range(0)));

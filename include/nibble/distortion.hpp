@@ -6,9 +6,9 @@
 ///     cosine      Σ x·y / √(Σ x² · Σ y²)
 ///     max_error   max |y − x|
 ///     kl_divergence(p, q)   Σ softmax(p) · (log softmax(p) − log softmax(q)), in nats, of two rows of logits
-/// NaN anywhere gives NaN, also in max_error. No elements: mse, max_error and KL are 0. x = y gives sqnr +inf, also where both
-/// are 0; cosine is 1 for two zero vectors and 0 for one. A logit of −inf is a probability of 0: nothing where p has it,
-/// +inf where only q has it; rows that are all −inf, or that hold +inf, have no softmax and give NaN.
+/// NaN anywhere gives NaN, also in max_error. No elements: mse, max_error and KL are 0. x = y gives sqnr +inf, also
+/// where both are 0; cosine is 1 for two zero vectors and 0 for one. A logit of −inf is a probability of 0: nothing
+/// where p has it, +inf where only q has it; rows that are all −inf, or that hold +inf, have no softmax and give NaN.
 #pragma once
 
 #include "nibble/core.hpp"

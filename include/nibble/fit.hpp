@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// Range → (scale, zero), as each convention has it. L = 2^bits − 1 steps, mid = 2^(bits−1), a = max(|low|, |high|); R
-/// rounds to the compute dtype, S to the dtype the scale is stored in. The scale is rounded first: zero points and codes
-/// see what will be stored.
+/// rounds to the compute dtype, S to the dtype the scale is stored in. The scale is rounded first: zero points and
+/// codes see what will be stored.
 ///     convention          range        scale, symmetric   scale, asymmetric
 ///     compressed-tensors  includes 0   S(R(a / (L/2)))    S(R(R(high − low) / L))
 ///     AutoAWQ             as it is     S(R(a / (mid−1)))  S(R(max(R(high − low), 1e-5) / L))
 ///     GPTQ                includes 0   S(R(R(2a) / L))    S(R(R(high − low) / L))
 ///     torchao             includes 0   S(R(a / (L/2)))    S(R(R(high − low) / L))
-///     zero, asymmetric: round(R(−mid − R(low / scale))) + mid in compressed-tensors, −round(R(low / scale)) in the others
-/// Zeros are clamped to [0, L]; a symmetric zero is mid. Where nothing is left of the scale, compressed-tensors takes the
-/// epsilon of the scale's dtype (zero = mid when the range is 0), torchao at least the least normal number of the compute
-/// dtype, AutoAWQ a range (or a) of at least 1e-5, GPTQ the range [−1, 1] for 0 and the least normal number otherwise.
-/// Ours, where theirs breaks: a range too wide for the dtype saturates instead of giving inf, and GPTQ's symmetric scale
-/// is 2a / L also for groups without negatives (theirs keeps low = 0 there, so that 1.5 reads back as 0.7).
-/// Sources: compressed-tensors 0.19, AutoAWQ 0.2.9, GPTQModel 7.7, torchao 0.18 (choose_qparams_affine).
+///     zero, asymmetric: round(R(−mid − R(low / scale))) + mid in compressed-tensors, else −round(R(low / scale))
+/// Zeros are clamped to [0, L]; a symmetric zero is mid. Where nothing is left of the scale, compressed-tensors takes
+/// the epsilon of the scale's dtype (zero = mid when the range is 0), torchao at least the least normal number of the
+/// compute dtype, AutoAWQ a range (or a) of at least 1e-5, GPTQ the range [−1, 1] for 0 and the least normal number
+/// otherwise. Ours, where theirs breaks: a range too wide for the dtype saturates instead of giving inf, and GPTQ's
+/// symmetric scale is 2a / L also for groups without negatives (theirs keeps low = 0 there, so that 1.5 reads back as
+/// 0.7). Sources: compressed-tensors 0.19, AutoAWQ 0.2.9, GPTQModel 7.7, torchao 0.18 (choose_qparams_affine).
 #pragma once
 
 #include "nibble/core.hpp"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The rounding rule, weight ↔ code. R rounds to the scheme's compute dtype, as a tensor library rounds every operation:
+/// The rounding rule, weight ↔ code. R rounds to the scheme's compute dtype, as a tensor library rounds every
+/// operation:
 ///     code = round_even(clamp(R(R(x / scale) + zero − mid), −mid, mid − 1)) + mid   (compressed-tensors)
 ///     code = clamp(round_even(R(x / scale)) + zero, 0, 2^bits − 1)                  (AutoAWQ, GPTQ, torchao)
 ///     x'   = R((code − zero) · scale)                                               (all)

@@ -15,8 +15,8 @@ NIBBLE_NAMESPACE_BEGIN
 struct minmax {};
 
 /// Both ends shrunk together by 1 − i / grid, i = 0 … ⌊max_shrink · grid⌋ − 1; the first with the least
-/// Σ importance · |x' − x|^norm wins. As in the packages, every operation is rounded to the compute dtype, and so are the
-/// norm itself and the sum's result.
+/// Σ importance · |x' − x|^norm wins. As in the packages, every operation is rounded to the compute dtype, and so are
+/// the norm itself and the sum's result.
 struct mse_search {
   int grid = 100;           ///< steps from 1 to 0
   double max_shrink = 0.2;  ///< share of `grid` that is searched; double, for the number of steps is truncated
@@ -32,8 +32,8 @@ inline constexpr mse_search autoawq_grid{20, 0.5, 2.0f, 0};
 /// 1. The range, widened to 0 in every convention, has its low end times 1 − i·d and its high end times 1 − j·d,
 ///    d = max_shrink / steps, i and j = 0 … steps. An end that is 0 stays. Symmetric schemes have one end, and
 ///    2·steps steps of d / 2.
-/// 2. `refinements` rounds try scale · (1 − e) and scale · (1 + e) around the best, its zero point kept; e begins as half
-///    of what step 1 went by, and halves each round.
+/// 2. `refinements` rounds try scale · (1 − e) and scale · (1 + e) around the best, its zero point kept; e begins as
+///    half of what step 1 went by, and halves each round.
 /// docs/fit.md says how close the defaults come to an exhaustive search, and what they cost.
 struct ends_search {
   int steps = 4;            ///< at least 1

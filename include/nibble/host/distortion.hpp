@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The measures of distortion.hpp between matrices, rows shared out over the threads; equal to the reference bit for bit,
-/// because a row is summed in order and the rows' sums are added in order.
+/// The measures of distortion.hpp between matrices, rows shared out over the threads; equal to the reference bit for
+/// bit, because a row is summed in order and the rows' sums are added in order.
 #pragma once
 
 #include <vector>

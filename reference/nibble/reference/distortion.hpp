@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The measures of nibble/distortion.hpp between matrices, each by its own formula. Rows are summed in order, then their
-/// sums in order.
+/// The measures of nibble/distortion.hpp between matrices, each by its own formula. Rows are summed in order, then
+/// their sums in order.
 #pragma once
 
 #include <algorithm>

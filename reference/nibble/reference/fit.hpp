@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Ranges, scales and zero points by plain loops, each convention written as its package states it: compressed-tensors and
-/// torchao on signed codes, AutoAWQ and GPTQ on unsigned ones. Every operation is rounded to the
+/// Ranges, scales and zero points by plain loops, each convention written as its package states it: compressed-tensors
+/// and torchao on signed codes, AutoAWQ and GPTQ on unsigned ones. Every operation is rounded to the
 /// compute dtype. Searches evaluate every candidate by quantizing and dequantizing the whole group.
 #pragma once
 
