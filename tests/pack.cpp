@@ -318,7 +318,8 @@ void require_golden_scales(ScaleLayout l, problem& p, const nlohmann::json& gold
 }  // namespace
 
 TEST_CASE("weights become compressed-tensors' words, and its zero points") {
-  for (const auto& golden_case : golden("pack/compressed-tensors.json")["cases"]) {
+  const auto file = golden("pack/compressed-tensors.json");
+  for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     const problem p(golden_case, 0);
     const int bits = golden_case["bits"];
@@ -330,7 +331,8 @@ TEST_CASE("weights become compressed-tensors' words, and its zero points") {
 }
 
 TEST_CASE("weights become AutoAWQ's words, zero points and scales in all three layouts") {
-  for (const auto& golden_case : golden("pack/autoawq.json")["cases"]) {
+  const auto file = golden("pack/autoawq.json");
+  for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     problem p(golden_case, 0);
     REQUIRE(p.quantized(4, convention::autoawq) == p.codes);
@@ -359,7 +361,8 @@ TEST_CASE("weights become AutoAWQ's words, zero points and scales in all three l
 }
 
 TEST_CASE("weights become GPTQModel's words, zero points and scales in both versions") {
-  for (const auto& golden_case : golden("pack/gptqmodel.json")["cases"]) {
+  const auto file = golden("pack/gptqmodel.json");
+  for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     const bool first = golden_case["version"] == 1;
     problem p(golden_case, first ? 1 : 0);
@@ -373,7 +376,8 @@ TEST_CASE("weights become GPTQModel's words, zero points and scales in both vers
 }
 
 TEST_CASE("codes and scales become Marlin's, as vLLM's tables have it") {
-  for (const auto& golden_case : golden("pack/vllm-cpu.json")["cases"]) {
+  const auto file = golden("pack/vllm-cpu.json");
+  for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     problem p(golden_case, 0);
     const layout::marlin l;
@@ -389,7 +393,8 @@ TEST_CASE("codes and scales become Marlin's, as vLLM's tables have it") {
 }
 
 TEST_CASE("codes become bitsandbytes' bytes, an odd count too") {
-  for (const auto& golden_case : golden("pack/bitsandbytes.json")["cases"]) {
+  const auto file = golden("pack/bitsandbytes.json");
+  for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     const index_t n = golden_case["n"], k = golden_case["k"];
     std::vector<uint8_t> codes;
