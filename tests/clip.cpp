@@ -89,7 +89,9 @@ TEST_CASE("no group ends worse under its diagonal block than it began, and all e
           const auto w = heavy_tailed(rows, cols);
           const auto s = scales(cols, false);
           const any_scheme scheme = scheme_of(bits, symmetric);
-          const auto start = fitted(w, group, scheme, minmax{});
+          // Searched ranges are often better than all that is tried here: those have to stay.
+          const auto start =
+              tokens == 40 ? fitted(w, group, scheme, minmax{}) : fitted(w, group, scheme, ends_search{});
           auto p = start, expected = start;
           host::clip_under_gram(w.view(), s.data(), gathered(x, tokens, 0.25f), group, scheme, p.view());
           reference::clip_under_gram(w.view(), s.data(), exact.view(), group, scheme, expected.view(), 6);
