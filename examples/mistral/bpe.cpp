@@ -38,7 +38,8 @@ bpe::bpe(const nlohmann::json& model, const std::string& where) {
   const auto type = json_get<std::string>(model, "type", where, "BPE");
   if (type != "BPE") throw error(where + ": the model type " + type + " is not supported, only BPE");
   for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"})
-    if (const auto found = model.find(key); found != model.end() && !found->is_null() && *found != "" && *found != 0.0)
+    if (const auto found = model.find(key);
+        found != model.end() && excerpt(*found) != "null" && excerpt(*found) != "\"\"" && excerpt(*found) != "0.0")
       throw error(where + ": BPE with \"" + key + "\" is not supported");
   byte_fallback_ = json_get<bool>(model, "byte_fallback", where, false);
   fuse_unknown_ = json_get<bool>(model, "fuse_unk", where, false);

@@ -29,7 +29,7 @@ constexpr dialect dialects[] = {
     {"v3-tekken", "[INST]U[/INST] A$[INST]V[/INST]"},  // Ministral-8B
 };
 
-class mistral_chat : public chat_template {
+class mistral_chat final : public chat_template {
  public:
   mistral_chat(const std::string& source, std::string where, const tokenizer_settings& settings)
       : where_(std::move(where)), bos_(settings.bos.value_or("")), eos_(settings.eos.value_or("")) {

@@ -136,7 +136,7 @@ class evaluator {
   void step() {
     if (++steps_ > max_steps) fail("takes more than " + std::to_string(max_steps) + " steps");
   }
-  value eval_or(const expression_ptr& e, value otherwise) { return e ? eval(*e) : otherwise; }
+  value eval_or(const expression_ptr& e, value otherwise) { return e ? eval(*e) : std::move(otherwise); }
   value attribute(const value& object, const std::string& name) const;
   value item(const value& object, const value& index) const;
   value slice(const expression& e);

@@ -19,6 +19,7 @@ namespace nibble::mistral::jinja {
 /// A value of the template's language; undefined is the JSON library's "discarded".
 using value = nlohmann::ordered_json;
 
+// NOLINTNEXTLINE(bugprone-exception-escape): the JSON library's assertions throw in no build of this project
 struct expression {
   enum class kind {
     literal,

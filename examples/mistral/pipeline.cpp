@@ -125,7 +125,7 @@ pre_tokenizer read_split(const json& component, const std::string& where) {
   const json& pattern = child(component, "pattern", where);  // "invert" swaps matches and gaps: all the same here
   if (!pattern.is_object() || !pattern.contains("Regex")) refuse(where, "Split by another pattern than a Regex");
   const auto shared = std::make_shared<regex>(json_get<std::string>(pattern, "Regex", where), where);
-  return [shared](std::vector<piece> pieces) { return isolate(*shared, pieces); };
+  return [shared](const std::vector<piece>& pieces) { return isolate(*shared, pieces); };
 }
 
 pre_tokenizer read_byte_level(const json& component, const std::string& where) {
@@ -283,7 +283,7 @@ normalizer read_normalizer(const json& component, const std::string& where) {
   if (type == "Sequence")
     return sequence<normalizer>(children(component, "normalizers", where), where, read_normalizer);
   if (type == "Prepend")
-    return [prefix = json_get<std::string>(component, "prepend", where)](std::string text) {
+    return [prefix = json_get<std::string>(component, "prepend", where)](const std::string& text) {
       return text.empty() ? text : prefix + text;
     };
   if (type == "Replace")

@@ -24,7 +24,7 @@ constexpr std::string_view no_dummy_prefix("\x1a\x02\x18\x00", 4);
 constexpr const char* decoding = R"({"type": "Sequence", "decoders": [
   {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]})";
 
-class sentencepiece_tokenizer : public tokenizer {
+class sentencepiece_tokenizer final : public tokenizer {
  public:
   sentencepiece_tokenizer(const std::filesystem::path& file, const tokenizer_settings& settings)
       : where_(file.string()), decode_(read_decoder(nlohmann::json::parse(decoding), where_)) {

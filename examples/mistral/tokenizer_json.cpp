@@ -38,7 +38,7 @@ void repair_pattern(json& file) {
   if (file.contains(pointer) && file[pointer] == converted_pattern) file[pointer] = tekken_pattern;
 }
 
-class json_tokenizer : public tokenizer {
+class json_tokenizer final : public tokenizer {
  public:
   json_tokenizer(const json& file, const std::string& where, const tokenizer_settings& settings)
       : model_(component(file, "model"), where + ", model"),
