@@ -17,7 +17,7 @@
 namespace nibble::test {
 
 struct outcome {
-  int status = -1;  ///< exit status; −1 when a signal ended it
+  int status = -1;  ///< exit status; −N when signal N ended it
   std::string out, err;
 };
 
@@ -44,7 +44,7 @@ inline outcome run_program(const std::string& program, const std::vector<std::st
   int status = 0;
   REQUIRE(::waitpid(child, &status, 0) == child);
   outcome result;
-  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   result.out = read_bytes(streams / "out");
   result.err = read_bytes(streams / "err");
   return result;
