@@ -204,8 +204,8 @@ std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, con
       const config& c = models[m].settings;
       model_output own = run(models[m], windows, b, step);
       const matrix<const float> first_x(first.x.data(), rows, models.front().settings.hidden);
-      score(own.head, matrix<const float>(own.x.data(), rows, c.hidden), b.targets.data(), c.rms_norm_eps,
-            scores.data(), m == 0 ? nullptr : &first.head, first_x);
+      score(own.head, matrix<const float>(own.x.data(), rows, c.hidden), b.targets.data(), scores.data(),
+            m == 0 ? nullptr : &first.head, first_x);
       add_scores(models[m], windows, b, scores, sums[m]);
       if (m == 0) first = std::move(own);
     }

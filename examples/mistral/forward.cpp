@@ -358,11 +358,11 @@ void forward_layer(const config& c, const layer_weights& w, matrix<float> x, con
 }
 
 lm_head load_head(const checkpoint& from, const config& c) {
-  return {read_vector(from, "model.norm.weight", c.hidden),
+  return {read_vector(from, "model.norm.weight", c.hidden), c.rms_norm_eps,
           open_linear(from, c, c.tied_embeddings ? "model.embed_tokens" : "lm_head", c.vocabulary, c.hidden)};
 }
 
-void score(const lm_head& head, matrix<const float> x, const int32_t* targets, float epsilon, token_score* scores,
+void score(const lm_head& head, matrix<const float> x, const int32_t* targets, token_score* scores,
            const lm_head* reference_head, matrix<const float> reference_x) {
   const index_t vocabulary = head.weights->outputs(), hidden = x.cols;
   const bool compare = reference_head != nullptr;
@@ -373,11 +373,11 @@ void score(const lm_head& head, matrix<const float> x, const int32_t* targets, f
     const auto normed = view(normed_data, tokens, hidden), rows = view(rows_data, vocabulary_tile, hidden);
     const auto logits = view(logits_data, tokens, vocabulary_tile);
     matrix<float> reference_normed, reference_logits;
-    rms_norm(x.rows_at(first, tokens), head.norm, epsilon, normed);
+    rms_norm(x.rows_at(first, tokens), head.norm, head.epsilon, normed);
     if (compare) {
       reference_normed = view(reference_data, tokens, hidden);
       reference_logits = view(reference_logits_data, tokens, vocabulary_tile);
-      rms_norm(reference_x.rows_at(first, tokens), reference_head->norm, epsilon, reference_normed);
+      rms_norm(reference_x.rows_at(first, tokens), reference_head->norm, reference_head->epsilon, reference_normed);
     }
     std::vector<running_softmax> own(static_cast<size_t>(tokens)), reference(static_cast<size_t>(compare ? tokens : 0));
     std::vector<double> cross(reference.size(), 0.0), target(static_cast<size_t>(tokens), 0.0);

@@ -87,6 +87,7 @@ void rms_norm(matrix<const float> x, const std::vector<float>& weight, float eps
 /// What predicts: the last norm and the head.
 struct lm_head {
   std::vector<float> norm;
+  float epsilon;  ///< rms_norm_eps
   std::unique_ptr<linear_weights> weights;  ///< (vocabulary, hidden)
 };
 lm_head load_head(const checkpoint& from, const config& c);
@@ -100,7 +101,7 @@ struct token_score {
 
 /// Scores predictions: row i of x (tokens, hidden; the last layer's output) predicts targets[i]. With a reference
 /// model's head and activations, also how far the distribution moved. Logits are never held for more than a tile.
-void score(const lm_head& head, matrix<const float> x, const int32_t* targets, float epsilon, token_score* scores,
+void score(const lm_head& head, matrix<const float> x, const int32_t* targets, token_score* scores,
            const lm_head* reference_head = nullptr, matrix<const float> reference_x = {});
 
 }  // namespace nibble::mistral

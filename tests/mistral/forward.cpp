@@ -46,7 +46,7 @@ struct opened {
     std::vector<token_score> scores(static_cast<size_t>(tokens));
     for (index_t id = 0; id < v; ++id) {
       const std::vector<int32_t> targets(scores.size(), static_cast<int32_t>(id));
-      score(head, x, targets.data(), settings.rms_norm_eps, scores.data());
+      score(head, x, targets.data(), scores.data());
       for (index_t t = 0; t < tokens; ++t) all[static_cast<size_t>(t * v + id)] = -scores[static_cast<size_t>(t)].nll;
     }
     return all;
@@ -243,8 +243,8 @@ TEST_CASE("divergence and agreement are those of the two distributions written o
   std::vector<int32_t> targets(63);
   for (size_t t = 0; t < targets.size(); ++t) targets[t] = static_cast<int32_t>(t * 11 % 700);
   const matrix<const float> of_a(x.data(), 63, spec.hidden), of_b(y.data(), 63, spec.hidden);
-  score(second, of_b, targets.data(), 1e-5f, scores.data(), &first, of_a);
-  score(first, of_a, targets.data(), 1e-5f, itself.data(), &first, of_a);
+  score(second, of_b, targets.data(), scores.data(), &first, of_a);
+  score(first, of_a, targets.data(), itself.data(), &first, of_a);
   int same = 0;
   for (size_t t = 0; t < 63; ++t) {
     double sum = 0, divergence = 0;
