@@ -54,39 +54,49 @@ struct searcher {
     return loss;
   }
 
-  /// Mean squared error of the attention's or the MLP's output with the group's linears rounded.
+  /// The attention's or the MLP's output on one sequence of its sample.
+  void run_block(bool attention, size_t sequence, std::vector<float>& out) const {
+    const auto& sample = attention ? statistics.attention_sample : statistics.mlp_sample;
+    const index_t first = statistics.sample_starts[sequence];
+    const index_t tokens = statistics.sample_starts[sequence + 1] - first;
+    out.resize(static_cast<size_t>(tokens * c.hidden));
+    const matrix<const float> x(sample.data() + first * c.hidden, tokens, c.hidden);
+    const matrix<float> y(out.data(), tokens, c.hidden);
+    if (attention)
+      attention_block(c, w, x, {0, tokens}, y);
+    else
+      mlp_block(c, w, x, y);
+  }
+
+  /// Mean squared error of the attention's or the MLP's output with the group's linears rounded. A sequence at a time:
+  /// the blocks' scratch for all of them would outgrow the layer.
   double block_loss(const scale_group& group, const float* s) const {
     const bool attention = group.input == layer_input::attention;
-    const auto& sample = attention ? statistics.attention_sample : statistics.mlp_sample;
-    const index_t tokens = static_cast<index_t>(sample.size()) / c.hidden;
-    const matrix<const float> x(sample.data(), tokens, c.hidden);
-    const auto run = [&](const layer_weights& with, std::vector<float>& out) {
-      out.resize(sample.size());
-      const matrix<float> y(out.data(), tokens, c.hidden);
-      if (attention)
-        attention_block(c, with, x, statistics.sample_starts, y);
-      else
-        mlp_block(c, with, x, y);
-    };
+    const size_t sequences = statistics.sample_starts.size() - 1;
     auto& wanted = attention ? wanted_attention : wanted_mlp;
-    if (wanted.empty()) run(w, wanted);
-    layer_weights rounded;
-    for (const projection p : projections)
-      if ((input_of(p) == layer_input::attention || p == projection::o) == attention)
-        rounded.w[static_cast<size_t>(p)] = w.w[static_cast<size_t>(p)];
+    if (wanted.empty()) {
+      wanted.resize(sequences);
+      for (size_t i = 0; i < sequences; ++i) run_block(attention, i, wanted[i]);
+    }
+    std::vector<std::vector<float>> originals;
     for (const projection p : group.linears) {
+      originals.push_back(w.w[static_cast<size_t>(p)]);
       with_range_method(o.clip, [&](auto method) {
-        host::round_scaled(rounded.at(c, p), s, moment(group.input), o.how.group, scheme, method);
+        host::round_scaled(w.at(c, p), s, moment(group.input), o.how.group, scheme, method);
       });
     }
     std::vector<float> got;
-    run(rounded, got);
-    double sum = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
-      const double difference = static_cast<double>(got[i]) - static_cast<double>(wanted[i]);
-      sum += difference * difference;
+    double sum = 0, count = 0;
+    for (size_t sequence = 0; sequence < sequences; ++sequence) {
+      run_block(attention, sequence, got);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const double difference = static_cast<double>(got[i]) - static_cast<double>(wanted[sequence][i]);
+        sum += difference * difference;
+      }
+      count += static_cast<double>(got.size());
     }
-    return sum / static_cast<double>(std::max<size_t>(got.size(), 1));
+    for (size_t i = 0; i < originals.size(); ++i) w.w[static_cast<size_t>(group.linears[i])] = std::move(originals[i]);
+    return sum / std::max(count, 1.0);
   }
 
   input_report search(const scale_group& group, dtype stored, std::vector<float>& scale) const {
@@ -104,7 +114,8 @@ struct searcher {
     return {group.input, found.ratio, found.identity_loss, found.loss, true};
   }
 
-  mutable std::vector<float> wanted_attention, wanted_mlp;
+  mutable std::vector<std::vector<float>> wanted_attention,
+      wanted_mlp;  ///< outputs of the blocks as they are, by sequence
 };
 
 /// W·diag(s), and 1/s into what comes before.
