@@ -52,7 +52,7 @@ TEST_CASE("a grid that 32 bits cannot hold is refused, not wrapped round") {
   REQUIRE(check_launch(1, {1024, 1024, 64}, 0, shared) == status::too_large);
 }
 
-TEST_CASE("negative extents and empty blocks are bad shapes; an empty grid is nothing to do") {
+TEST_CASE("negative extents and empty blocks are bad shapes, an empty grid is nothing to do") {
   REQUIRE(check_launch(-1, 1, 0, shared) == status::bad_shape);
   REQUIRE(check_launch({1, -1}, 1, 0, shared) == status::bad_shape);
   REQUIRE(check_launch({1, 1, -1}, 1, 0, shared) == status::bad_shape);

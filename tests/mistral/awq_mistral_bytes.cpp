@@ -110,7 +110,7 @@ TEST_CASE("other options give other bytes: none is ignored") {
   const std::vector<words> variants = {{},
                                        {"--loss", "block"},
                                        {"--propagate", "quantized"},
-                                       {"--clip", "gram"},
+                                       {"--clip", "mse"},
                                        {"--clip", "none"},
                                        {"--sweeps", "0"},
                                        {"--shrinkage", "0"},
@@ -258,7 +258,7 @@ TEST_CASE("ignored linears, norms, embedding and head come through as they were"
   check_readable(w.model, w.root / "out");
 }
 
-TEST_CASE("beside the weights lie the tokenizer, the configs, the recipe and a card; never what names another format") {
+TEST_CASE("beside the weights lie the tokenizer, the configs, the recipe and a card, never what names another format") {
   const workplace w;
   test::write_bytes(w.model / "params.json", "{}");
   test::write_bytes(w.model / "consolidated.safetensors", "x");

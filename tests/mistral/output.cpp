@@ -124,7 +124,7 @@ TEST_CASE("a partial directory that is a link is not followed") {
   CHECK(test::listing(w.model) == "config.json");
 }
 
-TEST_CASE("the tokenizer, template and licence go along; other weights and other formats' files do not") {
+TEST_CASE("the tokenizer, template and licence go along, other weights and other formats' files do not") {
   const workplace w;
   const std::string wanted =
       "LICENSE LICENSE.txt added_tokens.json chat_template.jinja chat_template.json "

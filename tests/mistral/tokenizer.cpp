@@ -354,7 +354,7 @@ TEST_CASE("a tokenizer.model that is damaged is refused or read, and never worse
   CHECK(read > 0);
 }
 
-TEST_CASE("a regular expression's \\s is White_Space, and a match that would never end is refused") {
+TEST_CASE("a regular expression's white space is White_Space, and a match that would never end is refused") {
   using matches = std::vector<std::pair<size_t, size_t>>;
   CHECK(regex(R"(\s)", "x").matches("\xe1\xa0\x8e").empty());  // U+180E is none
   CHECK(regex(R"(\S)", "x").matches("\xe1\xa0\x8e") == matches{{0, 3}});
