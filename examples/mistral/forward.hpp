@@ -87,7 +87,7 @@ void rms_norm(matrix<const float> x, const std::vector<float>& weight, float eps
 /// What predicts: the last norm and the head.
 struct lm_head {
   std::vector<float> norm;
-  float epsilon;  ///< rms_norm_eps
+  float epsilon;                            ///< rms_norm_eps
   std::unique_ptr<linear_weights> weights;  ///< (vocabulary, hidden)
 };
 lm_head load_head(const checkpoint& from, const config& c);

@@ -375,7 +375,8 @@ TEST_CASE("what cannot be written ends before the work: figures in no directory"
   CHECK_THAT(w.refused(1, {"--json", w.name_of("no/figures.json")}), !Contains("quantizing"));
 }
 
-TEST_CASE("option --max-regression ends with 3 when perplexity rises by more and with 0 otherwise, and the output stays") {
+TEST_CASE(
+    "option --max-regression ends with 3 when perplexity rises by more and with 0 otherwise, and the output stays") {
   const test::temporary_directory root;
   const test::fs::path out = root / "out", figures = root / "figures.json";
   test::write_bytes(root / "text.txt", test::read_bytes(test::embedded("text/heldout-persuasion.txt")).substr(0, 4000));
