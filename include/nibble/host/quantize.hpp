@@ -7,6 +7,10 @@
 
 #include <type_traits>
 
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "nibble/half.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/host/simd.hpp"
@@ -90,6 +94,48 @@ inline void store(float x, fp16& to) noexcept {
   to.bits = static_cast<uint16_t>(limited | ((bits >> 16) & 0x8000u));
 }
 
+/// Elements converted between fp16 and float at once; both copies stay in the first-level cache.
+inline constexpr index_t span_block = 512;
+
+#if defined(__GNUC__) && defined(__x86_64__)
+__attribute__((target("avx,f16c"))) inline void load_eights(const fp16* from, float* to, index_t count) noexcept {
+  for (index_t i = 0; i < count; i += 8) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(bits));
+  }
+}
+__attribute__((target("avx,f16c"))) inline void store_eights(const float* from, fp16* to, index_t count) noexcept {
+  for (index_t i = 0; i < count; i += 8) {
+    const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), bits);
+  }
+}
+#else
+inline constexpr bool has_f16c() noexcept {
+  return false;
+}
+inline void load_eights(const fp16*, float*, index_t) noexcept {}
+inline void store_eights(const float*, fp16*, index_t) noexcept {}
+#endif
+
+/// load and store of `count` elements. @pre none to store is NaN.
+inline void load_span(const fp16* from, float* to, index_t count) noexcept {
+  const index_t eights = has_f16c() ? count / 8 * 8 : 0;
+  load_eights(from, to, eights);
+  for (index_t i = eights; i < count; ++i) to[i] = load(from[i]);
+}
+inline void store_span(const float* from, fp16* to, index_t count) noexcept {
+  const index_t eights = has_f16c() ? count / 8 * 8 : 0;
+  store_eights(from, to, eights);
+  for (index_t i = eights; i < count; ++i) store(from[i], to[i]);
+}
+/// round_number<dtype::f16> in place.
+inline void round_span(float* x, index_t count) noexcept {
+  fp16 rounded[span_block];
+  store_span(x, rounded, count);
+  load_span(rounded, x, count);
+}
+
 /// What one group's codes need: code = low byte of round_even(clamp(R(R(x / scale) + shift), low, high)) + base.
 struct rounding {
   float scale, shift, low, high;
@@ -109,28 +155,76 @@ inline float number_or_zero(float x) noexcept {
   return bit_cast<float>(select(x == x, bit_cast<uint32_t>(x), 0u));
 }
 
-/// The rounded, clamped number of steps from `base` to the code of x, as a float whose low byte is that number.
+/// The number of steps from `base` to the code of x, not rounded to an integer yet.
 template <bool ZeroFirst, dtype Compute>
-inline float rounded_steps(float x, const rounding& r) noexcept {
+inline float steps_of(float x, const rounding& r) noexcept {
+  const float v = round_number<Compute>(number_or_zero(x) / r.scale);
+  return ZeroFirst ? round_number<Compute>(v + r.shift) : v;
+}
+
+/// `v` clamped and rounded, as a float whose low byte is that number.
+inline float rounded_number(float v, const rounding& r) noexcept {
   constexpr float magic = 12582912.0f;  // 1.5 · 2^23
-  float v = round_number<Compute>(number_or_zero(x) / r.scale);
-  if constexpr (ZeroFirst) v = round_number<Compute>(v + r.shift);
   v = v < r.low ? r.low : v;
   v = v > r.high ? r.high : v;
   return v + magic;
 }
 
+/// The rounded, clamped number of steps from `base` to the code of x, as a float whose low byte is that number.
+template <bool ZeroFirst, dtype Compute>
+inline float rounded_steps(float x, const rounding& r) noexcept {
+  return rounded_number(steps_of<ZeroFirst, Compute>(x, r), r);
+}
+
+inline uint8_t code_of(float steps, const rounding& r) noexcept {
+  return static_cast<uint8_t>(bit_cast<uint32_t>(rounded_number(steps, r)) + r.base);
+}
+
 template <bool ZeroFirst, dtype Compute, class T>
 inline void quantize_span(const T* __restrict x, uint8_t* __restrict q, index_t count, rounding r) noexcept {
-  for (index_t i = 0; i < count; ++i)
-    q[i] = static_cast<uint8_t>(bit_cast<uint32_t>(rounded_steps<ZeroFirst, Compute>(load(x[i]), r)) + r.base);
+  if constexpr (Compute == dtype::f16) {
+    for (index_t first = 0; first < count; first += span_block) {
+      const index_t size = min(span_block, count - first);
+      float steps[span_block];
+      if constexpr (std::is_same_v<T, fp16>)
+        load_span(x + first, steps, size);
+      else
+        for (index_t i = 0; i < size; ++i) steps[i] = load(x[first + i]);
+      for (index_t i = 0; i < size; ++i) steps[i] = number_or_zero(steps[i]) / r.scale;
+      round_span(steps, size);
+      if constexpr (ZeroFirst) {
+        for (index_t i = 0; i < size; ++i) steps[i] += r.shift;
+        round_span(steps, size);
+      }
+      for (index_t i = 0; i < size; ++i) q[first + i] = code_of(steps[i], r);
+    }
+  } else if constexpr (std::is_same_v<T, fp16>) {
+    for (index_t first = 0; first < count; first += span_block) {
+      const index_t size = min(span_block, count - first);
+      float block[span_block];
+      load_span(x + first, block, size);
+      quantize_span<ZeroFirst, Compute>(block, q + first, size, r);
+    }
+  } else {
+    for (index_t i = 0; i < count; ++i) q[i] = code_of(steps_of<ZeroFirst, Compute>(load(x[i]), r), r);
+  }
 }
 
 template <dtype Compute, class T>
 inline void dequantize_span(const uint8_t* __restrict q, T* __restrict x, index_t count, params p) noexcept {
-  for (index_t i = 0; i < count; ++i) {
-    const float value = static_cast<float>(int32_t(q[i]) - p.zero) * p.scale;
-    store(round_number<Compute>(value), x[i]);
+  if constexpr (std::is_same_v<T, fp16>) {  // computing in fp16 rounds once, as storing does
+    constexpr dtype compute = Compute == dtype::f16 ? dtype::f32 : Compute;
+    for (index_t first = 0; first < count; first += span_block) {
+      const index_t size = min(span_block, count - first);
+      float block[span_block];
+      dequantize_span<compute>(q + first, block, size, p);
+      store_span(block, x + first, size);
+    }
+  } else {
+    for (index_t i = 0; i < count; ++i) {
+      const float value = static_cast<float>(int32_t(q[i]) - p.zero) * p.scale;
+      store(round_number<Compute>(value), x[i]);
+    }
   }
 }
 

@@ -5,10 +5,32 @@
 /// product with a sum.
 #pragma once
 
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "nibble/core.hpp"
 
 NIBBLE_NAMESPACE_BEGIN
 namespace host {
+
+#if defined(__GNUC__) && defined(__x86_64__)
+namespace detail {
+/// Whether this machine converts between fp16 and float in one instruction. (__builtin_cpu_supports of clang 14 does not
+/// know the name.)
+inline bool has_f16c() noexcept {
+#if defined(__F16C__)
+  return true;
+#else
+  static const bool has = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __builtin_cpu_supports("avx") && __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  }();
+  return has;
+#endif
+}
+}  // namespace detail
+#endif
 
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(__AVX2__)
 namespace detail {
