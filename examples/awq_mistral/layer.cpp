@@ -147,6 +147,16 @@ quantized_linear blank(matrix<const float> w, index_t group_size) {
   return q;
 }
 
+/// Parameters of the min-max ranges; no codes.
+quantized_linear whole_ranges(matrix<const float> w, index_t group_size, any_scheme scheme) {
+  quantized_linear q;
+  q.n = w.rows;
+  q.groups = per_group(group_size).across(w.cols);
+  q.parameters.resize(static_cast<size_t>(q.n * q.groups));
+  host::fit(w, q.param_matrix(), per_group(group_size), scheme, minmax{});
+  return q;
+}
+
 quantized_linear choose_codes(const awq_options& o, any_scheme scheme, matrix<const float> w,
                               const std::vector<float>& s, const host::second_moment& x) {
   const group_shape g = per_group(o.how.group);
@@ -173,13 +183,18 @@ layer_report quantize_layer(const config& c, const awq_options& o, const std::se
   };
   layer_report report;
   const searcher search{c, o, scheme, statistics, w, {}, {}};
+  for (const layer_input input : layer_inputs)
+    report.channels[static_cast<size_t>(input)] = rank_channels(search.moment(input).absolute_mean());
   std::array<double, 7> rtn{};
+  std::array<weight_histogram, 7> before;
   for (const projection p : chosen) {
+    before[static_cast<size_t>(p)] = count_weights(w.at(c, p));
     const std::vector<float> ones(static_cast<size_t>(inputs(c, p)), 1.0f);
     rtn[static_cast<size_t>(p)] = host::scaled_loss(matrix<const float>(w.at(c, p)), ones.data(),
                                                     search.moment(input_of(p)), o.how.group, scheme, minmax{});
   }
   std::array<std::vector<float>, 4> scales;
+  std::array<const float*, 7> rows{};  // by what the rows of a linear were divided
   for (const layer_input input : layer_inputs)
     scales[static_cast<size_t>(input)].assign(static_cast<size_t>(search.moment(input).inputs()), 1.0f);
   // A scale changes the rows of what comes before it, so all scales are applied before any code is chosen.
@@ -188,6 +203,7 @@ layer_report quantize_layer(const config& c, const awq_options& o, const std::se
     auto& scale = scales[static_cast<size_t>(group.input)];
     report.inputs.push_back(search.search(group, stored, scale));
     apply(c, group, scale, stored, w);
+    if (group.norm == nullptr) rows[static_cast<size_t>(group.before)] = scale.data();
   }
   for (const projection p : projections) {
     if (chosen.count(p) == 0) continue;
@@ -195,10 +211,16 @@ layer_report quantize_layer(const config& c, const awq_options& o, const std::se
     const auto& x = search.moment(input_of(p));
     const quantized_linear q = choose_codes(o, scheme, w.at(c, p), s, x);
     const matrix<const float> scaled = w.at(c, p);
-    report.linears.push_back(
-        {p, rtn[static_cast<size_t>(p)],
-         host::codes_loss(scaled, q.code_matrix(), q.param_matrix(), s.data(), x, o.how.group, scheme)});
+    linear_report linear = {
+        p,
+        rtn[static_cast<size_t>(p)],
+        host::codes_loss(scaled, q.code_matrix(), q.param_matrix(), s.data(), x, o.how.group, scheme),
+        before[static_cast<size_t>(p)],
+        {},
+        compare_ranges(q.param_matrix(), whole_ranges(scaled, o.how.group, scheme).param_matrix())};
     host::dequantize(q.code_matrix(), q.param_matrix(), w.at(c, p), per_group(o.how.group), scheme);
+    linear.after = count_weights(w.at(c, p), linear.before.unit, rows[static_cast<size_t>(p)], s.data());
+    report.linears.push_back(linear);
     sink(p, q);
   }
   return report;
@@ -215,6 +237,15 @@ void round_layer(const config& c, const packing& how, const std::set<projection>
     host::dequantize(matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), linear, g, scheme);
     if (sink) sink(p, q);
   }
+}
+
+layer_report round_reported(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
+                            layer_weights& w, const linear_sink& sink) {
+  layer_report report;
+  for (const projection p : chosen) report.linears.push_back({p, 0, 0, count_weights(w.at(c, p)), {}, {}});
+  round_layer(c, how, chosen, scheme, w, sink);
+  for (linear_report& linear : report.linears) linear.after = count_weights(w.at(c, linear.which), linear.before.unit);
+  return report;
 }
 
 }  // namespace nibble::mistral

@@ -11,6 +11,7 @@
 
 #include "mistral/forward.hpp"
 #include "mistral/packed_writer.hpp"
+#include "mistral/summary.hpp"
 #include "nibble/host/awq.hpp"
 #include "options.hpp"
 
@@ -33,11 +34,18 @@ struct input_report {
 struct linear_report {
   projection which;
   double rtn_loss = 0, loss = 0;  ///< tr(ΔW·G'·ΔWᵀ) of min-max rounding of the original weights, and of ours
+  weight_histogram before,
+      after;  ///< of the original weights, and of what the packed ones stand for with scales undone
+  range_kept range;
 };
 struct layer_report {
   std::vector<input_report> inputs;
   std::vector<linear_report> linears;
+  std::array<channel_profile, 4> channels;  ///< by layer_input
 };
+
+/// A layer of --json. What was not looked at, such as losses when rounding to nearest, is not in it.
+nlohmann::ordered_json to_json(const layer_report& layer, bool calibrated);
 
 /// Told of each finished linear, which may be written and forgotten.
 using linear_sink = std::function<void(projection, const quantized_linear&)>;
@@ -51,5 +59,9 @@ layer_report quantize_layer(const config& c, const awq_options& o, const std::se
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
 void round_layer(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
                  layer_weights& w, const linear_sink& sink);
+
+/// round_layer, and the weights' histograms.
+layer_report round_reported(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
+                            layer_weights& w, const linear_sink& sink);
 
 }  // namespace nibble::mistral

@@ -201,7 +201,7 @@ int run(awq_options& o, const words& w) {
   const pass_result r = run_pass(o);
   std::printf("%s\nwritten to %s\n", table(o, r).c_str(), o.output.c_str());
   if (!o.json.empty()) {
-    write_file(o.json + ".partial", to_json(o, r).dump(2) + "\n");
+    write_file(o.json + ".partial", readable(to_json(o, r)) + "\n");
     rename_file(o.json + ".partial", o.json);
   }
   if (o.max_regression < 0) return 0;

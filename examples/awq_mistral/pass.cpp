@@ -258,7 +258,7 @@ void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
     std::string note;
     if (!s) {
       stopwatch watch(r.seconds.search);
-      round_layer(j.model, j.o.how, j.chosen(layer), j.scheme, w, sink);
+      r.layers.push_back(to_json(round_reported(j.model, j.o.how, j.chosen(layer), j.scheme, w, sink), false));
     } else {
       layer_statistics statistics;
       const bool again = j.o.propagate == propagation::quantized;
@@ -272,9 +272,10 @@ void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
                       " turns the calibration text into NaN or infinity" + "; check the checkpoint");
       {
         stopwatch watch(r.seconds.search);
-        r.layers.push_back(quantize_layer(j.model, j.o, j.chosen(layer), j.stored, j.scheme, statistics, w, sink));
+        const auto report = quantize_layer(j.model, j.o, j.chosen(layer), j.stored, j.scheme, statistics, w, sink);
+        note = loss_note(report);
+        r.layers.push_back(to_json(report, true));
       }
-      note = loss_note(r.layers.back());
       statistics = {};
       if (again) {
         stopwatch watch(r.seconds.forward);

@@ -19,7 +19,7 @@ struct phase_seconds {
 };
 
 struct pass_result {
-  std::vector<layer_report> layers;
+  std::vector<nlohmann::ordered_json> layers;  ///< what to_json(layer_report) says of each
   phase_seconds seconds;
   double rtn_seconds = 0;
   index_t calibration_sequences = 0, calibration_tokens = 0;

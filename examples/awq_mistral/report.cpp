@@ -18,10 +18,6 @@ const char* to_string(clip_search clip) {
 const char* to_string(duo_scaling duo) {
   return duo == duo_scaling::both ? "both" : duo == duo_scaling::on ? "true" : "false";
 }
-const char* to_string(layer_input input) {
-  constexpr const char* names[] = {"attention", "o", "mlp", "down"};
-  return names[static_cast<size_t>(input)];
-}
 
 template <class... Args>
 std::string format(const char* pattern, Args... args) {
@@ -51,22 +47,6 @@ std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
   rows.push_back({own_name(o), r.output_bytes, r.bits_per_weight, r.seconds.quantization(),
                   r.evaluations.empty() ? nullptr : &r.evaluations.back(), false});
   return rows;
-}
-
-nlohmann::ordered_json losses_json(const pass_result& r) {
-  auto layers = nlohmann::ordered_json::array();
-  for (const layer_report& layer : r.layers) {
-    nlohmann::ordered_json inputs, linears;
-    for (const auto& input : layer.inputs)
-      inputs[to_string(input.input)] = {{"ratio", input.ratio.exponent},
-                                        {"duo", input.ratio.duo},
-                                        {"unscaled_loss", input.identity_loss},
-                                        {"loss", input.scaled_loss}};
-    for (const auto& linear : layer.linears)
-      linears[to_string(linear.which)] = {{"round_to_nearest_loss", linear.rtn_loss}, {"loss", linear.loss}};
-    layers.push_back({{"scales", inputs}, {"linears", linears}});
-  }
-  return layers;
 }
 
 }  // namespace
@@ -118,7 +98,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                          {"windows", r.evaluations.front().windows},
                          {"window", r.window},
                          {"stride", r.stride}};
-  out["layers"] = losses_json(r);
+  out["layers"] = r.layers;
   return out;
 }
 
