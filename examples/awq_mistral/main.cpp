@@ -162,7 +162,10 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
-  app.add_option("--evaluate", o.evaluate, "Text whose perplexity is measured before and after")
+  app.add_option(
+         "--evaluate", o.evaluate,
+         "Text whose perplexity is measured before and after: a .jsonl by lines (text, or prompt and answer), each by "
+         "itself; any other file as one text")
       ->type_name("FILE")
       ->group(group);
   app.add_option("--max-regression", o.max_regression,

@@ -56,7 +56,7 @@ struct job {
   any_scheme scheme;
   quantization ignored;  ///< knows which linears are left as they are
   std::unique_ptr<tokenizer> tok;
-  std::vector<int32_t> text;  ///< ids to evaluate on
+  evaluation_text text;  ///< to evaluate on
   std::vector<window> windows;
 
   explicit job(const awq_options& options);
@@ -100,8 +100,8 @@ job::job(const awq_options& options)
   check_tensors();
   tok = open_tokenizer(o.model);
   if (o.evaluate.empty()) return;
-  text = read_text_ids(o.evaluate, *tok);
-  windows = plan_windows(static_cast<index_t>(text.size()), model.context, window_options{});
+  text = read_evaluation_text(o.evaluate, *tok);
+  windows = plan_windows(text, model.context, window_options{});
 }
 
 /// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.
@@ -307,9 +307,9 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
     if (!bar) bar.emplace("evaluating", all);
     bar->at(done);
   };
-  r.evaluations = evaluate(models, j.text, j.windows, report,
+  r.evaluations = evaluate(models, j.text.ids, j.windows, report,
                            std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4));
-  r.window = j.windows.front().length;
+  for (const window& w : j.windows) r.window = std::max(r.window, w.length);
   r.stride = std::min(window_options{}.stride, r.window);
 }
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "layer.hpp"
-#include "mistral/evaluate.hpp"
+#include "mistral/evaluation_text.hpp"
 #include "options.hpp"
 
 namespace nibble::mistral {

@@ -84,11 +84,11 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
     if (each.seconds >= 0) model["seconds"] = each.seconds;
     if (each.figures)
       model.update({{"perplexity", each.figures->perplexity}, {"standard_error", each.figures->standard_error}});
-    if (each.figures && !each.original)
-      model.update({{"increase", each.figures->increase},
-                    {"increase_standard_error", each.figures->increase_standard_error},
-                    {"kl_divergence", each.figures->divergence},
-                    {"top_token_agreement", each.figures->agreement}});
+    if (each.figures && !each.original) {
+      model.update(
+          {{"increase", each.figures->increase}, {"increase_standard_error", each.figures->increase_standard_error}});
+      add_shift(model, *each.figures);
+    }
     models.push_back(model);
   }
   out["models"] = models;
@@ -105,7 +105,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
 std::string table(const awq_options& o, const pass_result& r) {
   const bool evaluated = !r.evaluations.empty();
   std::string out = format("%-18s %9s %11s", "", "size", "bits/weight");
-  if (evaluated) out += format(" %11s %18s %9s %9s", "perplexity", "increase", "KL, nats", "same top");
+  if (evaluated) out += format(" %11s %18s %9s %9s %9s", "perplexity", "increase", "KL, nats", "KL, 99 %", "same top");
   out += format(" %12s\n", "time");
   for (const row& each : rows_of(o, r)) {
     const std::string bits = each.original ? "" : format("%.2f", each.bits);
@@ -115,10 +115,10 @@ std::string table(const awq_options& o, const pass_result& r) {
       const evaluation& e = *each.figures;
       out += format(" %11.3f", e.perplexity);
       if (each.original)
-        out += format(" %18s %9s %9s", "", "", "");
+        out += format(" %18s %9s %9s %9s", "", "", "", "");
       else
-        out += format(" %+8.3f ± %-7.3f %9.4f %8.1f%%", e.increase, e.increase_standard_error, e.divergence,
-                      100 * e.agreement);
+        out += format(" %+8.3f ± %-7.3f %9.4f %9.4f %8.1f%%", e.increase, e.increase_standard_error, e.shift.divergence,
+                      e.shift.divergence_99, 100 * e.shift.agreement);
     }
     out += format(" %12s\n", each.seconds < 0 ? "" : duration_text(each.seconds).c_str());
   }
@@ -140,15 +140,15 @@ std::string model_card(const awq_options& o, const pass_result& r) {
             std::filesystem::path(o.calibration).filename().string() + ".\n\n";
   if (!r.evaluations.empty()) {
     card +=
-        "| | size | bits per weight | perplexity | increase | KL divergence, nats | same top token |\n"
-        "|---|---|---|---|---|---|---|\n";
+        "| | size | bits per weight | perplexity | increase | KL divergence, nats | its 99 % quantile | same top "
+        "token |\n|---|---|---|---|---|---|---|---|\n";
     for (const row& each : rows_of(o, r)) {
       card += "| " + each.name + " | " + size_text(static_cast<double>(each.bytes)) + " | " +
               (each.original ? "" : format("%.2f", each.bits)) + " | " + format("%.3f", each.figures->perplexity);
-      card += each.original ? " | | | |\n"
-                            : format(" | %+.3f ± %.3f | %.4f | %.1f %% |\n", each.figures->increase,
-                                     each.figures->increase_standard_error, each.figures->divergence,
-                                     100 * each.figures->agreement);
+      card += each.original ? " | | | | |\n"
+                            : format(" | %+.3f ± %.3f | %.4f | %.4f | %.1f %% |\n", each.figures->increase,
+                                     each.figures->increase_standard_error, each.figures->shift.divergence,
+                                     each.figures->shift.divergence_99, 100 * each.figures->shift.agreement);
     }
     card += format(
         "\nPerplexity of %s: %lld tokens, windows of %lld, stride %lld; the increase with its paired standard "

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "json.hpp"
-#include "utf8.hpp"
+#include "text_file.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -33,16 +33,6 @@ struct splitmix64 {
   }
 };
 
-/// The whole file, which must be UTF-8. A byte order mark is left out.
-std::string read_text(const fs::path& file) {
-  if (!fs::exists(file)) throw error("there is no calibration file " + file.string());
-  std::string text = read_file(file);
-  if (const size_t at = utf8_error(text); at != std::string::npos)
-    throw error(file.string() + " is not UTF-8 at byte " + std::to_string(at) + "; convert it, for example with iconv");
-  if (text.compare(0, 3, "\xef\xbb\xbf") == 0) text.erase(0, 3);
-  return text;
-}
-
 std::vector<std::vector<int32_t>> windows(const std::vector<int32_t>& ids, const calibration_options& options) {
   const auto length = static_cast<size_t>(options.max_length);
   std::vector<std::vector<int32_t>> out;
@@ -52,25 +42,6 @@ std::vector<std::vector<int32_t>> windows(const std::vector<int32_t>& ids, const
     out.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(begin),
                      ids.begin() + static_cast<std::ptrdiff_t>(begin + length));
   return out;
-}
-
-/// A line of a .jsonl and where it stands, for messages.
-struct line {
-  std::string_view text;
-  std::string where;
-};
-
-std::vector<line> read_lines(std::string_view text, const fs::path& file) {
-  std::vector<line> lines;
-  size_t number = 1;
-  for (size_t begin = 0; begin < text.size(); ++number) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view one = text.substr(begin, end - begin);
-    if (one.find_first_not_of(" \t\r") != std::string_view::npos)
-      lines.push_back({one, file.string() + ", line " + std::to_string(number)});
-    begin = end + 1;
-  }
-  return lines;
 }
 
 std::vector<message> read_messages(const ordered_json& list, const std::string& where) {
@@ -94,7 +65,7 @@ std::string alpaca(const ordered_json& object, const std::string& where) {
          json_get<std::string>(object, "output", where, "");
 }
 
-std::vector<int32_t> line_ids(const line& from, const tokenizer& tok, const chat_template* chat) {
+std::vector<int32_t> line_ids(const jsonl_line& from, const tokenizer& tok, const chat_template* chat) {
   const auto object = parse_json(from.text, from.where);
   if (object.contains("text")) {
     const auto text = json_get<std::string>(object, "text", from.where);
@@ -115,7 +86,7 @@ std::vector<int32_t> line_ids(const line& from, const tokenizer& tok, const chat
 }
 
 /// Tokens of as many lines as wanted: in the file's order if all are, else in the order of a Fisher–Yates shuffle.
-std::vector<std::vector<int32_t>> draw(std::vector<line> lines, const tokenizer& tok, const chat_template* chat,
+std::vector<std::vector<int32_t>> draw(std::vector<jsonl_line> lines, const tokenizer& tok, const chat_template* chat,
                                        const calibration_options& options) {
   const auto wanted = static_cast<size_t>(options.samples);
   const bool shuffled = lines.size() > wanted;
@@ -150,6 +121,7 @@ calibration_set read_calibration(const fs::path& file, const tokenizer& tok, con
   const std::string kind = file.extension().string();
   if (kind != ".txt" && kind != ".jsonl")
     throw error("calibration file " + file.string() + " must end in .txt (a text) or .jsonl (an object a line)");
+  if (!fs::exists(file)) throw error("there is no calibration file " + file.string());
   const std::string text = read_text(file);
   calibration_set set;
   set.sequences =

@@ -4,36 +4,35 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "error.hpp"
-#include "json.hpp"
-#include "utf8.hpp"
 
 namespace nibble::mistral {
 namespace {
 
-/// What one window adds up to for one model.
-struct window_sums {
-  double nll = 0, divergence = 0;
-  index_t agreeing = 0;
+/// What is kept of one model: −ln p summed by window, and what each scored position has to say, in the windows' order.
+struct model_scores {
+  std::vector<double> nll;
+  std::vector<double> divergence;  ///< empty for the first model
+  std::vector<char> same_top;
 };
 
-/// Sums of all windows, and each window's residual of the ratio.
+/// Sums of all windows.
 struct totals {
-  index_t tokens = 0, agreeing = 0;
-  double nll = 0, divergence = 0;
+  index_t tokens = 0;
+  double nll = 0;
 
   double mean() const { return nll / static_cast<double>(tokens); }
   double perplexity() const { return std::exp(mean()); }
 };
 
-totals add_up(const std::vector<window>& windows, const std::vector<window_sums>& sums) {
+totals add_up(const std::vector<window>& windows, const std::vector<double>& nll) {
   totals all;
   for (size_t i = 0; i < windows.size(); ++i) {
     all.tokens += windows[i].scored;
-    all.agreeing += sums[i].agreeing;
-    all.nll += sums[i].nll;
-    all.divergence += sums[i].divergence;
+    all.nll += nll[i];
   }
   return all;
 }
@@ -48,12 +47,52 @@ double ratio_error(size_t windows, index_t tokens, F&& residual) {
   return std::sqrt(count / (count - 1.0) * squares) / static_cast<double>(tokens);
 }
 
-evaluation summarise(const std::vector<window>& windows, const std::vector<window_sums>& own,
-                     const std::vector<window_sums>& first) {
-  const totals all = add_up(windows, own), reference = add_up(windows, first);
-  const auto tokens = static_cast<double>(all.tokens);
-  const auto residual = [&](const std::vector<window_sums>& sums, const totals& t, size_t i) {
-    return t.perplexity() * (sums[i].nll - t.mean() * static_cast<double>(windows[i].scored));
+/// Divergences and agreement of some positions.
+struct shift_sums {
+  std::vector<double> divergence;
+  index_t agreeing = 0;
+
+  void add(double d, bool same) {
+    divergence.push_back(d);
+    agreeing += same ? 1 : 0;
+  }
+  prediction_shift summary() {
+    const size_t count = divergence.size();
+    if (count == 0) return {};
+    const double sum = std::accumulate(divergence.begin(), divergence.end(), 0.0);
+    const size_t rank = (99 * count + 99) / 100 - 1;  // ⌈0.99 · count⌉, from zero
+    std::nth_element(divergence.begin(), divergence.begin() + static_cast<std::ptrdiff_t>(rank), divergence.end());
+    return {static_cast<index_t>(count), sum / static_cast<double>(count), divergence[rank],
+            static_cast<double>(agreeing) / static_cast<double>(count)};
+  }
+};
+
+void summarise_shift(const std::vector<window>& windows, const model_scores& own, evaluation& e) {
+  index_t longest = 0;
+  for (const window& w : windows) longest = max(longest, w.length);
+  const index_t bins = min(position_bins, longest);
+  std::vector<shift_sums> parts(static_cast<size_t>(bins));
+  shift_sums all;
+  size_t at = 0;
+  for (const window& w : windows)
+    for (index_t position = w.length - w.scored; position < w.length; ++position, ++at) {
+      parts[static_cast<size_t>(position * bins / longest)].add(own.divergence[at], own.same_top[at] != 0);
+      all.add(own.divergence[at], own.same_top[at] != 0);
+    }
+  e.shift = all.summary();
+  for (index_t bin = 0; bin < bins; ++bin) {
+    position_shift part;
+    static_cast<prediction_shift&>(part) = parts[static_cast<size_t>(bin)].summary();
+    part.first = ceil_div(bin * longest, bins);
+    part.last = ceil_div((bin + 1) * longest, bins);
+    if (part.tokens > 0) e.by_position.push_back(part);
+  }
+}
+
+evaluation summarise(const std::vector<window>& windows, const model_scores& own, const model_scores& first) {
+  const totals all = add_up(windows, own.nll), reference = add_up(windows, first.nll);
+  const auto residual = [&](const model_scores& scores, const totals& t, size_t i) {
+    return t.perplexity() * (scores.nll[i] - t.mean() * static_cast<double>(windows[i].scored));
   };
   evaluation e;
   e.windows = static_cast<index_t>(windows.size());
@@ -64,8 +103,7 @@ evaluation summarise(const std::vector<window>& windows, const std::vector<windo
   e.increase = e.perplexity - reference.perplexity();
   e.increase_standard_error = ratio_error(
       windows.size(), all.tokens, [&](size_t i) { return residual(own, all, i) - residual(first, reference, i); });
-  e.divergence = all.divergence / tokens;
-  e.agreement = static_cast<double>(all.agreeing) / tokens;
+  summarise_shift(windows, own, e);
   return e;
 }
 
@@ -119,16 +157,17 @@ model_output run(const evaluated_model& m, const std::vector<window>& windows, c
 }
 
 void add_scores(const evaluated_model& m, const std::vector<window>& windows, const window_batch& b,
-                const std::vector<token_score>& scores, std::vector<window_sums>& sums) {
+                const std::vector<token_score>& scores, bool compared, model_scores& own) {
   auto s = scores.begin();
   for (size_t w = b.first; w < b.last; ++w)
     for (index_t i = 0; i < windows[w].scored; ++i, ++s) {
-      sums[w].nll += s->nll;
-      sums[w].divergence += s->divergence;
-      sums[w].agreeing += s->same_top ? 1 : 0;
+      own.nll[w] += s->nll;
       if (!std::isfinite(s->nll))
         throw error(m.files.directory().string() + " predicts no probability in window " + std::to_string(w) +
                     " of the text; its weights hold NaN or infinity, or values beyond fp32");
+      if (!compared) continue;
+      own.divergence.push_back(s->divergence);
+      own.same_top.push_back(s->same_top ? 1 : 0);
     }
 }
 
@@ -167,18 +206,6 @@ std::vector<window> plan_windows(index_t ids, index_t context, const window_opti
   return windows;
 }
 
-std::vector<int32_t> read_text_ids(const std::filesystem::path& file, const tokenizer& tok) {
-  if (tok.bos() < 0)
-    throw error(file.string() + " cannot be scored: the model's tokenizer has no BOS to begin it with");
-  const std::string text = read_file(file);
-  if (text.empty()) throw error(file.string() + " is empty; a text to score is needed");
-  if (const size_t at = utf8_error(text); at != std::string::npos)
-    throw error(file.string() + " is not UTF-8 at byte " + std::to_string(at) + "; a text to score must be");
-  std::vector<int32_t> ids = tok.encode(text);
-  ids.insert(ids.begin(), tok.bos());
-  return ids;
-}
-
 std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, const std::vector<int32_t>& ids,
                                  const std::vector<window>& windows, const evaluation_progress& progress,
                                  index_t activation_bytes) {
@@ -189,7 +216,8 @@ std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, con
   std::vector<window_batch> batches;
   for (size_t at = 0; at < windows.size(); at = batches.back().last) batches.emplace_back(ids, windows, at, most);
 
-  std::vector<std::vector<window_sums>> sums(models.size(), std::vector<window_sums>(windows.size()));
+  std::vector<model_scores> kept(models.size());
+  for (model_scores& own : kept) own.nll.resize(windows.size());
   const index_t steps = layers * static_cast<index_t>(batches.size());
   index_t done = 0;
   const auto step = [&] {
@@ -206,13 +234,29 @@ std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, con
       const matrix<const float> first_x(first.x.data(), rows, models.front().settings.hidden);
       score(own.head, matrix<const float>(own.x.data(), rows, c.hidden), b.targets.data(), scores.data(),
             m == 0 ? nullptr : &first.head, first_x);
-      add_scores(models[m], windows, b, scores, sums[m]);
+      add_scores(models[m], windows, b, scores, m > 0, kept[m]);
       if (m == 0) first = std::move(own);
     }
   }
   std::vector<evaluation> results;
-  for (const auto& own : sums) results.push_back(summarise(windows, own, sums.front()));
+  for (const model_scores& own : kept) results.push_back(summarise(windows, own, kept.front()));
   return results;
+}
+
+void add_shift(nlohmann::ordered_json& out, const evaluation& e) {
+  const auto add = [](nlohmann::ordered_json& to, const prediction_shift& s) {
+    to["kl_divergence"] = s.divergence;
+    to["kl_divergence_99"] = s.divergence_99;
+    to["top_token_agreement"] = s.agreement;
+  };
+  add(out, e.shift);
+  auto parts = nlohmann::ordered_json::array();
+  for (const position_shift& each : e.by_position) {
+    nlohmann::ordered_json part = {{"first", each.first}, {"last", each.last}, {"tokens", each.tokens}};
+    add(part, each);
+    parts.push_back(std::move(part));
+  }
+  out["kl_by_position"] = std::move(parts);
 }
 
 }  // namespace nibble::mistral

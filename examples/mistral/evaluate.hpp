@@ -11,16 +11,20 @@
 /// perplexity's is perplexity times that. The paired error of an increase takes both models' residuals, each times its
 /// perplexity, window by window, before squaring: what is hard in a window is hard for both and cancels.
 /// Source: Cochran, Sampling Techniques, 1977, section 2.11 (ratio estimators).
+///
+/// How far predictions moved is KL(first ‖ this) at every scored position: its mean; its 99 % quantile by nearest rank,
+/// the least value that at least 99 % of the positions do not exceed; and the share of positions whose most probable
+/// token stayed. The same by position in the window, since errors may add up along a context.
 #pragma once
 
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 #include "config.hpp"
 #include "forward.hpp"
 #include "safetensors.hpp"
-#include "tokenizer.hpp"
 
 namespace nibble::mistral {
 
@@ -39,10 +43,6 @@ struct window {
 /// make no windows, such as a stride beyond the window.
 std::vector<window> plan_windows(index_t ids, index_t context, const window_options& options);
 
-/// A text's ids with BOS in front. @throws error naming the file when it cannot be read, is not UTF-8, or is empty, and
-/// when the tokenizer has no BOS.
-std::vector<int32_t> read_text_ids(const std::filesystem::path& file, const tokenizer& tok);
-
 /// A model to evaluate. Referenced objects outlive it.
 struct evaluated_model {
   const checkpoint& files;
@@ -51,17 +51,37 @@ struct evaluated_model {
   std::function<layer_weights(index_t)> layer;
 };
 
+/// Parts of the window that predictions are compared by; fewer when the window reads fewer ids.
+inline constexpr index_t position_bins = 16;
+
+/// How far predictions moved from the first model's, at some positions.
+struct prediction_shift {
+  index_t tokens = 0;        ///< positions compared
+  double divergence = 0;     ///< mean KL(first ‖ this), nats
+  double divergence_99 = 0;  ///< its 99 % quantile, nats
+  double agreement = 1;      ///< share of positions with the first's most probable token
+};
+
+/// The shift of predictions made after reading first + 1 … last ids of a window.
+struct position_shift : prediction_shift {
+  index_t first = 0, last = 0;  ///< positions [first, last)
+};
+
 /// Sums over the windows and what follows from them.
 struct evaluation {
   index_t windows = 0, tokens = 0;  ///< tokens: those scored
   double perplexity = 0;
   double standard_error = 0;  ///< of perplexity; NaN for a single window
-  // Against the first model; that model's own are zero, one and zero.
-  double increase = 0;                 ///< perplexity − the first model's
-  double increase_standard_error = 0;  ///< paired
-  double divergence = 0;               ///< mean KL(first ‖ this), nats
-  double agreement = 1;                ///< share of positions with the first's most probable token
+  // Against the first model; of that model itself there is nothing to say.
+  double increase = 0;                      ///< perplexity − the first model's
+  double increase_standard_error = 0;       ///< paired
+  prediction_shift shift;                   ///< over all positions
+  std::vector<position_shift> by_position;  ///< position_bins parts of the longest window, those with tokens
 };
+
+/// Adds an evaluation's shift to `out`: kl_divergence, kl_divergence_99, top_token_agreement, and kl_by_position, an
+/// array of those with "first", "last" and "tokens".
+void add_shift(nlohmann::ordered_json& out, const evaluation& e);
 
 /// Told after each layer of each model: steps done, steps in all.
 using evaluation_progress = std::function<void(index_t, index_t)>;

@@ -4,13 +4,14 @@
 /// far the two are apart on the same windows.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "mistral/evaluate.hpp"
+#include "mistral/evaluation_text.hpp"
 #include "mistral/program.hpp"
 #include "nibble/host/parallel.hpp"
 
@@ -37,7 +38,11 @@ void add_options(CLI::App& app, options& o) {
   app.add_option("--model", o.model,
                  "The model's directory: dense, or packed as compressed-tensors or AutoAWQ; required")
       ->type_name("DIR");
-  app.add_option("--text", o.text, "The text to score, UTF-8; required")->type_name("FILE");
+  app.add_option("--text", o.text,
+                 "The text to score, UTF-8: a .jsonl by lines (text, or prompt and answer), each by itself; any other "
+                 "file as one "
+                 "text; required")
+      ->type_name("FILE");
   app.add_option("--window", o.windows.window, "Ids read at once; never more than the model's context")
       ->capture_default_str()
       ->type_name("N");
@@ -64,12 +69,27 @@ evaluation_progress progress_line() {
   };
 }
 
-nlohmann::ordered_json as_json(const options& o, const evaluation& own, const evaluation* first, const window& widest,
-                               double seconds) {
+/// What the figures were measured on.
+struct measured_text {
+  std::string sha256;
+  std::size_t documents = 0;
+  nibble::index_t window = 0, stride = 0;  ///< of the longest window
+
+  measured_text(const evaluation_text& text, const std::vector<nibble::mistral::window>& windows, const options& o)
+      : sha256(text.sha256), documents(text.documents.size()) {
+    for (const auto& w : windows) window = std::max(window, w.length);
+    stride = std::min(o.windows.stride, window);
+  }
+};
+
+nlohmann::ordered_json as_json(const options& o, const evaluation& own, const evaluation* first,
+                               const measured_text& text, double seconds) {
   nlohmann::ordered_json out = {{"model", o.model},
                                 {"text", o.text},
-                                {"window", widest.length},
-                                {"stride", std::min(o.windows.stride, widest.length)},
+                                {"text_sha256", text.sha256},
+                                {"documents", text.documents},
+                                {"window", text.window},
+                                {"stride", text.stride},
                                 {"windows", own.windows},
                                 {"tokens", own.tokens},
                                 {"perplexity", own.perplexity},
@@ -79,22 +99,22 @@ nlohmann::ordered_json as_json(const options& o, const evaluation& own, const ev
         {"model", o.against}, {"perplexity", first->perplexity}, {"standard_error", first->standard_error}};
     out["increase"] = own.increase;
     out["increase_standard_error"] = own.increase_standard_error;
-    out["divergence"] = own.divergence;
-    out["agreement"] = own.agreement;
+    add_shift(out, own);
   }
   out["seconds"] = seconds;
   return out;
 }
 
-void print(const options& o, const evaluation& own, const evaluation* first, const window& widest) {
+void print(const options& o, const evaluation& own, const evaluation* first, const measured_text& text) {
   const auto error_of = [](double value) {
     char text[32] = "";
     if (!std::isnan(value)) std::snprintf(text, sizeof(text), " ± %.3f", value);
     return std::string(text);
   };
-  std::printf("%s\n%lld ids scored in %lld windows of %lld, stride %lld\n\n", o.text.c_str(),
-              static_cast<long long>(own.tokens), static_cast<long long>(own.windows),
-              static_cast<long long>(widest.length), static_cast<long long>(std::min(o.windows.stride, widest.length)));
+  const std::string documents = text.documents == 1 ? "" : " of " + std::to_string(text.documents) + " documents";
+  std::printf("%s\n%lld ids%s scored in %lld windows of %lld, stride %lld\n\n", o.text.c_str(),
+              static_cast<long long>(own.tokens), documents.c_str(), static_cast<long long>(own.windows),
+              static_cast<long long>(text.window), static_cast<long long>(text.stride));
   if (first)
     std::printf("perplexity     %8.3f%s  %s\n", first->perplexity, error_of(first->standard_error).c_str(),
                 o.against.c_str());
@@ -102,8 +122,13 @@ void print(const options& o, const evaluation& own, const evaluation* first, con
   if (!first) return;
   std::printf("increase       %+8.3f%s  (%+.2f %%)\n", own.increase, error_of(own.increase_standard_error).c_str(),
               100.0 * own.increase / first->perplexity);
-  std::printf("KL divergence  %8.5f nats\n", own.divergence);
-  std::printf("same top token %8.2f %%\n", 100.0 * own.agreement);
+  std::printf("KL divergence  %8.5f nats, 99 %% of positions below %.5f\n", own.shift.divergence,
+              own.shift.divergence_99);
+  std::printf("same top token %8.2f %%\n", 100.0 * own.shift.agreement);
+  std::printf("\nids read             KL      99 %%   same top\n");
+  for (const position_shift& part : own.by_position)
+    std::printf("%5lld … %-5lld %10.5f %9.5f %8.2f %%\n", static_cast<long long>(part.first + 1),
+                static_cast<long long>(part.last), part.divergence, part.divergence_99, 100.0 * part.agreement);
 }
 
 int run(const options& o) {
@@ -113,29 +138,29 @@ int run(const options& o) {
   if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
   const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
   const opened_model own(o.model);
-  const std::vector<std::int32_t> ids = read_text_ids(o.text, *open_tokenizer(o.model));
-  const std::vector<window> windows =
-      plan_windows(static_cast<nibble::index_t>(ids.size()), own.settings.context, o.windows);
+  const evaluation_text text = read_evaluation_text(o.text, *open_tokenizer(o.model));
+  const std::vector<window> windows = plan_windows(text, own.settings.context, o.windows);
   std::vector<evaluation> results;
   if (o.against.empty()) {
-    results = evaluate({{own.files, own.settings, nullptr}}, ids, windows, progress_line());
+    results = evaluate({{own.files, own.settings, nullptr}}, text.ids, windows, progress_line());
   } else {
     const opened_model first(o.against);
-    if (read_text_ids(o.text, *open_tokenizer(o.against)) != ids)
+    if (read_evaluation_text(o.text, *open_tokenizer(o.against)).ids != text.ids)
       throw error("the tokenizers of " + o.model + " and " + o.against + " give " + o.text +
                   " different ids, so the models cannot be compared on it");
-    results = evaluate({{first.files, first.settings, nullptr}, {own.files, own.settings, nullptr}}, ids, windows,
+    results = evaluate({{first.files, first.settings, nullptr}, {own.files, own.settings, nullptr}}, text.ids, windows,
                        progress_line());
   }
   const evaluation* first = results.size() > 1 ? &results.front() : nullptr;
-  if (!o.print_json || !o.json.empty()) print(o, results.back(), first, windows.front());
+  const measured_text measured(text, windows, o);
+  if (!o.print_json || !o.json.empty()) print(o, results.back(), first, measured);
   if (!o.print_json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  const std::string text = as_json(o, results.back(), first, windows.front(), seconds.count()).dump(2) + "\n";
+  const std::string json = as_json(o, results.back(), first, measured, seconds.count()).dump(2) + "\n";
   if (o.json.empty()) {
-    std::fputs(text.c_str(), stdout);
+    std::fputs(json.c_str(), stdout);
   } else {
-    write_file(o.json + ".partial", text);
+    write_file(o.json + ".partial", json);
     rename_file(o.json + ".partial", o.json);
   }
   return 0;

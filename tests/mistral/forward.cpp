@@ -5,8 +5,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "mistral/evaluate.hpp"
+#include "mistral/evaluation_text.hpp"
 #include "mistral/tokenizer.hpp"
+#include "nibble/distortion.hpp"
 #include "support/golden.hpp"
 #include "support/model.hpp"
 
@@ -114,7 +115,7 @@ TEST_CASE("the embedded model predicts the first windows of both held-out texts 
   const auto tok = open_tokenizer(test::embedded("model"));
   CHECK(windows.size() == 2);
   for (const auto& [text, expected] : windows.items()) {
-    const auto ids = read_text_ids(test::embedded("text") / text, *tok);
+    const auto ids = read_evaluation_text(test::embedded("text") / text, *tok).ids;
     const auto nll = expected.at("nll").get<std::vector<double>>();
     const auto length = expected.at("window").get<index_t>();
     const auto planned =
@@ -245,6 +246,9 @@ TEST_CASE("divergence and agreement are those of the two distributions written o
   const matrix<const float> of_a(x.data(), 63, spec.hidden), of_b(y.data(), 63, spec.hidden);
   score(second, of_b, targets.data(), scores.data(), &first, of_a);
   score(first, of_a, targets.data(), itself.data(), &first, of_a);
+  // Log probabilities are logits as good as any: the row `distortion` sees the same distributions.
+  const std::vector<float> p_logits(p.begin(), p.end()), q_logits(q.begin(), q.end());
+  const auto row_divergence = [&](size_t t) { return kl_divergence(&p_logits[t * 700], &q_logits[t * 700], 700); };
   int same = 0;
   for (size_t t = 0; t < 63; ++t) {
     double sum = 0, divergence = 0;
@@ -257,6 +261,7 @@ TEST_CASE("divergence and agreement are those of the two distributions written o
     }
     CHECK(sum == Approx(1).epsilon(1e-5));
     CHECK(scores[t].divergence == Approx(divergence).epsilon(1e-4).margin(1e-5));
+    CHECK(scores[t].divergence == Approx(row_divergence(t)).epsilon(1e-4).margin(1e-5));
     CHECK(scores[t].nll == Approx(-q[t * 700 + static_cast<size_t>(targets[t])]).epsilon(1e-6));
     CHECK(scores[t].same_top == (top_p == top_q));
     same += top_p == top_q ? 1 : 0;

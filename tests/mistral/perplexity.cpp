@@ -3,9 +3,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <thread>
 
-#include "mistral/evaluate.hpp"
+#include "mistral/evaluation_text.hpp"
 #include "mistral/json.hpp"
 #include "nibble/host/parallel.hpp"
 #include "support/files.hpp"
@@ -23,7 +24,7 @@ const test::fs::path embedded = examples / "model";
 const test::fs::path speeches = examples / "text/heldout-state-of-the-union-2013-2021.txt";
 
 std::vector<int32_t> ids_of(const test::fs::path& text) {
-  return read_text_ids(text, *open_tokenizer(embedded));
+  return read_evaluation_text(text, *open_tokenizer(embedded)).ids;
 }
 
 /// A copy of the embedded model whose tensor `name` went through `change`, in fp32.
@@ -105,9 +106,9 @@ TEST_CASE("perplexity, divergence and agreement are those of transformers on the
     // Both sum fp32 products in different orders; their figures differ by about 1e-6 of the value.
     CHECK(results[0].perplexity == Approx(figure["perplexity"].get<double>()).epsilon(1e-5));
     if (!compare) return;
-    CHECK(results[1].divergence == Approx(figure["divergence_of_uneven_head"].get<double>()).epsilon(1e-4));
+    CHECK(results[1].shift.divergence == Approx(figure["divergence_of_uneven_head"].get<double>()).epsilon(1e-4));
     // A top token may change hands where two are equal to the last bits: at most two of the positions.
-    CHECK(std::abs(results[1].agreement - figure["agreement_of_uneven_head"].get<double>()) * 2200 < 2.5);
+    CHECK(std::abs(results[1].shift.agreement - figure["agreement_of_uneven_head"].get<double>()) * 2200 < 2.5);
     CHECK(results[1].increase == Approx(results[1].perplexity - results[0].perplexity));
   };
   for (const json& figure : golden["figures"]) check(figure, ~size_t{0});
@@ -140,8 +141,71 @@ TEST_CASE("a model is no distance from itself") {
   CHECK(results[1].perplexity == results[0].perplexity);
   CHECK(results[1].increase == 0.0);
   CHECK(results[1].increase_standard_error == 0.0);
-  CHECK(results[1].divergence < 1e-7);
-  CHECK(results[1].agreement == 1.0);
+  CHECK(results[1].shift.divergence < 1e-7);
+  CHECK(results[1].shift.agreement == 1.0);
+}
+
+TEST_CASE("divergence by position is that of each position scored by itself, sorted into sixteenths of the window") {
+  const test::temporary_directory uneven;
+  write_uneven_head(uneven.path());
+  const config c = read_config(embedded);
+  const checkpoint files(embedded), uneven_files(uneven.path());
+  const auto ids = ids_of(speeches);
+  // A window that 16 does not divide, one that is shorter than 16, and windows that overlap, so that few score their
+  // first positions; a last window that is cut short.
+  for (const window_options options :
+       {window_options{100, 100, 12}, window_options{5, 5, 40}, window_options{96, 32, 9}}) {
+    const auto windows = plan_windows(static_cast<index_t>(ids.size()), c.context, options);
+    const auto found = evaluate({{files, c, nullptr}, {uneven_files, c, nullptr}}, ids, windows)[1];
+    std::map<index_t, std::vector<token_score>> by_bin;
+    std::vector<double> all;
+    const index_t bins = std::min<index_t>(16, options.window);
+    for (const window& w : windows) {
+      batch b;
+      b.append(ids.data() + w.begin, w.length);
+      std::vector<float> x_data(static_cast<size_t>(w.length * c.hidden));
+      const matrix<float> x(x_data.data(), w.length, c.hidden);
+      embed(files, c, b, x);
+      for (index_t layer = 0; layer < c.layers; ++layer) forward_layer(c, load_layer(files, c, layer), x, b.starts);
+      const lm_head own = load_head(uneven_files, c), first = load_head(files, c);
+      std::vector<token_score> scores(static_cast<size_t>(w.length));
+      const matrix<const float> read(x_data.data(), w.length, c.hidden);
+      score(own, read, ids.data() + w.begin + 1, scores.data(), &first, read);
+      for (index_t i = w.length - w.scored; i < w.length; ++i) {
+        by_bin[i * bins / options.window].push_back(scores[static_cast<size_t>(i)]);
+        all.push_back(scores[static_cast<size_t>(i)].divergence);
+      }
+    }
+    REQUIRE(found.by_position.size() == by_bin.size());
+    auto part = found.by_position.begin();
+    const auto quantile = [](std::vector<double> values) {
+      std::sort(values.begin(), values.end());
+      const auto below = [&](double v) { return std::upper_bound(values.begin(), values.end(), v) - values.begin(); };
+      for (const double v : values)
+        if (static_cast<double>(below(v)) >= 0.99 * static_cast<double>(values.size())) return v;
+      return -1.0;
+    };
+    for (const auto& [bin, scores] : by_bin) {
+      std::vector<double> divergence;
+      double sum = 0, agreeing = 0;
+      for (const token_score& s : scores) {
+        divergence.push_back(s.divergence);
+        sum += s.divergence;
+        agreeing += s.same_top ? 1 : 0;
+      }
+      CHECK(part->first * bins >= bin * options.window);
+      CHECK((part->first - 1) * bins < bin * options.window);
+      CHECK(part->last * bins >= (bin + 1) * options.window);
+      CHECK(part->tokens == static_cast<index_t>(scores.size()));
+      CHECK(part->divergence == Approx(sum / static_cast<double>(scores.size())).epsilon(1e-5));
+      CHECK(part->divergence_99 == Approx(quantile(divergence)).epsilon(1e-5));
+      CHECK(part->agreement == Approx(agreeing / static_cast<double>(scores.size())));
+      ++part;
+    }
+    CHECK(found.shift.divergence_99 == Approx(quantile(all)).epsilon(1e-5));
+    CHECK(found.shift.divergence_99 > found.shift.divergence);
+    CHECK(found.shift.tokens == found.tokens);
+  }
 }
 
 TEST_CASE("standard errors are those of leaving one window out") {
@@ -209,7 +273,8 @@ TEST_CASE("perplexity prints its figures, and writes them as JSON") {
   CHECK(file["window"] == 512);
   CHECK(file["stride"] == 512);
   CHECK(file["increase"] == 0.0);
-  CHECK(file["agreement"] == 1.0);
+  CHECK(file["top_token_agreement"] == 1.0);
+  CHECK(file["kl_by_position"].size() == 16);
   CHECK(file["against"]["perplexity"] == file["perplexity"]);
   char shown[32];
   std::snprintf(shown, sizeof(shown), "%.3f", file["perplexity"].get<double>());
