@@ -6,6 +6,7 @@
 
 #include "error.hpp"
 #include "nibble/host/matmul.hpp"
+#include "rotary.hpp"
 #include "vector_math.hpp"
 
 namespace nibble::mistral {
@@ -37,59 +38,6 @@ NIBBLE_VECTORISED float sum_of_squares(const float* x, index_t n) {
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   return static_cast<float>(sum);
 }
-
-/// gate ← silu(gate) · up.
-NIBBLE_VECTORISED void swiglu(float* gate, const float* up, index_t n) {
-  for (index_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + fast_exp(-gate[i])) * up[i];
-}
-
-/// s[j] ← exp(s[j] − max) over [first, last); zero elsewhere in [0, n). @returns 1 / Σ.
-NIBBLE_VECTORISED float softmax_numerators(float* s, index_t first, index_t last, index_t n) {
-  float largest = s[first];
-  for (index_t j = first; j < last; ++j) largest = s[j] > largest ? s[j] : largest;
-  float lanes[16] = {};
-  index_t j = first;
-  for (; j + 16 <= last; j += 16)
-    for (index_t lane = 0; lane < 16; ++lane) {
-      const float e = fast_exp(s[j + lane] - largest);
-      s[j + lane] = e;
-      lanes[lane] += e;
-    }
-  float sum = 0;
-  for (const float lane : lanes) sum += lane;
-  for (; j < last; ++j) sum += s[j] = fast_exp(s[j] - largest);
-  for (j = 0; j < first; ++j) s[j] = 0;
-  for (j = last; j < n; ++j) s[j] = 0;
-  return 1.0f / sum;
-}
-
-/// cos and sin of position · theta^(−2i/d), i < d/2. Source: Su et al., arXiv 2104.09864, in the half-split layout of
-/// HF.
-struct rotary_table {
-  index_t half;
-  std::vector<float> cosine, sine;
-
-  rotary_table(index_t head_dim, double theta, index_t positions) : half(head_dim / 2) {
-    cosine.resize(static_cast<size_t>(positions * half));
-    sine.resize(cosine.size());
-    for (index_t position = 0; position < positions; ++position)
-      for (index_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(position) *
-                             std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-        cosine[static_cast<size_t>(position * half + i)] = static_cast<float>(std::cos(angle));
-        sine[static_cast<size_t>(position * half + i)] = static_cast<float>(std::sin(angle));
-      }
-  }
-  void rotate(float* head, index_t position) const {
-    const float* c = cosine.data() + position * half;
-    const float* s = sine.data() + position * half;
-    for (index_t i = 0; i < half; ++i) {
-      const float a = head[i], b = head[i + half];
-      head[i] = a * c[i] - b * s[i];
-      head[i + half] = b * c[i] + a * s[i];
-    }
-  }
-};
 
 index_t longest(const std::vector<index_t>& starts) {
   index_t most = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// exp in a form compilers vectorise, and the marker of functions compiled for several instruction sets.
+/// exp in a form compilers vectorise, the marker of functions compiled for several instruction sets, and the activation
+/// and softmax that the forward pass and decoding share.
 #pragma once
 
 #include "nibble/math.hpp"
@@ -35,5 +36,11 @@ __attribute__((always_inline)) inline float fast_exp(float x) {
   const auto exponent = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
   return p * nibble::bit_cast<float>(exponent);
 }
+
+/// gate ← silu(gate) · up, n of each.
+void swiglu(float* gate, const float* up, index_t n);
+
+/// s[j] ← exp(s[j] − max) over [first, last); zero elsewhere in [0, n). @returns 1 / Σ.
+float softmax_numerators(float* s, index_t first, index_t last, index_t n);
 
 }  // namespace nibble::mistral

@@ -9,12 +9,29 @@
 
 #include "error.hpp"
 #include "nibble/host/pack.hpp"
+#include "nibble/host/parallel.hpp"
 #include "nibble/quantize.hpp"
 #include "nibble/scheme.hpp"
 #include "quantization.hpp"
 
 namespace nibble::mistral {
 namespace {
+
+/// Bytes a thread copies at a time, and rows it packs.
+constexpr index_t copied_at_once = index_t(1) << 22, rows_at_once = 64;
+
+dtype dtype_of_floating(const tensor& t) {
+  return t.dtype == "F32" ? dtype::f32 : t.dtype == "F16" ? dtype::f16 : dtype::bf16;
+}
+
+resident_bytes copied(const std::byte* data, index_t bytes) {
+  resident_bytes copy(bytes);
+  host::parallel_for(ceil_div(bytes, copied_at_once), [&](index_t piece) {
+    const index_t first = piece * copied_at_once;
+    std::memcpy(copy.data() + first, data + first, static_cast<size_t>(min(copied_at_once, bytes - first)));
+  });
+  return copy;
+}
 
 const tensor& floating(const tensor& t) {
   if (t.dtype != "F32" && t.dtype != "F16" && t.dtype != "BF16")
@@ -48,6 +65,13 @@ class dense_weights : public linear_weights {
   void rows(index_t first, index_t count, float* out) const override {
     read_floats(weight_, first * inputs(), count * inputs(), out);
   }
+  resident_linear resident() const override {
+    resident_linear w;
+    w.n = outputs(), w.k = inputs();
+    w.type = dtype_of_floating(weight_);
+    w.weights = copied(weight_.data, weight_.bytes);
+    return w;
+  }
   void release() const override { from_.release(weight_); }
 
  private:
@@ -62,7 +86,14 @@ class packed_weights : public linear_weights {
   /// @param zeros null for a symmetric packing.
   packed_weights(const checkpoint& from, Layout layout, index_t n, index_t k, index_t group, const tensor& weight,
                  const tensor& scales, const tensor* zeros)
-      : from_(from), layout_(layout), n_(n), k_(k), width_(group < 0 ? k : group), weight_(weight) {
+      : from_(from),
+        layout_(layout),
+        n_(n),
+        k_(k),
+        width_(group < 0 ? k : group),
+        weight_(weight),
+        scale_type_(dtype_of_floating(scales)),
+        symmetric_(zeros == nullptr) {
     read_scales(scales);
     read_zeros(zeros);
     from.release(scales);
@@ -72,6 +103,28 @@ class packed_weights : public linear_weights {
   index_t outputs() const override { return n_; }
   index_t inputs() const override { return k_; }
   void release() const override { from_.release(weight_); }
+
+  resident_linear resident() const override {
+    resident_linear w;
+    w.n = n_, w.k = k_, w.bits = layout_.bits, w.group = width_ < k_ ? width_ : -1;
+    w.type = scale_type_, w.symmetric = symmetric_;
+    w.weights = transposed ? strings() : copied(weight_.data, weight_.bytes);
+    const auto count = static_cast<index_t>(params_.size());
+    w.scales = resident_bytes(count * size_of(scale_type_));
+    for (index_t i = 0; i < count; ++i) {
+      const float scale = params_[static_cast<size_t>(i)].scale;
+      const uint16_t half = scale_type_ == dtype::f16 ? fp16_bits(scale) : bf16_bits(scale);
+      if (scale_type_ == dtype::f32)
+        std::memcpy(w.scales.data() + 4 * i, &scale, 4);
+      else
+        std::memcpy(w.scales.data() + 2 * i, &half, 2);
+    }
+    if (symmetric_) return w;
+    w.zeros = resident_bytes(count);
+    for (index_t i = 0; i < count; ++i)
+      w.zeros.data()[i] = static_cast<std::byte>(params_[static_cast<size_t>(i)].zero);
+    return w;
+  }
 
   void rows(index_t first, index_t count, float* out) const override {
     constexpr any_scheme exact{8, false, convention::compressed_tensors, dtype::f32, dtype::f32};
@@ -92,6 +145,21 @@ class packed_weights : public linear_weights {
 
  private:
   static constexpr bool transposed = std::is_same_v<Layout, layout::awq_gemm>;
+
+  /// The codes as a string of bits along each row.
+  resident_bytes strings() const {
+    const layout::compressed_tensors along{layout_.bits};
+    const index_t words = along.packed(n_, k_).cols;
+    resident_bytes packed(4 * n_ * words);
+    host::parallel_for(ceil_div(n_, rows_at_once), [&](index_t tile) {
+      const index_t first = tile * rows_at_once, count = min(rows_at_once, n_ - first);
+      std::vector<uint8_t> buffer(static_cast<size_t>(count * k_));
+      const matrix<uint8_t> codes(buffer.data(), count, k_);
+      unpack(first, first + count, codes);
+      host::pack(along, codes, {reinterpret_cast<uint32_t*>(packed.data()) + first * words, count, words});
+    });
+    return packed;
+  }
 
   void unpack(index_t begin, index_t end, matrix<uint8_t> codes) const {
     const layout::extents extents = layout_.packed(end - begin, k_);
@@ -129,6 +197,8 @@ class packed_weights : public linear_weights {
   Layout layout_;
   index_t n_, k_, width_;
   const tensor& weight_;
+  dtype scale_type_;
+  bool symmetric_;
   std::vector<params> params_;  ///< (n, groups)
 };
 

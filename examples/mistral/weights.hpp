@@ -8,6 +8,7 @@
 #include <string>
 
 #include "config.hpp"
+#include "resident.hpp"
 #include "safetensors.hpp"
 
 namespace nibble::mistral {
@@ -20,6 +21,8 @@ class linear_weights {
   virtual index_t inputs() const = 0;
   /// Rows [first, first + count) into out (count, inputs()). Thread-safe.
   virtual void rows(index_t first, index_t count, float* out) const = 0;
+  /// All of them in memory, as stored. Leaves mapped pages to release().
+  virtual resident_linear resident() const = 0;
   /// Forgets mapped pages; the next rows() maps them again.
   virtual void release() const {}
 };

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A linear held in memory in as few bytes as its checkpoint has it, and multiplied from there: what decoding reads once
+/// for every token. Dense weights keep their dtype; packed ones of every format become one string of codes along each
+/// row, with scales in the dtype they were stored in and zero points one a byte.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "nibble/half.hpp"
+#include "nibble/matrix.hpp"
+
+namespace nibble::mistral {
+
+/// Bytes aligned to a cache line, on large pages where the kernel has them: a weight matrix of pages of 4 KiB costs a
+/// third of its bandwidth in address translation.
+class resident_bytes {
+ public:
+  resident_bytes() = default;
+  /// @throws std::bad_alloc.
+  explicit resident_bytes(index_t bytes);
+  std::byte* data() const { return data_.get(); }
+  index_t size() const { return size_; }
+
+ private:
+  struct release {
+    void operator()(std::byte* data) const;
+  };
+  std::unique_ptr<std::byte, release> data_;
+  index_t size_ = 0;
+};
+
+struct resident_linear {
+  index_t n = 0, k = 0;
+  int bits = 0;              ///< of a code; 0: dense
+  index_t group = -1;        ///< inputs that share a scale; −1: all
+  dtype type = dtype::bf16;  ///< of dense weights; of scales where packed
+  bool symmetric = false;
+  resident_bytes weights;  ///< (n, k) of `type`, or 32-bit words (n, ⌈k·bits/32⌉)
+  resident_bytes scales;   ///< (n, groups) of `type`
+  resident_bytes zeros;    ///< (n, groups), one a byte; none where symmetric
+
+  index_t bytes() const { return weights.size() + scales.size() + zeros.size(); }
+  /// y (m, n) = x (m, k) · Wᵀ in fp32; a row of y depends on its row of x alone.
+  void multiply(matrix<const float> x, matrix<float> y) const;
+};
+
+}  // namespace nibble::mistral

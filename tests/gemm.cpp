@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nibble/host/gemm.hpp"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "nibble/gemm.hpp"
+#include "nibble/reference/gemm.hpp"
+#include "nibble/reference/pack.hpp"
+
+using namespace nibble;
+
+namespace {
+
+/// A packed linear and inputs for it.
+template <class Scale>
+struct problem {
+  index_t m, n, k, group, groups;
+  layout::compressed_tensors l;
+  std::vector<float> x;
+  std::vector<uint8_t> codes, zeros;
+  std::vector<uint32_t> words;
+  std::vector<Scale> scales;
+  bool symmetric;
+
+  problem(int bits, index_t m_, index_t n_, index_t k_, index_t group_, bool symmetric_, unsigned seed = 1)
+      : m(m_), n(n_), k(k_), group(group_), groups(layout::groups(k_, group_)), l{bits}, symmetric(symmetric_) {
+    std::mt19937 engine(seed);
+    std::normal_distribution<float> normal(0.0f, 1.0f);
+    std::uniform_int_distribution<int> code(0, (1 << bits) - 1);
+    x.resize(static_cast<size_t>(m * k));
+    for (float& value : x) value = normal(engine);
+    codes.resize(static_cast<size_t>(n * k));
+    for (uint8_t& value : codes) value = static_cast<uint8_t>(code(engine));
+    for (index_t i = 0; i < n * groups; ++i) {
+      scales.push_back(Scale(0.001f + std::fabs(normal(engine))));
+      zeros.push_back(static_cast<uint8_t>(code(engine)));
+    }
+    const layout::extents shape = l.packed(n, k);
+    words.resize(static_cast<size_t>(shape.rows * shape.cols));
+    reference::pack(l, matrix<const uint8_t>(codes.data(), n, k),
+                    matrix<uint32_t>(words.data(), shape.rows, shape.cols));
+  }
+  matrix<const float> inputs() const { return {x.data(), m, k}; }
+  matrix<const uint32_t> word_matrix() const { return {words.data(), n, static_cast<index_t>(words.size()) / n}; }
+  matrix<const Scale> scale_matrix() const { return {scales.data(), n, groups}; }
+  matrix<const uint8_t> zero_matrix() const {
+    return symmetric ? matrix<const uint8_t>() : matrix<const uint8_t>(zeros.data(), n, groups);
+  }
+
+  template <class F>
+  std::vector<float> result(F&& gemm) const {
+    std::vector<float> y(static_cast<size_t>(m * n), -1.0f);
+    gemm(inputs(), l, word_matrix(), scale_matrix(), zero_matrix(), group, matrix<float>(y.data(), m, n));
+    return y;
+  }
+  std::vector<float> by_reference() const {
+    return result([](auto... a) { reference::gemm(a...); });
+  }
+  template <class Kernel>
+  std::vector<float> by_kernel() const {
+    return result([](auto... a) { host::detail::gemm_packed<Kernel>(a...); });
+  }
+  /// Σ x·w in double, and Σ |x·w|.
+  std::pair<double, double> exact(index_t t, index_t i) const {
+    double sum = 0, magnitude = 0;
+    for (index_t j = 0; j < k; ++j) {
+      const index_t g = group < 0 ? 0 : j / group;
+      const int zero = symmetric ? 1 << (l.bits - 1) : zeros[static_cast<size_t>(i * groups + g)];
+      const double w = (codes[static_cast<size_t>(i * k + j)] - zero) *
+                       static_cast<double>(static_cast<float>(scales[static_cast<size_t>(i * groups + g)]));
+      sum += static_cast<double>(x[static_cast<size_t>(t * k + j)]) * w;
+      magnitude += std::fabs(static_cast<double>(x[static_cast<size_t>(t * k + j)]) * w);
+    }
+    return {sum, magnitude};
+  }
+};
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+/// What the machine runs, and the plain loops, which it may not be running.
+template <class Scale>
+void check_equal(const problem<Scale>& p) {
+  CAPTURE(p.l.bits, p.m, p.n, p.k, p.group, p.symmetric);
+  const auto expected = p.by_reference();
+  CHECK(same_bits(p.result([](auto... a) { host::gemm(a...); }), expected));
+  CHECK(same_bits(p.template by_kernel<host::detail::plain_kernel>(), expected));
+}
+
+}  // namespace
+
+TEST_CASE("gemm over packed codes equals the reference bit for bit: widths, groups, remainders of every extent") {
+  for (int bits = 1; bits <= 8; ++bits)
+    for (const index_t group : {-1, 16, 24, 32, 64, 128, 256, 1000}) {
+      for (const index_t k : {1, 31, 128, 384, 520}) {
+        if (group > 0 && k % group != 0 && group < k && k != 520) continue;
+        check_equal(problem<float>(bits, 3, 5, k, group, (k + bits) % 2 == 0));
+      }
+      check_equal(problem<bf16>(bits, 1, 9, 768, group, false));
+      check_equal(problem<fp16>(bits, 9, 6, 256, group, true));
+    }
+}
+
+TEST_CASE("a packed product is within the bound of float sums of the exact one") {
+  for (const int bits : {2, 3, 4, 8}) {
+    const problem<float> p(bits, 2, 7, 1000, 40, false, 5);
+    const auto y = p.result([](auto... a) { host::gemm(a...); });
+    for (index_t t = 0; t < p.m; ++t)
+      for (index_t i = 0; i < p.n; ++i) {
+        const auto [sum, magnitude] = p.exact(t, i);
+        // Each product is rounded thrice (difference exact, weight, product), each lane adds k/16, the tree four.
+        const double bound = (1000.0 / 16 + 8) * 0x1p-24 * magnitude;
+        CHECK(std::fabs(static_cast<double>(y[static_cast<size_t>(t * p.n + i)]) - sum) <= bound);
+        CHECK(magnitude > 0);
+      }
+  }
+}
