@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(cmake ninja-build g++ pkg-config nlohmann-json3-dev libsentencepiece-dev libpcre2-dev libcli11-dev
-          libopenblas-dev libssl-dev ccache)
+          libopenblas-dev libssl-dev libyaml-cpp-dev ccache)
 case ${1:-} in
   programs) ;;
   tests) packages+=(catch2 libbenchmark-dev) ;;

@@ -36,10 +36,24 @@ void with_range_method(clip_search clip, F&& f) {
     f(ends_search{});
 }
 
+/// A projection's packing, and its scheme.
+struct packed {
+  index_t group;
+  any_scheme scheme;
+
+  packed(const layer_packing& how, projection p, dtype stored)
+      : group(how[static_cast<size_t>(p)]->group), scheme(scheme_of(*how[static_cast<size_t>(p)], stored)) {}
+};
+
+bool is_packed(const layer_packing& how, projection p) {
+  return how[static_cast<size_t>(p)].has_value();
+}
+
 struct searcher {
   const config& c;
   const awq_options& o;
-  any_scheme scheme;
+  const layer_packing& how;
+  dtype stored;
   const layer_statistics& statistics;
   layer_weights& w;
 
@@ -48,8 +62,10 @@ struct searcher {
   double gram_loss(const scale_group& group, const float* s) const {
     double loss = 0;
     with_range_method(o.clip, [&](auto method) {
-      for (const projection p : group.linears)
-        loss += host::scaled_loss(matrix<const float>(w.at(c, p)), s, moment(group.input), o.how.group, scheme, method);
+      for (const projection p : group.linears) {
+        const packed as(how, p, stored);
+        loss += host::scaled_loss(matrix<const float>(w.at(c, p)), s, moment(group.input), as.group, as.scheme, method);
+      }
     });
     return loss;
   }
@@ -80,9 +96,10 @@ struct searcher {
     }
     std::vector<std::vector<float>> originals;
     for (const projection p : group.linears) {
+      const packed as(how, p, stored);
       originals.push_back(w.w[static_cast<size_t>(p)]);
       with_range_method(o.clip, [&](auto method) {
-        host::round_scaled(w.at(c, p), s, moment(group.input), o.how.group, scheme, method);
+        host::round_scaled(w.at(c, p), s, moment(group.input), as.group, as.scheme, method);
       });
     }
     std::vector<float> got;
@@ -99,9 +116,13 @@ struct searcher {
     return sum / std::max(count, 1.0);
   }
 
-  input_report search(const scale_group& group, dtype stored, std::vector<float>& scale) const {
+  input_report search(const scale_group& group, std::vector<float>& scale) const {
     std::vector<matrix<const float>> linears;
-    for (const projection p : group.linears) linears.push_back(w.at(c, p));
+    std::vector<index_t> group_sizes;
+    for (const projection p : group.linears) {
+      linears.push_back(w.at(c, p));
+      group_sizes.push_back(packed(how, p, stored).group);
+    }
     const bool block = o.loss == search_loss::block && group.norm != nullptr;
     const auto loss = [&](const float* s) { return block ? block_loss(group, s) : gram_loss(group, s); };
     const auto fold = [&](std::vector<float>& s) {
@@ -109,7 +130,7 @@ struct searcher {
       const auto& norm = w.*group.norm;
       for (size_t j = 0; j < s.size(); ++j) s[j] = norm[j] == 0.0f ? 1.0f : awq_folded(norm[j], s[j], stored);
     };
-    auto found = host::search_scale(linears, moment(group.input), o.how.group, o.duo, o.grid, loss, fold);
+    auto found = host::search_scale(linears, moment(group.input), group_sizes, o.duo, o.grid, loss, fold);
     scale = std::move(found.scale);
     return {group.input, found.ratio, found.identity_loss, found.loss, true};
   }
@@ -148,50 +169,52 @@ quantized_linear blank(matrix<const float> w, index_t group_size) {
 }
 
 /// Parameters of the min-max ranges; no codes.
-quantized_linear whole_ranges(matrix<const float> w, index_t group_size, any_scheme scheme) {
+quantized_linear whole_ranges(matrix<const float> w, const packed& as) {
   quantized_linear q;
   q.n = w.rows;
-  q.groups = per_group(group_size).across(w.cols);
+  q.groups = per_group(as.group).across(w.cols);
   q.parameters.resize(static_cast<size_t>(q.n * q.groups));
-  host::fit(w, q.param_matrix(), per_group(group_size), scheme, minmax{});
+  host::fit(w, q.param_matrix(), per_group(as.group), as.scheme, minmax{});
   return q;
 }
 
-quantized_linear choose_codes(const awq_options& o, any_scheme scheme, matrix<const float> w,
+quantized_linear choose_codes(const awq_options& o, const packed& as, matrix<const float> w,
                               const std::vector<float>& s, const host::second_moment& x) {
-  const group_shape g = per_group(o.how.group);
-  quantized_linear q = blank(w, o.how.group);
+  const auto& [group, scheme] = as;
+  const group_shape g = per_group(group);
+  quantized_linear q = blank(w, group);
   std::vector<float> importance(s.size());
   for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
   with_range_method(o.clip, [&](auto range) { host::fit(w, q.param_matrix(), g, scheme, range, importance.data()); });
-  if (o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, o.how.group, scheme, q.param_matrix());
+  if (o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, group, scheme, q.param_matrix());
   host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), g, scheme);
   if (o.sweeps > 0)
-    host::sweep(w, s.data(), x, matrix<const params>(q.param_matrix()), o.how.group, scheme, o.sweeps, q.code_matrix());
+    host::sweep(w, s.data(), x, matrix<const params>(q.param_matrix()), group, scheme, o.sweeps, q.code_matrix());
   return q;
 }
 
 }  // namespace
 
-layer_report quantize_layer(const config& c, const awq_options& o, const std::set<projection>& chosen, dtype stored,
-                            any_scheme scheme, const layer_statistics& statistics, layer_weights& w,
-                            const linear_sink& sink) {
-  const auto all_chosen = [&](const scale_group& group) {
+layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored,
+                            const layer_statistics& statistics, layer_weights& w, const linear_sink& sink) {
+  const auto all_packed = [&](const scale_group& group) {
     const bool linears =
-        std::all_of(group.linears.begin(), group.linears.end(), [&](projection p) { return chosen.count(p) > 0; });
-    return linears && (group.norm != nullptr || chosen.count(group.before) > 0);
+        std::all_of(group.linears.begin(), group.linears.end(), [&](projection p) { return is_packed(how, p); });
+    return linears && (group.norm != nullptr || is_packed(how, group.before));
   };
   layer_report report;
-  const searcher search{c, o, scheme, statistics, w, {}, {}};
+  const searcher search{c, o, how, stored, statistics, w, {}, {}};
   for (const layer_input input : layer_inputs)
     report.channels[static_cast<size_t>(input)] = rank_channels(search.moment(input).absolute_mean());
   std::array<double, 7> rtn{};
   std::array<weight_histogram, 7> before;
-  for (const projection p : chosen) {
+  for (const projection p : projections) {
+    if (!is_packed(how, p)) continue;
+    const packed as(how, p, stored);
     before[static_cast<size_t>(p)] = count_weights(w.at(c, p));
     const std::vector<float> ones(static_cast<size_t>(inputs(c, p)), 1.0f);
     rtn[static_cast<size_t>(p)] = host::scaled_loss(matrix<const float>(w.at(c, p)), ones.data(),
-                                                    search.moment(input_of(p)), o.how.group, scheme, minmax{});
+                                                    search.moment(input_of(p)), as.group, as.scheme, minmax{});
   }
   std::array<std::vector<float>, 4> scales;
   std::array<const float*, 7> rows{};  // by what the rows of a linear were divided
@@ -199,26 +222,27 @@ layer_report quantize_layer(const config& c, const awq_options& o, const std::se
     scales[static_cast<size_t>(input)].assign(static_cast<size_t>(search.moment(input).inputs()), 1.0f);
   // A scale changes the rows of what comes before it, so all scales are applied before any code is chosen.
   for (const scale_group& group : scale_groups(c)) {
-    if (!all_chosen(group)) continue;
+    if (!all_packed(group)) continue;
     auto& scale = scales[static_cast<size_t>(group.input)];
-    report.inputs.push_back(search.search(group, stored, scale));
+    report.inputs.push_back(search.search(group, scale));
     apply(c, group, scale, stored, w);
     if (group.norm == nullptr) rows[static_cast<size_t>(group.before)] = scale.data();
   }
   for (const projection p : projections) {
-    if (chosen.count(p) == 0) continue;
+    if (!is_packed(how, p)) continue;
+    const packed as(how, p, stored);
     const auto& s = scales[static_cast<size_t>(input_of(p))];
     const auto& x = search.moment(input_of(p));
-    const quantized_linear q = choose_codes(o, scheme, w.at(c, p), s, x);
+    const quantized_linear q = choose_codes(o, as, w.at(c, p), s, x);
     const matrix<const float> scaled = w.at(c, p);
     linear_report linear = {
         p,
         rtn[static_cast<size_t>(p)],
-        host::codes_loss(scaled, q.code_matrix(), q.param_matrix(), s.data(), x, o.how.group, scheme),
+        host::codes_loss(scaled, q.code_matrix(), q.param_matrix(), s.data(), x, as.group, as.scheme),
         before[static_cast<size_t>(p)],
         {},
-        compare_ranges(q.param_matrix(), whole_ranges(scaled, o.how.group, scheme).param_matrix())};
-    host::dequantize(q.code_matrix(), q.param_matrix(), w.at(c, p), per_group(o.how.group), scheme);
+        compare_ranges(q.param_matrix(), whole_ranges(scaled, as).param_matrix())};
+    host::dequantize(q.code_matrix(), q.param_matrix(), w.at(c, p), per_group(as.group), as.scheme);
     linear.after = count_weights(w.at(c, p), linear.before.unit, rows[static_cast<size_t>(p)], s.data());
     report.linears.push_back(linear);
     sink(p, q);
@@ -226,24 +250,27 @@ layer_report quantize_layer(const config& c, const awq_options& o, const std::se
   return report;
 }
 
-void round_layer(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
-                 layer_weights& w, const linear_sink& sink) {
-  const group_shape g = per_group(how.group);
-  for (const projection p : chosen) {
+void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink) {
+  for (const projection p : projections) {
+    if (!is_packed(how, p)) continue;
+    const packed as(how, p, stored);
+    const group_shape g = per_group(as.group);
     const auto linear = w.at(c, p);
-    quantized_linear q = blank(linear, how.group);
-    host::fit(matrix<const float>(linear), q.param_matrix(), g, scheme, minmax{});
-    host::quantize(matrix<const float>(linear), matrix<const params>(q.param_matrix()), q.code_matrix(), g, scheme);
-    host::dequantize(matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), linear, g, scheme);
+    quantized_linear q = blank(linear, as.group);
+    host::fit(matrix<const float>(linear), q.param_matrix(), g, as.scheme, minmax{});
+    host::quantize(matrix<const float>(linear), matrix<const params>(q.param_matrix()), q.code_matrix(), g, as.scheme);
+    host::dequantize(matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), linear, g,
+                     as.scheme);
     if (sink) sink(p, q);
   }
 }
 
-layer_report round_reported(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
-                            layer_weights& w, const linear_sink& sink) {
+layer_report round_reported(const config& c, const layer_packing& how, dtype stored, layer_weights& w,
+                            const linear_sink& sink) {
   layer_report report;
-  for (const projection p : chosen) report.linears.push_back({p, 0, 0, count_weights(w.at(c, p)), {}, {}});
-  round_layer(c, how, chosen, scheme, w, sink);
+  for (const projection p : projections)
+    if (is_packed(how, p)) report.linears.push_back({p, 0, 0, count_weights(w.at(c, p)), {}, {}});
+  round_layer(c, how, stored, w, sink);
   for (linear_report& linear : report.linears) linear.after = count_weights(w.at(c, linear.which), linear.before.unit);
   return report;
 }

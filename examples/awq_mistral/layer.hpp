@@ -6,7 +6,7 @@
 
 #include <array>
 #include <functional>
-#include <set>
+#include <optional>
 #include <vector>
 
 #include "mistral/forward.hpp"
@@ -47,21 +47,22 @@ struct layer_report {
 /// A layer of --json. What was not looked at, such as losses when rounding to nearest, is not in it.
 nlohmann::ordered_json to_json(const layer_report& layer, bool calibrated);
 
+/// How each projection of a layer is packed; empty where it is left as it was.
+using layer_packing = std::array<std::optional<packing>, 7>;
+
 /// Told of each finished linear, which may be written and forgotten.
 using linear_sink = std::function<void(projection, const quantized_linear&)>;
 
-/// Quantizes the projections of w in `chosen`. On return w holds what the checkpoint will hold, dequantized: weights
-/// scaled by s, and norms divided by it, already rounded to `stored`.
-layer_report quantize_layer(const config& c, const awq_options& o, const std::set<projection>& chosen, dtype stored,
-                            any_scheme scheme, const layer_statistics& statistics, layer_weights& w,
-                            const linear_sink& sink);
+/// Quantizes the projections of w that `how` packs. On return w holds what the checkpoint will hold, dequantized:
+/// weights scaled by s, and norms divided by it, already rounded to `stored`.
+layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored,
+                            const layer_statistics& statistics, layer_weights& w, const linear_sink& sink);
 
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
-void round_layer(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
-                 layer_weights& w, const linear_sink& sink);
+void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink);
 
 /// round_layer, and the weights' histograms.
-layer_report round_reported(const config& c, const packing& how, const std::set<projection>& chosen, any_scheme scheme,
-                            layer_weights& w, const linear_sink& sink);
+layer_report round_reported(const config& c, const layer_packing& how, dtype stored, layer_weights& w,
+                            const linear_sink& sink);
 
 }  // namespace nibble::mistral

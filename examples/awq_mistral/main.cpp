@@ -67,7 +67,7 @@ void add_model_options(CLI::App& app, awq_options& o, words& w) {
       ->type_name("DIR")
       ->group(group);
   app.add_flag("--overwrite", o.overwrite, "Replace an output that exists")->group(group);
-  add_choice<packed_format>(app, "--format", o.how.format,
+  add_choice<packed_format>(app, "--format", o.format,
                             {{"compressed-tensors", packed_format::compressed_tensors},
                              {"awq-gemm", packed_format::awq_gemm},
                              {"awq-gemv", packed_format::awq_gemv}},
@@ -82,11 +82,16 @@ void add_model_options(CLI::App& app, awq_options& o, words& w) {
 
 void add_quantization_options(CLI::App& app, awq_options& o) {
   const std::string group = "Quantization";
+  app.add_option("--recipe", o.recipe,
+                 "llm-compressor's recipe.yaml: which linears to quantize and how, each group its own way, instead of "
+                 "--scheme, --group-size, --ignore, --method, --duo-scaling and --n-grid")
+      ->type_name("FILE")
+      ->group(group);
   app.add_option("--scheme", o.scheme, "W4A16_ASYM, W4A16, W8A16, W8A16_ASYM, W3A16_ASYM, W3A16 or W2A16_ASYM")
       ->capture_default_str()
       ->type_name("SCHEME")
       ->group(group);
-  app.add_option("--group-size", o.how.group, "Inputs that share a scale: 128, 64, 32, or -1 for all of them")
+  app.add_option("--group-size", o.group_size, "Inputs that share a scale: 128, 64, 32, or -1 for all of them")
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -191,11 +196,19 @@ void add_machine_options(CLI::App& app, awq_options& o, words& w) {
       ->group(group);
 }
 
-int run(awq_options& o, const words& w) {
+/// @throws usage_error for an option that the recipe contradicts.
+void check_recipe_alone(const CLI::App& app, const awq_options& o) {
+  for (const char* option : decided_by_recipe)
+    if (!o.recipe.empty() && app.get_option(option)->count() > 0)
+      throw usage_error(std::string(option) + " contradicts --recipe " + o.recipe + ", which decides it; leave it out");
+}
+
+int run(const CLI::App& app, awq_options& o, const words& w) {
   if (o.output.empty()) throw usage_error("--output is required: the directory to write");
   if (w.backend == "cuda") throw usage_error("--backend cuda is not in this build; use --backend cpu");
   o.max_shard_bytes = parse_size(w.shard);
-  check(o);
+  check_recipe_alone(app, o);
+  for (const std::string& note : check(o)) std::fprintf(stderr, "awq_mistral: note: %s\n", note.c_str());
   if (o.model.empty()) o.model = embedded("model");
   if (o.calibration.empty()) o.calibration = embedded("text/calibration-state-of-the-union-2000-2012.txt");
   if (o.threads > 0) nibble::host::set_threads(o.threads);
@@ -228,5 +241,5 @@ int main(int argc, char** argv) {
   add_data_options(app, o);
   add_machine_options(app, o, w);
   app.footer("Exit status: 0 done, 1 bad input, 2 wrong option, 3 perplexity rose by more than --max-regression.");
-  return run_program(app, argc, argv, [&] { return run(o, w); });
+  return run_program(app, argc, argv, [&] { return run(app, o, w); });
 }

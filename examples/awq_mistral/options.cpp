@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "mistral/error.hpp"
+#include "mistral/recipe.hpp"
 
 namespace nibble::mistral {
 
@@ -20,9 +21,8 @@ constexpr named_scheme schemes[] = {{"W4A16_ASYM", 4, false}, {"W4A16", 4, true}
                                     {"W8A16_ASYM", 8, false}, {"W3A16_ASYM", 3, false}, {"W3A16", 3, true},
                                     {"W2A16_ASYM", 2, false}};
 
-}  // namespace
-
-void check(awq_options& o) {
+/// Bits and symmetry that --scheme names, groups as --group-size says.
+packing named_packing(const awq_options& o) {
   const auto* known =
       std::find_if(std::begin(schemes), std::end(schemes), [&](const named_scheme& s) { return o.scheme == s.name; });
   if (known == std::end(schemes)) {
@@ -30,19 +30,57 @@ void check(awq_options& o) {
     for (const auto& s : schemes) names += std::string(names.empty() ? "" : ", ") + s.name;
     throw usage_error("--scheme " + o.scheme + " is not one of " + names);
   }
-  o.how.bits = known->bits;
-  o.how.symmetric = known->symmetric;
-  if (o.how.group != -1 && o.how.group != 32 && o.how.group != 64 && o.how.group != 128)
-    throw usage_error("--group-size " + std::to_string(o.how.group) + " is not one of 128, 64, 32, -1");
-  if (o.how.format != packed_format::compressed_tensors && (o.how.bits != 4 || o.how.symmetric))
-    throw usage_error(std::string("--format ") + to_string(o.how.format) +
-                      " holds 4 bits with zero points only: use it with --scheme W4A16_ASYM");
-  if (std::find(o.ignore.begin(), o.ignore.end(), "lm_head") == o.ignore.end())
-    throw usage_error("--ignore must name lm_head: the head is not quantized");
-  if (o.grid > 1 && o.grid < 4)
-    throw usage_error("--n-grid " + std::to_string(o.grid) + " is neither 1 (no search) nor at least 4");
+  if (o.group_size != -1 && o.group_size != 32 && o.group_size != 64 && o.group_size != 128)
+    throw usage_error("--group-size " + std::to_string(o.group_size) + " is not one of 128, 64, 32, -1");
+  return {o.format, known->bits, known->symmetric, o.group_size};
+}
+
+void check_format(const awq_options& o) {
+  if (o.format == packed_format::compressed_tensors) return;
+  for (const packing_group& group : o.how.groups())
+    if (group.how.bits != 4 || group.how.symmetric)
+      throw usage_error(std::string("--format ") + to_string(o.format) +
+                        " holds 4 bits with zero points only: use it with " +
+                        (o.recipe.empty() ? "--scheme W4A16_ASYM" : "a recipe whose only scheme is W4A16_ASYM"));
+}
+
+std::vector<std::string> follow_recipe(awq_options& o) {
+  recipe r = read_recipe(o.recipe);
+  o.how_found = r.awq ? method::awq : method::rtn;
+  o.duo = r.duo_scaling == "both" ? duo_scaling::both : r.duo_scaling == "true" ? duo_scaling::on : duo_scaling::off;
+  o.grid = r.grid;
+  o.ignore = r.ignore;
+  for (packing_group& group : r.groups) group.how.format = o.format;
+  o.how = quantization(r.groups, r.ignore, o.recipe);
+  if (o.how.of("lm_head"))
+    throw error(o.recipe + " targets lm_head, and the head is not quantized here: add lm_head to ignore");
+  if (o.how.targets_embedding())
+    throw error(o.recipe +
+                " targets model.embed_tokens, and the embedding is not quantized here: "
+                "add model.embed_tokens to ignore");
+  if (r.without_effect.empty()) return {};
+  std::string keys;
+  for (const std::string& key : r.without_effect) keys += (keys.empty() ? "" : ", ") + key;
+  return {o.recipe + ": without effect here: " + keys};
+}
+
+}  // namespace
+
+std::vector<std::string> check(awq_options& o) {
+  std::vector<std::string> notes;
+  if (o.recipe.empty()) {
+    o.how = quantization::uniform(named_packing(o), o.ignore, "--ignore");
+    if (std::find(o.ignore.begin(), o.ignore.end(), "lm_head") == o.ignore.end())
+      throw usage_error("--ignore must name lm_head: the head is not quantized");
+    if (o.grid > 1 && o.grid < 4)
+      throw usage_error("--n-grid " + std::to_string(o.grid) + " is neither 1 (no search) nor at least 4");
+  } else {
+    notes = follow_recipe(o);
+  }
+  check_format(o);
   if (o.max_regression >= 0 && o.evaluate.empty())
     throw usage_error("--max-regression compares perplexities: give it a text with --evaluate");
+  return notes;
 }
 
 std::uint64_t parse_size(const std::string& text) {

@@ -18,11 +18,13 @@ enum class method { awq, rtn };
 enum class propagation { original, quantized };
 
 struct awq_options {
-  std::string model, output, calibration, evaluate, json;
+  std::string model, output, calibration, evaluate, json, recipe;
   index_t samples = 256, max_length = 512;
   std::string scheme = "W4A16_ASYM";
-  packing how;
+  index_t group_size = 128;
+  packed_format format = packed_format::compressed_tensors;
   std::vector<std::string> ignore = {"lm_head"};
+  quantization how;  ///< how each linear is packed: what the recipe, or the four above, say
   search_loss loss = search_loss::gram;
   duo_scaling duo = duo_scaling::both;
   int grid = 20;
@@ -38,9 +40,13 @@ struct awq_options {
   bool overwrite = false;
 };
 
-/// Reads the command line; a wrong option ends the program through run_program's rules.
-/// @throws usage_error for combinations that make no sense.
-void check(awq_options& o);
+/// Options that a recipe decides as well.
+inline constexpr const char* decided_by_recipe[] = {"--scheme", "--group-size",  "--ignore",
+                                                    "--method", "--duo-scaling", "--n-grid"};
+
+/// Settles what the command line said, and the recipe if it named one. @returns what the user should be told, sentences.
+/// @throws usage_error for combinations that make no sense, error for a recipe that cannot be followed.
+std::vector<std::string> check(awq_options& o);
 
 /// "5GB", "500MB", "1GiB", "1000000" → bytes. @throws usage_error.
 std::uint64_t parse_size(const std::string& text);

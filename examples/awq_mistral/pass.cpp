@@ -14,6 +14,7 @@
 #include "mistral/file.hpp"
 #include "mistral/output.hpp"
 #include "mistral/progress.hpp"
+#include "mistral/recipe.hpp"
 
 namespace nibble::mistral {
 
@@ -53,14 +54,15 @@ struct job {
   config model;
   checkpoint files;
   dtype stored;  ///< dtype of what is not packed, and of scales
-  any_scheme scheme;
-  quantization ignored;  ///< knows which linears are left as they are
   std::unique_ptr<tokenizer> tok;
   evaluation_text text;  ///< to evaluate on
   std::vector<window> windows;
 
   explicit job(const awq_options& options);
-  std::set<projection> chosen(index_t layer) const;
+  layer_packing packings(index_t layer) const;
+  std::vector<std::string> linears() const;
+  void check_packings() const;
+  void warn_of_split_sets() const;
   void check_tensors() const;
   void check_finite(index_t layer, const layer_weights& w) const;
 };
@@ -81,23 +83,13 @@ const tensor& floating(const tensor& t) {
 
 dtype stored_dtype(const awq_options& o, const checkpoint& files) {
   const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
-  return o.how.format == packed_format::compressed_tensors ? own : dtype::f16;
-}
-
-quantization ignored_linears(const awq_options& o) {
-  config described;
-  described.json["quantization_config"] = quantization_json(o.how, o.ignore);
-  return *quantization::read(described, "--ignore");
+  return o.format == packed_format::compressed_tensors ? own : dtype::f16;
 }
 
 job::job(const awq_options& options)
-    : o(options),
-      model(read_dense_config(o.model)),
-      files(o.model),
-      stored(stored_dtype(o, files)),
-      scheme(scheme_of(o.how, stored)),
-      ignored(ignored_linears(o)) {
+    : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
   check_tensors();
+  check_packings();
   tok = open_tokenizer(o.model);
   if (o.evaluate.empty()) return;
   text = read_evaluation_text(o.evaluate, *tok);
@@ -116,20 +108,57 @@ void job::check_tensors() const {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     check(prefix + "input_layernorm.weight", {model.hidden});
     check(prefix + "post_attention_layernorm.weight", {model.hidden});
-    const auto packed = chosen(layer);
-    for (const projection p : projections) {
-      const std::string name = projection_name(layer, p);
-      check(name + ".weight", {outputs(model, p), inputs(model, p)});
-      if (packed.count(p) > 0) check_packable(name, outputs(model, p), inputs(model, p), o.how);
-    }
+    for (const projection p : projections)
+      check(projection_name(layer, p) + ".weight", {outputs(model, p), inputs(model, p)});
   }
 }
 
-std::set<projection> job::chosen(index_t layer) const {
-  std::set<projection> found;
-  for (const projection p : projections)
-    if (ignored.of(projection_name(layer, p))) found.insert(p);
-  return found;
+layer_packing job::packings(index_t layer) const {
+  layer_packing how;
+  for (const projection p : projections) how[static_cast<size_t>(p)] = o.how.of(projection_name(layer, p));
+  return how;
+}
+
+std::vector<std::string> job::linears() const {
+  std::vector<std::string> names;
+  for (index_t layer = 0; layer < model.layers; ++layer)
+    for (const projection p : projections) names.push_back(projection_name(layer, p));
+  names.emplace_back("lm_head");
+  return names;
+}
+
+/// The format can hold every linear as it is to be packed, and some linear is.
+void job::check_packings() const {
+  bool any = false;
+  for (index_t layer = 0; layer < model.layers; ++layer) {
+    const layer_packing how = packings(layer);
+    for (const projection p : projections) {
+      const auto& packed = how[static_cast<size_t>(p)];
+      if (!packed) continue;
+      any = true;
+      check_packable(projection_name(layer, p), outputs(model, p), inputs(model, p), *packed);
+    }
+  }
+  if (!any)
+    throw usage_error((o.recipe.empty() ? "--ignore" : o.recipe) + " leaves no linear of the model to quantize");
+  quantization_json(o.how, linears());
+}
+
+/// vLLM runs q, k and v as one linear, gate and up as another, and takes the first one's packing for all of them.
+void job::warn_of_split_sets() const {
+  const std::vector<projection> sets[] = {{projection::q, projection::k, projection::v},
+                                          {projection::gate, projection::up}};
+  for (index_t layer = 0; layer < model.layers; ++layer)
+    for (const auto& set : sets)
+      for (const projection p : set) {
+        const std::string first = projection_name(layer, set.front()), other = projection_name(layer, p);
+        if (o.how.of(first) == o.how.of(other)) continue;
+        std::fprintf(
+            stderr,
+            "awq_mistral: note: vLLM will not load this model: it fuses %s and %s, which are not packed alike\n",
+            first.c_str(), other.c_str());
+        return;
+      }
 }
 
 void job::check_finite(index_t layer, const layer_weights& w) const {
@@ -188,7 +217,7 @@ void write_layer_rest(const job& j, index_t layer, const layer_weights& w, safet
   write_floats(out, prefix + "input_layernorm.weight", w.input_norm, type);
   write_floats(out, prefix + "post_attention_layernorm.weight", w.post_norm, type);
   for (const projection p : projections) {
-    if (j.chosen(layer).count(p) > 0) continue;
+    if (j.o.how.of(projection_name(layer, p))) continue;
     const std::string name = projection_name(layer, p) + ".weight";
     write_tensor(out, name, j.files.at(name), type);
     j.files.release(j.files.at(name));
@@ -207,15 +236,19 @@ void write_rest(const job& j, safetensors_writer& out) {
 /// Bits a weight of the quantized linears takes, scales and zero points included.
 double bits_per_weight(const job& j) {
   double bits = 0, weights = 0;
-  for (index_t layer = 0; layer < j.model.layers; ++layer)
-    for (const projection p : j.chosen(layer)) {
-      const index_t n = outputs(j.model, p), k = inputs(j.model, p), groups = per_group(j.o.how.group).across(k);
+  for (index_t layer = 0; layer < j.model.layers; ++layer) {
+    const layer_packing packings = j.packings(layer);
+    for (const projection p : projections) {
+      const auto& how = packings[static_cast<size_t>(p)];
+      if (!how) continue;
+      const index_t n = outputs(j.model, p), k = inputs(j.model, p), groups = per_group(how->group).across(k);
       const double scale =
-          j.o.how.format == packed_format::compressed_tensors ? 8.0 * static_cast<double>(size_of(j.stored)) : 16.0;
-      bits += static_cast<double>(n) * (static_cast<double>(k) * j.o.how.bits +
-                                        static_cast<double>(groups) * (scale + (j.o.how.symmetric ? 0 : j.o.how.bits)));
+          how->format == packed_format::compressed_tensors ? 8.0 * static_cast<double>(size_of(j.stored)) : 16.0;
+      bits += static_cast<double>(n) * (static_cast<double>(k) * how->bits +
+                                        static_cast<double>(groups) * (scale + (how->symmetric ? 0 : how->bits)));
       weights += static_cast<double>(n * k);
     }
+  }
   return weights > 0 ? bits / weights : 0;
 }
 
@@ -250,15 +283,16 @@ void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
       w = load_layer(j.files, j.model, layer);
       j.check_finite(layer, w);
     }
+    const layer_packing how = j.packings(layer);
     const linear_sink sink = [&](projection p, const quantized_linear& q) {
       stopwatch watch(r.seconds.write);
-      write_packed(writer, projection_name(layer, p), q, j.o.how, j.stored);
+      write_packed(writer, projection_name(layer, p), q, *how[static_cast<size_t>(p)], j.stored);
     };
     const double written = r.seconds.write;
     std::string note;
     if (!s) {
       stopwatch watch(r.seconds.search);
-      r.layers.push_back(to_json(round_reported(j.model, j.o.how, j.chosen(layer), j.scheme, w, sink), false));
+      r.layers.push_back(to_json(round_reported(j.model, how, j.stored, w, sink), false));
     } else {
       layer_statistics statistics;
       const bool again = j.o.propagate == propagation::quantized;
@@ -272,7 +306,7 @@ void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
                       " turns the calibration text into NaN or infinity" + "; check the checkpoint");
       {
         stopwatch watch(r.seconds.search);
-        const auto report = quantize_layer(j.model, j.o, j.chosen(layer), j.stored, j.scheme, statistics, w, sink);
+        const auto report = quantize_layer(j.model, j.o, how, j.stored, statistics, w, sink);
         note = loss_note(report);
         r.layers.push_back(to_json(report, true));
       }
@@ -296,7 +330,7 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
   const auto rounded = [&](index_t layer) {
     layer_weights w = load_layer(j.files, j.model, layer);
     stopwatch rtn(r.rtn_seconds);
-    round_layer(j.model, j.o.how, j.chosen(layer), j.scheme, w, nullptr);
+    round_layer(j.model, j.packings(layer), j.stored, w, nullptr);
     return w;
   };
   std::vector<evaluated_model> models = {{j.files, j.model, nullptr}};
@@ -317,6 +351,7 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
 
 pass_result run_pass(const awq_options& o) {
   const job j(o);
+  j.warn_of_split_sets();
   output_directory out(o.output, o.model, o.overwrite);
   pass_result r;
   safetensors_writer writer(out.path(), o.max_shard_bytes);
@@ -325,12 +360,15 @@ pass_result run_pass(const awq_options& o) {
     stopwatch watch(r.seconds.write);
     write_rest(j, writer);
     r.output_bytes = writer.finish();
-    write_config(out.path(), j.model, config_dtype(j.stored), o.how, o.ignore);
+    write_config(out.path(), j.model, config_dtype(j.stored), quantization_json(o.how, j.linears()));
     write_recipe(out.path(), {o.how_found == method::awq,
                               o.duo == duo_scaling::both ? "both"
                               : o.duo == duo_scaling::on ? "true"
                                                          : "false",
-                              o.grid, o.how, o.ignore});
+                              o.grid,
+                              o.how.groups(),
+                              o.ignore,
+                              {}});
     copy_sidecars(o.model, out.path());
   }
   for (const auto& [name, t] : j.files.tensors()) r.original_bytes += static_cast<std::uint64_t>(t.bytes);

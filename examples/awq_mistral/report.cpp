@@ -26,6 +26,19 @@ std::string format(const char* pattern, Args... args) {
   return text;
 }
 
+/// "W4A16_ASYM, groups of 128", or what a recipe's groups are.
+std::string packings_text(const awq_options& o) {
+  if (o.recipe.empty())
+    return o.scheme + ", " + (o.group_size < 0 ? "one group an output" : "groups of " + std::to_string(o.group_size));
+  std::vector<std::string> all;
+  for (const packing_group& group : o.how.groups())
+    if (const std::string text = to_string(group.how); std::find(all.begin(), all.end(), text) == all.end())
+      all.push_back(text);
+  std::string text;
+  for (const std::string& each : all) text += (text.empty() ? "" : "; ") + each;
+  return text;
+}
+
 std::string own_name(const awq_options& o) {
   return o.how_found == method::awq ? "AWQ" : "round to nearest";
 }
@@ -52,10 +65,20 @@ std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
 }  // namespace
 
 nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
-  nlohmann::ordered_json options = {
-      {"model", o.model},   {"output", o.output},        {"method", o.how_found == method::awq ? "awq" : "rtn"},
-      {"scheme", o.scheme}, {"group_size", o.how.group}, {"format", to_string(o.how.format)},
-      {"ignore", o.ignore}};
+  nlohmann::ordered_json options = {{"model", o.model},
+                                    {"output", o.output},
+                                    {"method", o.how_found == method::awq ? "awq" : "rtn"},
+                                    {"format", to_string(o.format)},
+                                    {"ignore", o.ignore}};
+  if (o.recipe.empty())
+    options.update({{"scheme", o.scheme}, {"group_size", o.group_size}});
+  else
+    options["recipe"] = o.recipe;
+  for (const packing_group& group : o.how.groups())
+    options["groups"].push_back({{"bits", group.how.bits},
+                                 {"symmetric", group.how.symmetric},
+                                 {"group_size", group.how.group},
+                                 {"targets", group.targets}});
   if (o.how_found == method::awq)
     options.update({{"calibration", o.calibration},
                     {"num_calibration_samples", r.calibration_sequences},
@@ -129,10 +152,10 @@ std::string model_card(const awq_options& o, const pass_result& r) {
   const std::string base = std::filesystem::path(o.model).filename().string();
   const std::string name = std::filesystem::path(o.output).filename().string();
   std::string card = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- " +
-                     std::string(o.how.format == packed_format::compressed_tensors ? "compressed-tensors" : "awq") +
-                     "\n- nibble\n---\n# " + name + "\n\n" + base + ", its linear layers quantized to " + o.scheme +
-                     ", " + (o.how.group < 0 ? "one group an output" : "groups of " + std::to_string(o.how.group)) +
-                     ", in the " + to_string(o.how.format) + " format, by awq_mistral of nibble " NIBBLE_VERSION " (" +
+                     std::string(o.format == packed_format::compressed_tensors ? "compressed-tensors" : "awq") +
+                     "\n- nibble\n---\n# " + name + "\n\n" + base + ", its linear layers quantized to " +
+                     packings_text(o) + ", in the " + to_string(o.format) +
+                     " format, by awq_mistral of nibble " NIBBLE_VERSION " (" +
                      (o.how_found == method::awq ? "AWQ" : "round to nearest") + ").\n\n";
   if (o.how_found == method::awq)
     card += format("Calibrated on %lld sequences, %lld tokens, of ", static_cast<long long>(r.calibration_sequences),

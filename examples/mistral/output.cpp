@@ -137,30 +137,12 @@ std::uint64_t copy_sidecars(const fs::path& model, const fs::path& out) {
   return bytes;
 }
 
-void write_config(const fs::path& out, const config& model, const std::string& dtype, const packing& how,
-                  const std::vector<std::string>& ignore) {
+void write_config(const fs::path& out, const config& model, const std::string& dtype,
+                  const nlohmann::ordered_json& quantization_config) {
   nlohmann::ordered_json json = model.json;
   json[json.contains("dtype") ? "dtype" : "torch_dtype"] = dtype;
-  json["quantization_config"] = quantization_json(how, ignore);
+  json["quantization_config"] = quantization_config;
   write_file(out / "config.json", json.dump(2) + "\n");
-}
-
-void write_recipe(const fs::path& out, const recipe& made) {
-  const bool grouped = made.how.group > 0;
-  std::string text = "default_stage:\n  default_modifiers:\n";
-  if (made.awq)
-    text += "    AWQModifier:\n      duo_scaling: " + std::string(made.duo_scaling) +
-            "\n      n_grid: " + std::to_string(made.grid) + "\n";
-  // JSON's strings and lists are YAML's as well.
-  text +=
-      "    QuantizationModifier:\n      config_groups:\n        group_0:\n          targets: [Linear]\n          "
-      "weights:\n";
-  text += "            num_bits: " + std::to_string(made.how.bits) + "\n            type: int\n            symmetric: ";
-  text += made.how.symmetric ? "true\n" : "false\n";
-  text += grouped ? "            strategy: group\n            group_size: " + std::to_string(made.how.group) + "\n"
-                  : "            strategy: channel\n";
-  text += "      ignore: " + nlohmann::json(made.ignore).dump() + "\n";
-  write_file(out / "recipe.yaml", text);
 }
 
 }  // namespace nibble::mistral

@@ -5,11 +5,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
 #include "config.hpp"
-#include "quantization.hpp"
 
 namespace nibble::mistral {
 
@@ -44,21 +43,9 @@ class output_directory {
 /// params.json, which would make vLLM read a model as another format. @returns bytes copied.
 std::uint64_t copy_sidecars(const std::filesystem::path& model, const std::filesystem::path& out);
 
-/// Writes OUT/config.json: the model's, with quantization_config, and with `dtype` ("bfloat16", "float16", "float32") as
-/// the dtype of what is not packed.
-void write_config(const std::filesystem::path& out, const config& model, const std::string& dtype, const packing& how,
-                  const std::vector<std::string>& ignore);
-
-/// What made a checkpoint, in llm-compressor's words.
-struct recipe {
-  bool awq = true;                   ///< false: round to nearest
-  std::string duo_scaling = "true";  ///< "true", "false", "both"
-  int grid = 20;                     ///< ratios tried
-  packing how;
-  std::vector<std::string> ignore;
-};
-
-/// Writes OUT/recipe.yaml as llm-compressor 0.14 reads it.
-void write_recipe(const std::filesystem::path& out, const recipe& made);
+/// Writes OUT/config.json: the model's, with this quantization_config, and with `dtype` ("bfloat16", "float16",
+/// "float32") as the dtype of what is not packed.
+void write_config(const std::filesystem::path& out, const config& model, const std::string& dtype,
+                  const nlohmann::ordered_json& quantization_config);
 
 }  // namespace nibble::mistral

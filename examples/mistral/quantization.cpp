@@ -2,6 +2,8 @@
 #include "quantization.hpp"
 
 #include <algorithm>
+#include <string_view>
+#include <utility>
 
 #include "error.hpp"
 #include "json.hpp"
@@ -46,13 +48,6 @@ void expect(const json& object, const char* key, const char* wanted, const std::
                 "\" is supported");
 }
 
-/// Python's re.match for "re:PATTERN" (from the start, not to the end), equality for anything else.
-bool matches(const std::string& name, const std::string& target, const std::string& where) {
-  if (target.rfind("re:", 0) != 0) return name == target;
-  const auto found = regex("^(?:" + target.substr(3) + ")[\\s\\S]*", where).matches(name);
-  return !found.empty() && found.front().first == 0;
-}
-
 packing read_weights(const json& scheme, const std::string& where) {
   refuse_unless_none(scheme, "input_activations", where);
   refuse_unless_none(scheme, "output_activations", where);
@@ -75,25 +70,28 @@ packing read_weights(const json& scheme, const std::string& where) {
   return how;
 }
 
-json compressed_tensors_json(const packing& how, const std::vector<std::string>& ignore) {
-  const bool grouped = how.group > 0;
+json group_json(const packing_group& group) {
+  const bool grouped = group.how.group > 0;
   const json weights = {{"actorder", nullptr},
                         {"block_structure", nullptr},
                         {"dynamic", false},
-                        {"group_size", grouped ? json(how.group) : json(nullptr)},
-                        {"num_bits", how.bits},
+                        {"group_size", grouped ? json(group.how.group) : json(nullptr)},
+                        {"num_bits", group.how.bits},
                         {"observer", "memoryless_minmax"},
                         {"observer_kwargs", json::object()},
                         {"strategy", grouped ? "group" : "channel"},
-                        {"symmetric", how.symmetric},
+                        {"symmetric", group.how.symmetric},
                         {"type", "int"}};
-  json group = {{"format", "pack-quantized"},
-                {"input_activations", nullptr},
-                {"output_activations", nullptr},
-                {"targets", json::array({"Linear"})},
-                {"weights", weights}};
+  return {{"format", "pack-quantized"},
+          {"input_activations", nullptr},
+          {"output_activations", nullptr},
+          {"targets", group.targets},
+          {"weights", weights}};
+}
+
+json compressed_tensors_json(const std::vector<packing_group>& all, const std::vector<std::string>& ignore) {
   json groups = json::object();
-  groups["group_0"] = std::move(group);
+  for (size_t i = 0; i < all.size(); ++i) groups["group_" + std::to_string(i)] = group_json(all[i]);
   return {{"config_groups", std::move(groups)},  {"format", "pack-quantized"},
           {"global_compression_ratio", nullptr}, {"ignore", ignore},
           {"kv_cache_scheme", nullptr},          {"quant_method", "compressed-tensors"},
@@ -116,9 +114,51 @@ json awq_json(const packing& how, const std::vector<std::string>& ignore) {
 
 }  // namespace
 
+std::string to_string(const packing& how) {
+  return std::to_string(how.bits) + " bits, " + (how.symmetric ? "symmetric, " : "asymmetric, ") +
+         (how.group < 0 ? "one group an output" : "groups of " + std::to_string(how.group));
+}
+
 const char* to_string(packed_format format) {
   constexpr const char* names[] = {"compressed-tensors", "awq-gemm", "awq-gemv"};
   return names[static_cast<size_t>(format)];
+}
+
+quantization::quantization(const std::vector<packing_group>& groups, const std::vector<std::string>& ignore,
+                           std::string where)
+    : where_(std::move(where)), ignore_(ignore), ignore_patterns_(compiled(ignore)) {
+  for (const packing_group& group : groups) add(group);
+}
+
+quantization quantization::uniform(const packing& how, const std::vector<std::string>& ignore,
+                                   const std::string& where) {
+  if (how.format == packed_format::compressed_tensors) return quantization({{how, {"Linear"}}}, ignore, where);
+  awq_json(how, ignore);  // refuses patterns
+  quantization q;
+  q.where_ = where;
+  q.awq_ = true;
+  q.ignore_ = ignore;
+  q.add({how, {"Linear"}});
+  return q;
+}
+
+quantization::patterns quantization::compiled(const std::vector<std::string>& targets) const {
+  patterns all;
+  for (const std::string& target : targets) {
+    if (target.rfind("re:", 0) != 0) {
+      all.push_back(nullptr);
+      continue;
+    }
+    const std::string pattern = target.substr(3);
+    const regex whole(pattern, where_);  // what closes a bracket that it did not open would escape the one below
+    all.push_back(std::make_shared<const regex>("^(?:" + pattern + ")[\\s\\S]*", where_));
+  }
+  return all;
+}
+
+void quantization::add(packing_group group) {
+  target_patterns_.push_back(compiled(group.targets));
+  groups_.push_back(std::move(group));
 }
 
 void quantization::read_compressed_tensors(const json& file) {
@@ -130,9 +170,10 @@ void quantization::read_compressed_tensors(const json& file) {
   for (const auto& [name, scheme] : groups->items()) {
     const std::string where = where_ + ", " + name;
     if (!scheme.is_object()) throw error(where + ": a group must be an object");
-    groups_.push_back({read_weights(scheme, where), strings(scheme, "targets", where)});
+    add({read_weights(scheme, where), strings(scheme, "targets", where)});
   }
   ignore_ = strings(file, "ignore", where_);
+  ignore_patterns_ = compiled(ignore_);
 }
 
 void quantization::read_awq(const json& file) {
@@ -148,7 +189,7 @@ void quantization::read_awq(const json& file) {
     throw error(where_ + ": \"zero_point\" must be true, for AutoAWQ's kernels take asymmetric weights only");
   if (version != "gemm" && version != "gemv")
     throw error(where_ + ": the version \"" + version.substr(0, 60) + "\" is not supported; gemm and gemv are");
-  groups_.push_back({{version == "gemm" ? packed_format::awq_gemm : packed_format::awq_gemv, bits, false, size}, {}});
+  add({{version == "gemm" ? packed_format::awq_gemm : packed_format::awq_gemv, bits, false, size}, {"Linear"}});
   ignore_ = strings(file, "modules_to_not_convert", where_);
 }
 
@@ -169,27 +210,93 @@ std::optional<quantization> quantization::read(const config& model, const std::s
   return q;
 }
 
+namespace {
+
+/// How specific a match is; compressed-tensors takes the least.
+enum class matched { by_name, by_pattern, by_class, not_at_all };
+
+/// torch.nn.Linear and torch.nn.Embedding are both of the class Module.
+matched match_target(const std::string& name, const std::string& of_class, const std::string& target,
+                     const regex* pattern) {
+  if (!pattern && name == target) return matched::by_name;
+  if (pattern) {
+    const auto found = pattern->matches(name);
+    return !found.empty() && found.front().first == 0 ? matched::by_pattern : matched::not_at_all;
+  }
+  return target == of_class || target == "Module" ? matched::by_class : matched::not_at_all;
+}
+
+}  // namespace
+
+std::optional<packing> quantization::match(const std::string& name, const std::string& of_class) const {
+  for (size_t i = 0; i < ignore_.size(); ++i)
+    if (match_target(name, of_class, ignore_[i], ignore_patterns_[i].get()) != matched::not_at_all) return std::nullopt;
+  const packing* best = nullptr;
+  std::pair<matched, std::string_view> least = {matched::not_at_all, {}};
+  for (size_t g = 0; g < groups_.size(); ++g)
+    for (size_t i = 0; i < groups_[g].targets.size(); ++i) {
+      const std::string& target = groups_[g].targets[i];
+      const std::pair<matched, std::string_view> found = {
+          match_target(name, of_class, target, target_patterns_[g][i].get()), target};
+      if (found.first == matched::not_at_all || (best && found > least)) continue;
+      best = &groups_[g].how;
+      least = found;
+    }
+  return best ? std::optional(*best) : std::nullopt;
+}
+
 std::optional<packing> quantization::of(const std::string& name) const {
   if (name == "model.embed_tokens") return std::nullopt;  // an embedding, even where it is the head as well
-  if (awq_) {  // AutoAWQ converts the decoder layers, less those whose name contains a listed one
-    const bool kept = std::any_of(ignore_.begin(), ignore_.end(),
-                                  [&](const std::string& part) { return name.find(part) != std::string::npos; });
-    return kept || name.rfind("model.layers.", 0) != 0 ? std::nullopt : std::optional(groups_.front().how);
-  }
-  for (const std::string& ignored : ignore_)
-    if (ignored == "Linear" || matches(name, ignored, where_)) return std::nullopt;
-  // A name goes before a pattern, and a pattern before a class.
-  for (const int rank : {0, 1, 2})
-    for (const group& g : groups_)
-      for (const std::string& target : g.targets) {
-        const int kind = target.rfind("re:", 0) == 0 ? 1 : target == "Linear" ? 2 : 0;
-        if (kind == rank && (kind == 2 || matches(name, target, where_))) return g.how;
-      }
-  return std::nullopt;
+  if (!awq_) return match(name, "Linear");
+  // AutoAWQ converts the decoder layers, less those whose name contains a listed one.
+  return ignores(name) || name.rfind("model.layers.", 0) != 0 ? std::nullopt : std::optional(groups_.front().how);
+}
+
+bool quantization::targets_embedding() const {
+  return !awq_ && match("model.embed_tokens", "Embedding").has_value();
+}
+
+bool quantization::ignores(const std::string& name) const {
+  for (size_t i = 0; i < ignore_.size(); ++i)
+    if (awq_ ? name.find(ignore_[i]) != std::string::npos
+             : match_target(name, "Linear", ignore_[i], ignore_patterns_[i].get()) != matched::not_at_all)
+      return true;
+  return false;
 }
 
 json quantization_json(const packing& how, const std::vector<std::string>& ignore) {
-  return how.format == packed_format::compressed_tensors ? compressed_tensors_json(how, ignore) : awq_json(how, ignore);
+  return how.format == packed_format::compressed_tensors ? compressed_tensors_json({{how, {"Linear"}}}, ignore)
+                                                         : awq_json(how, ignore);
+}
+
+json quantization_json(const quantization& q, const std::vector<std::string>& linears) {
+  if (q.by_parts()) return awq_json(q.groups().front().how, q.ignore());
+  std::vector<packing_group> groups;
+  std::vector<std::string> ignore = q.ignore(), dense;
+  for (const std::string& name : linears) {
+    const auto how = q.of(name);
+    if (!how) {
+      dense.push_back(name);
+      if (!q.ignores(name)) ignore.push_back(name);
+      continue;
+    }
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.how == *how; });
+    if (group == groups.end()) group = groups.insert(groups.end(), {*how, {}});
+    group->targets.push_back(name);
+  }
+  const packed_format format = groups.front().how.format;
+  if (format != packed_format::compressed_tensors) {
+    if (groups.size() > 1)
+      throw usage_error(std::string("--format ") + to_string(format) +
+                        " packs all linears alike, but of these some are " + to_string(groups[0].how) + " and some " +
+                        to_string(groups[1].how) + "; use --format compressed-tensors");
+    return awq_json(groups.front().how, dense);
+  }
+  const auto most = std::max_element(groups.begin(), groups.end(),
+                                     [](const auto& a, const auto& b) { return a.targets.size() < b.targets.size(); });
+  most->targets = {"Linear"};
+  std::rotate(groups.begin(), most, most + 1);
+  return compressed_tensors_json(groups, ignore);
 }
 
 }  // namespace nibble::mistral

@@ -4,6 +4,7 @@
 /// Sources: compressed-tensors 0.19, QuantizationConfig; AutoAWQ 0.2.9, AwqConfig.
 #pragma once
 
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -26,32 +27,73 @@ struct packing {
   index_t group = 128;  ///< inputs that share a scale; −1: all
 };
 
-/// quantization_config, as far as it concerns weights.
+inline bool operator==(const packing& a, const packing& b) {
+  return a.format == b.format && a.bits == b.bits && a.symmetric == b.symmetric && a.group == b.group;
+}
+
+/// "4 bits, asymmetric, groups of 128"
+std::string to_string(const packing& how);
+
+/// Linears packed alike: those that one of `targets` matches (a module's name, "re:PATTERN", or the class "Linear").
+struct packing_group {
+  packing how;
+  std::vector<std::string> targets;
+};
+
+class regex;
+
+/// How each linear of a model is packed: quantization_config as far as it concerns weights, a recipe, or the options.
+/// Names are matched as compressed-tensors 0.19 matches them (match_named_modules, match_targets): patterns by re.match,
+/// from the name's start; what `ignore` matches is left as it was; of several targets that match, a name goes before a
+/// pattern, a pattern before a class, the lesser text before the greater, and of equal texts the last one counts.
 class quantization {
  public:
+  quantization() = default;  ///< nothing is packed
+  /// @throws error naming `where` for a pattern that is no regular expression.
+  quantization(const std::vector<packing_group>& groups, const std::vector<std::string>& ignore, std::string where);
+
+  /// All decoder linears alike, less those in `ignore`; in an AutoAWQ format these are parts of names.
+  /// @throws usage_error for patterns in an AutoAWQ format, which has none.
+  static quantization uniform(const packing& how, const std::vector<std::string>& ignore, const std::string& where);
+
   /// Of a model's config.json; empty when the model is not quantized.
   /// @throws error naming the file and key for a method, format or feature that cannot be read here.
   static std::optional<quantization> read(const config& model, const std::string& where);
 
   /// How the linear `name` is packed; empty when it is left as it was.
   std::optional<packing> of(const std::string& name) const;
+  /// Whether a group asks for the embedding, which stays as it was whatever a group asks for.
+  bool targets_embedding() const;
+  bool ignores(const std::string& name) const;
+
+  const std::vector<packing_group>& groups() const { return groups_; }
+  const std::vector<std::string>& ignore() const { return ignore_; }
+  /// Whether `ignore` holds parts of names, as AutoAWQ has it.
+  bool by_parts() const { return awq_; }
 
  private:
-  struct group {
-    packing how;
-    std::vector<std::string> targets;
-  };
+  using patterns = std::vector<std::shared_ptr<const regex>>;  ///< null where the text is no pattern
+  patterns compiled(const std::vector<std::string>& targets) const;
+  std::optional<packing> match(const std::string& name, const std::string& of_class) const;
+  void add(packing_group group);
   void read_compressed_tensors(const nlohmann::ordered_json& json);
   void read_awq(const nlohmann::ordered_json& json);
 
   std::string where_;
-  std::vector<group> groups_;
+  std::vector<packing_group> groups_;
   std::vector<std::string> ignore_;
+  std::vector<patterns> target_patterns_;  ///< by group
+  patterns ignore_patterns_;
   bool awq_ = false;
 };
 
 /// What quantization_config says of a checkpoint whose linears but for those in `ignore` (names, or patterns "re:…")
 /// are packed alike. @throws usage_error for patterns in an AutoAWQ format, which has none.
 nlohmann::ordered_json quantization_json(const packing& how, const std::vector<std::string>& ignore);
+
+/// quantization_config for a model with these `linears`, all that it has. Where they are not packed alike, the way that
+/// most are packed targets the class and others name their linears, so that every reader finds the same.
+/// @throws usage_error when an AutoAWQ format is to hold several ways of packing. @pre some linear is packed.
+nlohmann::ordered_json quantization_json(const quantization& q, const std::vector<std::string>& linears);
 
 }  // namespace nibble::mistral

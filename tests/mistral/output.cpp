@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "mistral/file.hpp"
+#include "mistral/quantization.hpp"
 #include "support/files.hpp"
 #include "support/limits.hpp"
 
@@ -148,7 +149,7 @@ TEST_CASE("the config written is the model's, with its quantization and dtype") 
   config model;
   model.json = {{"architectures", {"MistralForCausalLM"}}, {"torch_dtype", "bfloat16"}, {"unknown", {1, 2}}};
   const packing how{packed_format::compressed_tensors, 4, false, 128};
-  write_config(out.path(), model, "float16", how, {"lm_head"});
+  write_config(out.path(), model, "float16", quantization_json(how, {"lm_head"}));
   const json read = json::parse(test::read_bytes(out / "config.json"));
   CHECK(read["torch_dtype"] == "float16");
   CHECK_FALSE(read.contains("dtype"));
@@ -161,31 +162,17 @@ TEST_CASE("the config written is the model's, with its quantization and dtype") 
     "quant_method": "compressed-tensors", "quantization_status": "compressed"})"));
   model.json["dtype"] = "float32";
   model.json.erase("torch_dtype");
-  write_config(out.path(), model, "bfloat16", {packed_format::compressed_tensors, 3, true, -1}, {});
+  write_config(out.path(), model, "bfloat16", quantization_json({packed_format::compressed_tensors, 3, true, -1}, {}));
   const json again = json::parse(test::read_bytes(out / "config.json"));
   CHECK(again["dtype"] == "bfloat16");
   CHECK_FALSE(again.contains("torch_dtype"));
   const json& weights = again["quantization_config"]["config_groups"]["group_0"]["weights"];
   CHECK(weights["strategy"] == "channel");
   CHECK(weights["group_size"].is_null());
-  write_config(out.path(), model, "float16", {packed_format::awq_gemm, 4, false, 128}, {"lm_head"});
+  write_config(out.path(), model, "float16", quantization_json({packed_format::awq_gemm, 4, false, 128}, {"lm_head"}));
   CHECK(json::parse(test::read_bytes(out / "config.json"))["quantization_config"] ==
         json::parse(R"({"quant_method": "awq", "zero_point": true, "group_size": 128, "bits": 4, "version": "gemm",
                         "modules_to_not_convert": null})"));
-}
-
-TEST_CASE("the recipe names the modifiers and their arguments") {
-  const test::temporary_directory out;
-  write_recipe(out.path(),
-               {true, "both", 20, {packed_format::compressed_tensors, 4, false, 128}, {"lm_head", "re:.*\\.k"}});
-  CHECK(test::read_bytes(out / "recipe.yaml") ==
-        "default_stage:\n  default_modifiers:\n    AWQModifier:\n      duo_scaling: both\n      n_grid: 20\n"
-        "    QuantizationModifier:\n      config_groups:\n        group_0:\n          targets: [Linear]\n"
-        "          weights:\n            num_bits: 4\n            type: int\n            symmetric: false\n"
-        "            strategy: group\n            group_size: 128\n      ignore: [\"lm_head\",\"re:.*\\\\.k\"]\n");
-  write_recipe(out.path(), {false, "", 0, {packed_format::compressed_tensors, 8, true, -1}, {}});
-  const std::string plain = test::read_bytes(out / "recipe.yaml");
-  CHECK_THAT(plain, !Contains("AWQModifier") && Contains("strategy: channel") && Contains("ignore: []"));
 }
 
 TEST_CASE("a full disk stops every writer with a sentence, and no half file stays") {

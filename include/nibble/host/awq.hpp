@@ -133,17 +133,19 @@ void round_scaled(matrix<float> w, const float* s, const second_moment& x, index
 }
 
 /// Searches the scale of the linears w (each (n_i, k)) that read x, over awq_candidate(mode, 0 … count − 1).
+/// @param group_sizes  of each linear: inputs that share a scale when it is quantized.
 /// @param loss  loss(s) of a candidate; scaled_loss summed over the linears, or a block's output error.
 /// @param fold  makes a candidate what can be stored exactly (awq_folded); may be null.
 /// A candidate whose loss is NaN never wins, the identity apart; nor does one after an identity whose loss is NaN.
-inline awq_result search_scale(const std::vector<matrix<const float>>& w, const second_moment& x, index_t group_size,
-                               duo_scaling mode, int count, const std::function<double(const float*)>& loss,
+inline awq_result search_scale(const std::vector<matrix<const float>>& w, const second_moment& x,
+                               const std::vector<index_t>& group_sizes, duo_scaling mode, int count,
+                               const std::function<double(const float*)>& loss,
                                const std::function<void(std::vector<float>&)>& fold = nullptr) {
   std::vector<double> sums(static_cast<size_t>(x.inputs()), 0.0);
   index_t rows = 0;
-  for (const auto& linear : w) {
-    weight_importance(linear, group_size, sums.data());
-    rows += linear.rows;
+  for (size_t i = 0; i < w.size(); ++i) {
+    weight_importance(w[i], group_sizes[i], sums.data());
+    rows += w[i].rows;
   }
   std::vector<float> weight(sums.size());
   for (size_t j = 0; j < sums.size(); ++j)
@@ -163,6 +165,13 @@ inline awq_result search_scale(const std::vector<matrix<const float>>& w, const 
     best.loss = candidate;
   }
   return best;
+}
+
+/// search_scale of linears that are all quantized in groups of `group_size`.
+inline awq_result search_scale(const std::vector<matrix<const float>>& w, const second_moment& x, index_t group_size,
+                               duo_scaling mode, int count, const std::function<double(const float*)>& loss,
+                               const std::function<void(std::vector<float>&)>& fold = nullptr) {
+  return search_scale(w, x, std::vector<index_t>(w.size(), group_size), mode, count, loss, fold);
 }
 
 }  // namespace host

@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Sources: llm-compressor 0.14 (Recipe.from_dict, AWQModifier, QuantizationMixin, default_mappings) and
+/// compressed-tensors 0.19 (QuantizationScheme, QuantizationArgs, PRESET_SCHEMES).
+#include "recipe.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <initializer_list>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "error.hpp"
+#include "file.hpp"
+#include "json.hpp"
+#include "yaml.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+using json = nlohmann::ordered_json;
+using keys = std::vector<std::string>;
+
+constexpr index_t largest_group = 1 << 24;
+constexpr int largest_grid = 1000;
+
+const keys of_any_modifier = {"index",        "group",      "start",    "end",   "update", "requires_calibration_data",
+                              "initialized_", "finalized_", "started_", "ended_"};
+const keys awq_used = {"mappings", "duo_scaling", "n_grid"};
+const keys awq_without_effect = {"offload_device", "sequential_targets", "max_chunk_memory"};
+const keys quantization_used = {"config_groups", "targets", "ignore", "scheme", "kv_cache_scheme"};
+const keys quantization_without_effect = {"bypass_divisibility_checks",
+                                          "weight_observer",
+                                          "input_observer",
+                                          "output_observer",
+                                          "observer",
+                                          "num_calibration_steps",
+                                          "disable_quantization_observer_epoch"};
+const keys group_used = {"targets", "weights", "input_activations", "output_activations", "format"};
+const keys weights_used = {"num_bits",        "type",    "symmetric", "group_size", "strategy",
+                           "block_structure", "dynamic", "actorder",  "scale_dtype"};
+const keys weights_without_effect = {"observer", "observer_kwargs", "zp_dtype"};
+
+bool contains(const keys& all, const std::string& key) {
+  return std::find(all.begin(), all.end(), key) != all.end();
+}
+
+keys operator+(keys a, const keys& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+bool is_none(const json& value) {
+  return value.is_null() || (value.is_structured() && value.empty());
+}
+
+std::string shown(const std::string& text) {
+  return excerpt(json(text));
+}
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+/// default_stage, and default_stage_1, as llm-compressor numbers the stages of merged recipes.
+bool is_stage(std::string key) {
+  const size_t digits = key.find_last_not_of("0123456789") + 1;
+  if (digits > 0 && digits < key.size() && key[digits - 1] == '_') key.resize(digits - 1);
+  return ends_with(key, "_stage");
+}
+
+/// Reads one mapping: keys once each, by name, the way pydantic takes them ("4" for 4, "false" for false).
+class mapping {
+ public:
+  /// @throws error for a value that is no mapping, and for a key that is neither used nor known to change nothing.
+  mapping(const json& value, std::string where, const keys& used, const keys& ignored, keys& without_effect)
+      : value_(value.is_null() ? json::object() : value), where_(std::move(where)) {
+    if (!value_.is_object()) throw error(where_ + " must be a mapping of keys, but is " + excerpt(value_));
+    for (const auto& [key, given] : value_.items()) {
+      if (contains(used, key)) continue;
+      if (!contains(ignored, key))
+        throw error(where_ + ": the key " + shown(key) + " is not known; " + listed(used + ignored) + " are");
+      const std::string name = where_.substr(where_.rfind(", ") + 2) + "." + key;
+      if (!is_none(given) && !contains(without_effect, name)) without_effect.push_back(name);
+    }
+  }
+
+  const std::string& where() const { return where_; }
+
+  /// The value of `key`; null when it is absent, null or empty.
+  const json* get(const char* key) const {
+    const auto found = value_.find(key);
+    return found == value_.end() || is_none(*found) ? nullptr : &*found;
+  }
+
+  [[noreturn]] void refuse(const char* key, const std::string& why) const {
+    throw error(where_ + ": \"" + key + "\" is " + excerpt(*get(key)) + ", " + why);
+  }
+
+  index_t integer(const char* key, index_t low, index_t high, index_t otherwise) const {
+    const json* found = get(key);
+    if (!found) return otherwise;
+    double number = std::nan("");
+    if (found->is_number()) number = found->get<double>();
+    if (const auto* text = found->get_ptr<const std::string*>()) {
+      char* end = nullptr;
+      number = std::strtod(text->c_str(), &end);
+      if (text->empty() || *end != '\0') number = std::nan("");
+    }
+    if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high)) || number != std::floor(number))
+      refuse(key, "and must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
+    return static_cast<index_t>(number);
+  }
+
+  bool boolean(const char* key, bool otherwise) const {
+    const json* found = get(key);
+    if (!found) return otherwise;
+    if (found->is_boolean()) return found->get<bool>();
+    const std::string word = found->is_string() ? lower(found->get<std::string>()) : "";
+    if (word == "true" || word == "yes" || word == "on") return true;
+    if (word == "false" || word == "no" || word == "off") return false;
+    refuse(key, "and must be true or false");
+  }
+
+  /// A word, in lower case; empty when there is none.
+  std::string word(const char* key) const {
+    const json* found = get(key);
+    if (!found) return "";
+    if (!found->is_string()) refuse(key, "and must be a word");
+    return lower(found->get<std::string>());
+  }
+
+  /// A list of strings, or one string.
+  keys strings(const char* key, const keys& otherwise) const {
+    const json* found = get(key);
+    if (!found) return otherwise;
+    return strings_of(*found, where_ + ": \"" + key + "\"");
+  }
+
+  static keys strings_of(const json& value, const std::string& where) {
+    if (value.is_string()) return {value.get<std::string>()};
+    keys all;
+    for (const json& entry : value.is_array() ? value : json::array({nullptr})) {
+      if (!entry.is_string()) throw error(where + " must be a list of names, but holds " + excerpt(entry));
+      all.push_back(entry.get<std::string>());
+    }
+    return all;
+  }
+
+  static std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+    return text;
+  }
+
+  static std::string listed(const keys& all) {
+    std::string text;
+    for (size_t i = 0; i < all.size(); ++i)
+      if (all[i].back() != '_') text += (text.empty() ? "" : i + 1 == all.size() ? " and " : ", ") + all[i];
+    return text;
+  }
+
+ private:
+  json value_;
+  std::string where_;
+};
+
+struct modifier {
+  std::string name;
+  json arguments;
+};
+
+class recipe_reader {
+ public:
+  explicit recipe_reader(std::string file) : file_(std::move(file)) {}
+
+  recipe read() {
+    const json top = read_yaml(file_);
+    if (!top.is_object())
+      throw error(file_ + " must be a mapping of stages, such as default_stage, but is " + excerpt(top));
+    for (const auto& [key, value] : top.items()) {
+      if (key == "args") {
+        if (!is_none(value)) out_.without_effect.push_back(key);
+      } else if (is_stage(key)) {
+        read_stage(key, value);
+      } else if (is_modifiers(key)) {
+        read_modifiers(key, value);
+      } else {
+        throw error(file_ + ": the key " + shown(key) + " is not known; NAME_stage is, and in it NAME_modifiers");
+      }
+    }
+    follow();
+    return std::move(out_);
+  }
+
+ private:
+  static bool is_modifiers(const std::string& key) { return key == "modifiers" || ends_with(key, "_modifiers"); }
+
+  void read_stage(const std::string& stage, const json& value) {
+    if (!value.is_object() && !value.is_null())
+      throw error(file_ + ": " + shown(stage) + " must be a mapping that holds NAME_modifiers, but is " +
+                  excerpt(value));
+    for (const auto& [key, modifiers] : value.items()) {
+      if (is_modifiers(key))
+        read_modifiers(key, modifiers);
+      else if (key == "run_type")
+        out_.without_effect.push_back(key);
+      else
+        throw error(file_ + ", " + shown(stage) + ": the key " + shown(key) + " is not known; NAME_modifiers is");
+    }
+  }
+
+  void read_modifiers(const std::string& group, const json& value) {
+    if (!value.is_object() && !value.is_null())
+      throw error(file_ + ": " + shown(group) + " must be a mapping of modifiers, but is " + excerpt(value));
+    for (const auto& [name, arguments] : value.items()) {
+      if (name != "AWQModifier" && name != "QuantizationModifier")
+        throw error(file_ + ": the modifier " + shown(name) +
+                    " is not known; AWQModifier and QuantizationModifier are");
+      for (const modifier& other : modifiers_)
+        if (other.name == name) throw error(file_ + ": " + name + " comes twice, and can be followed only once");
+      modifiers_.push_back({name, arguments});
+    }
+  }
+
+  void follow() {
+    const auto named = [&](const char* name) {
+      return std::find_if(modifiers_.begin(), modifiers_.end(), [&](const modifier& m) { return m.name == name; });
+    };
+    const auto awq = named("AWQModifier"), quantizer = named("QuantizationModifier");
+    if (modifiers_.empty()) throw error(file_ + " holds no modifier; AWQModifier and QuantizationModifier are known");
+    out_.awq = awq != modifiers_.end();
+    const bool pair = out_.awq && quantizer != modifiers_.end();
+    if (pair && quantizer < awq)
+      throw error(file_ + ": QuantizationModifier stands before AWQModifier, which has to be followed by it");
+    if (!out_.awq) {
+      read_quantization(arguments_of(*quantizer, quantization_used, quantization_without_effect));
+      return;
+    }
+    const mapping arguments =
+        pair ? arguments_of(*awq, awq_used, awq_without_effect)
+             : arguments_of(*awq, awq_used + quantization_used, awq_without_effect + quantization_without_effect);
+    read_awq(arguments);
+    read_quantization(pair ? arguments_of(*quantizer, quantization_used, quantization_without_effect) : arguments);
+  }
+
+  mapping arguments_of(const modifier& m, const keys& used, const keys& ignored) {
+    return {m.arguments, file_ + ", " + m.name, used, ignored + of_any_modifier, out_.without_effect};
+  }
+
+  void read_awq(const mapping& m) {
+    if (const json* mappings = m.get("mappings")) check_mappings(m, *mappings);
+    const std::string both = m.get("duo_scaling") && m.get("duo_scaling")->is_string() ? m.word("duo_scaling") : "";
+    if (both == "both")
+      out_.duo_scaling = both;
+    else
+      out_.duo_scaling = m.boolean("duo_scaling", true) ? "true" : "false";
+    out_.grid = static_cast<int>(m.integer("n_grid", 1, largest_grid, 20));
+    if (out_.grid > 1 && out_.grid < 4) m.refuse("n_grid", "and must be 1 (no search) or at least 4");
+  }
+
+  /// A pattern without its "$", which changes nothing about the names that a model of this kind has.
+  static std::string pattern(const json& value, const std::string& where) {
+    if (!value.is_string()) throw error(where + ": \"mappings\" holds " + excerpt(value) + " where a name is needed");
+    auto text = value.get<std::string>();
+    if (!text.empty() && text.back() == '$') text.pop_back();
+    return text;
+  }
+
+  /// @throws error unless the mappings are those that llm-compressor has for Mistral and Llama, in any order.
+  void check_mappings(const mapping& m, const json& mappings) {
+    const std::set<std::pair<std::string, std::set<std::string>>> ours = {
+        {"re:.*input_layernorm", {"re:.*q_proj", "re:.*k_proj", "re:.*v_proj"}},
+        {"re:.*v_proj", {"re:.*o_proj"}},
+        {"re:.*post_attention_layernorm", {"re:.*gate_proj", "re:.*up_proj"}},
+        {"re:.*up_proj", {"re:.*down_proj"}}};
+    std::set<std::pair<std::string, std::set<std::string>>> theirs;
+    for (const json& entry : mappings.is_array() ? mappings : json::array({mappings})) {
+      const mapping one(entry, m.where() + ", mappings", {"smooth_layer", "balance_layers", "activation_hook_target"},
+                        {}, out_.without_effect);
+      if (one.get("activation_hook_target"))
+        one.refuse("activation_hook_target", "which Mistral and Llama have no use for");
+      std::set<std::string> balance;
+      for (const std::string& name : one.strings("balance_layers", {})) balance.insert(pattern(name, m.where()));
+      theirs.insert({one.get("smooth_layer") ? pattern(*one.get("smooth_layer"), m.where()) : "", balance});
+    }
+    if (theirs != ours)
+      throw error(m.where() +
+                  ": \"mappings\" differ from those of Mistral and Llama (input_layernorm to q, k and v; v to o; "
+                  "post_attention_layernorm to gate and up; up to down), which are the only ones; leave them out");
+  }
+
+  void read_quantization(const mapping& m) {
+    if (m.get("kv_cache_scheme"))
+      m.refuse("kv_cache_scheme", "but the key-value cache is not quantized here; leave it out");
+    const json* scheme = m.get("scheme");
+    const json* groups = m.get("config_groups");
+    if (scheme && groups) throw error(m.where() + ": \"scheme\" and \"config_groups\" contradict each other; give one");
+    if (!scheme && !groups)
+      throw error(m.where() + " says nothing of how to quantize: give it \"scheme\" or \"config_groups\"");
+    const keys targets = m.strings("targets", {"Linear"});
+    out_.ignore = m.strings("ignore", {});
+    if (groups) return read_groups(m, *groups);
+    if (scheme->is_string()) {
+      out_.groups.push_back({preset(m, scheme->get<std::string>()), targets});
+      return;
+    }
+    if (!scheme->is_object()) m.refuse("scheme", "and must be a scheme's name, or a mapping of names to targets");
+    for (const auto& [name, of] : scheme->items())
+      out_.groups.push_back({preset(m, name), mapping::strings_of(of, m.where() + ", scheme, " + shown(name))});
+  }
+
+  /// W4A16 and its like: weights of that many bits, symmetric, groups of 128.
+  static packing preset(const mapping& m, const std::string& name) {
+    const std::string known = mapping::lower(name);
+    const bool plain =
+        known.size() == 5 && known[0] == 'w' && known[1] >= '2' && known[1] <= '8' && known.substr(2) == "a16";
+    if (plain) return {packed_format::compressed_tensors, known[1] - '0', true, 128};
+    if (known == "w4a16_asym") return {packed_format::compressed_tensors, 4, false, 128};
+    throw error(m.where() + ": the scheme " + shown(name) +
+                " cannot be written here; integer weights can: W4A16_ASYM, and W2A16 to W8A16");
+  }
+
+  void read_groups(const mapping& m, const json& groups) {
+    if (!groups.is_object()) m.refuse("config_groups", "and must be a mapping of groups");
+    for (const auto& [name, value] : groups.items()) {
+      const mapping group(value, m.where() + ", " + name, group_used, {}, out_.without_effect);
+      for (const char* key : {"input_activations", "output_activations"})
+        if (group.get(key)) group.refuse(key, "but activations are not quantized here; leave it out");
+      if (const std::string format = group.word("format"); !format.empty() && format != "pack-quantized")
+        group.refuse("format", "and only pack-quantized is written");
+      if (!group.get("targets")) throw error(group.where() + ": \"targets\" is missing: the linears that it is about");
+      if (!group.get("weights")) throw error(group.where() + ": \"weights\" is missing: how to quantize them");
+      const mapping weights(*group.get("weights"), group.where() + ".weights", weights_used, weights_without_effect,
+                            out_.without_effect);
+      out_.groups.push_back({read_weights(weights), group.strings("targets", {})});
+    }
+  }
+
+  static packing read_weights(const mapping& w) {
+    if (const std::string type = w.word("type"); !type.empty() && type != "int")
+      w.refuse("type", "and only integers are written");
+    if (w.get("actorder") && *w.get("actorder") != json(false))
+      w.refuse("actorder", "but AWQ keeps the order of its inputs; leave it out");
+    if (w.get("dynamic") && w.boolean("dynamic", false))
+      w.refuse("dynamic", "but weights are quantized once; leave it out");
+    if (w.get("block_structure")) w.refuse("block_structure", "but blocks are not supported; group and channel are");
+    if (w.get("scale_dtype")) w.refuse("scale_dtype", "but scales keep the model's dtype; leave it out");
+    packing how{packed_format::compressed_tensors, static_cast<int>(w.integer("num_bits", 2, 8, 8)),
+                w.boolean("symmetric", true), w.integer("group_size", -1, largest_group, 0)};
+    std::string strategy = w.word("strategy");
+    if (strategy.empty()) strategy = how.group > 0 ? "group" : how.group < 0 ? "channel" : "tensor";
+    if (strategy != "group" && strategy != "channel")
+      throw error(w.where() + ": the strategy " + shown(strategy) + " cannot be written; group and channel can" +
+                  (w.get("strategy") ? "" : " (without strategy and group_size it is tensor)"));
+    if (strategy == "group" && how.group <= 0)
+      throw error(w.where() + ": the strategy group needs a \"group_size\" above 0");
+    if (strategy == "channel" && how.group > 0)
+      throw error(w.where() + ": the strategy channel contradicts the \"group_size\" " + std::to_string(how.group));
+    if (strategy == "channel") how.group = -1;
+    return how;
+  }
+
+  std::string file_;
+  recipe out_;
+  std::vector<modifier> modifiers_;
+};
+
+}  // namespace
+
+recipe read_recipe(const std::filesystem::path& file) {
+  return recipe_reader(file.string()).read();
+}
+
+void write_recipe(const std::filesystem::path& out, const recipe& made) {
+  std::string text = "default_stage:\n  default_modifiers:\n";
+  if (made.awq)
+    text += "    AWQModifier:\n      duo_scaling: " + made.duo_scaling +
+            "\n      n_grid: " + std::to_string(made.grid) + "\n";
+  text += "    QuantizationModifier:\n      config_groups:\n";
+  for (size_t i = 0; i < made.groups.size(); ++i) {
+    const auto& [how, targets] = made.groups[i];
+    // JSON's strings and lists are YAML's as well.
+    text += "        group_" + std::to_string(i) + ":\n          targets: " + nlohmann::json(targets).dump() + "\n";
+    text += "          weights:\n            num_bits: " + std::to_string(how.bits) + "\n            type: int\n";
+    text += std::string("            symmetric: ") + (how.symmetric ? "true\n" : "false\n");
+    text += how.group > 0 ? "            strategy: group\n            group_size: " + std::to_string(how.group) + "\n"
+                          : "            strategy: channel\n";
+  }
+  text += "      ignore: " + nlohmann::json(made.ignore).dump() + "\n";
+  write_file(out / "recipe.yaml", text);
+}
+
+}  // namespace nibble::mistral
