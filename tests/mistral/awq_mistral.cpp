@@ -57,7 +57,7 @@ struct workplace {
   }
   std::string name_of(const std::string& file) const { return (root / file).string(); }
 
-  /// The pass refuses: this status, one sentence after the progress, nothing new beside the model.
+  /// The pass refuses: this status, one sentence after the notes and the progress, nothing new beside the model.
   std::string refused(int status, const words& more, const std::function<void()>& prepare = nullptr) const {
     const std::string before = test::listing(root.path());
     const auto result = test::run_program("awq_mistral", merged(usual, more), root.path(), prepare);
@@ -67,6 +67,7 @@ struct workplace {
     std::istringstream lines(result.err);
     std::string sentence;
     for (std::string line; std::getline(lines, line);) {
+      if (line.rfind("awq_mistral: note: ", 0) == 0) continue;
       if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0) continue;
       CHECK(sentence.empty());
       sentence = line;
