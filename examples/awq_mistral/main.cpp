@@ -2,13 +2,14 @@
 /// @file
 /// awq_mistral: a Mistral (or Llama) checkpoint in, a quantized one out that vLLM, transformers and AutoAWQ load.
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <map>
 
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/program.hpp"
+#include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
 #include "pass.hpp"
@@ -37,19 +38,6 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value, std::m
           name, [&value, choices](const std::string& text) { value = choices.at(text); }, help)
       ->type_name(shown)
       ->check(CLI::Validator(check, ""));
-}
-
-/// A number in [low, high], which NaN is not.
-CLI::Validator between(double low, double high) {
-  const auto check = [=](std::string& text) -> std::string {
-    char* end = nullptr;
-    const double number = std::strtod(text.c_str(), &end);
-    if (end != text.c_str() && *end == '\0' && number >= low && number <= high) return "";
-    char range[80];
-    std::snprintf(range, sizeof(range), " is not a number from %.12g to %.12g", low, high);
-    return text + range;
-  };
-  return CLI::Validator(check, "");
 }
 
 struct words {
@@ -92,6 +80,7 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       ->type_name("SCHEME")
       ->group(group);
   app.add_option("--group-size", o.group_size, "Inputs that share a scale: 128, 64, 32, or -1 for all of them")
+      ->check(whole(-1, std::numeric_limits<std::int32_t>::max()))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -115,7 +104,7 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       ->group(group);
   app.add_option("--n-grid", o.grid,
                  "Scales tried for each group of linears that share an input, at least 4; 1: none but the identity")
-      ->check(between(1, 1000))
+      ->check(whole(1, 1000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -126,7 +115,7 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       "for the least squared error of the weights, weighted by the activations; or min-max [gram]")
       ->group(group);
   app.add_option("--sweeps", o.sweeps, "Rounds in which each code is moved to where the linear's output error is least")
-      ->check(between(0, 1000))
+      ->check(whole(0, 1000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -153,17 +142,17 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->type_name("FILE")
       ->group(group);
   app.add_option("--num-calibration-samples", o.samples, "Sequences of it to use")
-      ->check(between(1, 1000000))
+      ->check(whole(1, 1000000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
   app.add_option("--max-seq-length", o.max_length, "Tokens of a sequence at most")
-      ->check(between(1, 10000000))
+      ->check(whole(1, 10000000))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
   app.add_option("--seed", o.seed, "Chooses which lines of a longer .jsonl are drawn, and in what order")
-      ->check(between(0, 18446744073709549568.0))
+      ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
       ->capture_default_str()
       ->type_name("N")
       ->group(group);
@@ -191,7 +180,7 @@ void add_machine_options(CLI::App& app, awq_options& o, words& w) {
   app.add_option("--threads", o.threads,
                  "Threads to use; as many as the machine has unless given. The bytes written do "
                  "not depend on it")
-      ->check(between(1, 4096))
+      ->check(whole(1, 4096))
       ->type_name("N")
       ->group(group);
 }

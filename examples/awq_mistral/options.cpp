@@ -87,7 +87,8 @@ std::uint64_t parse_size(const std::string& text) {
   size_t digits = 0;
   double number = 0;
   try {
-    number = std::stod(text, &digits);
+    const bool decimal = !text.empty() && text[0] >= '0' && text[0] <= '9' && text.find_first_of("xX") == text.npos;
+    if (decimal) number = std::stod(text, &digits);
   } catch (const std::exception&) {
     digits = 0;
   }

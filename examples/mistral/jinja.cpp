@@ -56,11 +56,23 @@ std::string stripped(const std::string& text) {
   return text.substr(begin, end - begin);
 }
 
-std::string replaced(std::string text, const std::string& from, const std::string& to) {
+/// As much of `text` with `from` replaced as makes `most` bytes or one replacement more.
+std::string replaced(const std::string& text, const std::string& from, const std::string& to, size_t most) {
   if (from.empty()) return text;
-  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
-    text.replace(at, from.size(), to);
-  return text;
+  std::string out;
+  size_t done = 0;
+  for (size_t at; out.size() <= most && (at = text.find(from, done)) != std::string::npos; done = at + from.size())
+    out.append(text, done, at - done).append(to);
+  return out.append(text, done, std::string::npos);
+}
+
+/// Steps that a copy of `v` takes: one for each value in it and for each 64 bytes of a text.
+size_t weight(const value& v) {
+  if (v.is_string()) return 1 + v.get_ref<const std::string&>().size() / 64;
+  size_t sum = 1;
+  if (v.is_structured())
+    for (const value& inner : v) sum += weight(inner);
+  return sum;
 }
 
 /// ASCII only: what templates compare with is ASCII.
@@ -103,7 +115,8 @@ class evaluator {
   }
 
  private:
-  static constexpr int max_steps = 500'000, max_depth = 20;
+  static constexpr size_t max_steps = 4'000'000;
+  static constexpr int max_depth = 20;
   static constexpr size_t max_text = size_t{1} << 26;
 
   [[noreturn]] void fail(const std::string& what) const { throw error(where_ + ": the template " + what); }
@@ -133,9 +146,11 @@ class evaluator {
   std::vector<value> elements(const value& v) const;
   value eval(const expression& e);
   const value* stored(const expression& e);
-  void step() {
-    if (++steps_ > max_steps) fail("takes more than " + std::to_string(max_steps) + " steps");
+  void step(size_t count = 1) const {
+    steps_ += std::min(count, max_steps);
+    if (steps_ > max_steps) fail("takes more than " + std::to_string(max_steps) + " steps");
   }
+  value computed(const expression& e);
   value eval_or(const expression_ptr& e, value otherwise) { return e ? eval(*e) : std::move(otherwise); }
   value attribute(const value& object, const std::string& name) const;
   value item(const value& object, const value& index) const;
@@ -169,7 +184,8 @@ class evaluator {
   std::vector<std::vector<std::pair<std::string, value>>> scopes_;
   std::map<std::string, const statement*> macros_;
   std::string out_;
-  int steps_ = 0, depth_ = 0;
+  mutable size_t steps_ = 0;  // work done: values evaluated, and what they hold, for every one is a copy
+  int depth_ = 0;
 };
 
 // ---- statements ------------------------------------------------------------------------------------------------------
@@ -248,6 +264,7 @@ std::string evaluator::text(const value& v) const {
 
 std::vector<value> evaluator::elements(const value& v) const {
   if (is_undefined(v)) return {};
+  step(v.is_string() ? v.get_ref<const std::string&>().size() : weight(v));
   if (v.is_array()) return {v.begin(), v.end()};
   if (v.is_string()) return characters(v.get_ref<const std::string&>());
   if (!v.is_object()) fail("loops over what has no elements");
@@ -312,7 +329,16 @@ const value* evaluator::stored(const expression& e) {
 
 value evaluator::eval(const expression& e) {
   step();
-  if (const value* found = stored(e)) return *found;
+  if (const value* found = stored(e)) {
+    step(weight(*found));
+    return *found;
+  }
+  value made = computed(e);
+  step(weight(made));
+  return made;
+}
+
+value evaluator::computed(const expression& e) {
   switch (e.what) {
     case kind::literal:
       return e.constant;
@@ -397,8 +423,8 @@ value evaluator::arithmetic(const std::string& symbol, const value& a, const val
   if (symbol == "-" && !__builtin_sub_overflow(x, y, &out)) return out;
   if (symbol == "*" && !__builtin_mul_overflow(x, y, &out)) return out;
   if ((symbol == "//" || symbol == "%") && y > 0) {
-    const int64_t rest = (x % y + y) % y;  // the sign is the divisor's
-    return symbol == "%" ? rest : (x - rest) / y;
+    const bool below = x % y < 0;  // the rest has the divisor's sign, and the quotient is rounded down
+    return symbol == "%" ? x % y + (below ? y : 0) : x / y - (below ? 1 : 0);
   }
   missing("the operator " + symbol + " on such numbers");
 }
@@ -462,7 +488,7 @@ value evaluator::method(const value& object, const std::string& name, const std:
       return own.size() >= end.size() && own.compare(own.size() - end.size(), end.size(), end) == 0;
     }
     if (name == "replace" && given.size() == 2)
-      return replaced(own, string_argument(given, 0, name), string_argument(given, 1, name));
+      return joined(replaced(own, string_argument(given, 0, name), string_argument(given, 1, name), max_text), "");
   }
   if (object.is_object() && (name == "items" || name == "keys")) {
     value list = value::array();
@@ -490,7 +516,7 @@ value evaluator::filter(const std::string& name, const value& v, const std::vect
   if (name == "join") {
     const std::string between = given.empty() ? "" : text(given[0]);
     std::string all;
-    for (const value& one : elements(v)) all += between + text(one);
+    for (const value& one : elements(v)) all = joined(joined(std::move(all), between), text(one));
     return all.substr(std::min(all.size(), between.size()));
   }
   missing("the filter " + name);

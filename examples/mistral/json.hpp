@@ -26,7 +26,7 @@ std::string read_file(const std::filesystem::path& path, std::uint64_t max_bytes
 /// Json is nlohmann::ordered_json (keeps the order of keys; finding one is linear) or nlohmann::json (for objects of
 /// many keys, such as vocabularies).
 /// @throws error naming `where` and the byte for a syntax error, bytes that are not UTF-8, or nesting beyond
-/// max_json_depth.
+/// max_json_depth; for an object that has a key twice, since readers differ in which one counts.
 template <class Json = nlohmann::ordered_json>
 Json parse_json(std::string_view text, const std::string& where);
 

@@ -14,14 +14,24 @@
 #include "error.hpp"
 #include "file.hpp"
 #include "help.hpp"
+#include "utf8.hpp"
 
 namespace nibble::mistral {
+
+/// `sentence` on one line of a terminal: what a file holds may stand in it, control characters and all.
+inline std::string printable(std::string sentence) {
+  constexpr std::size_t longest = 2000;
+  if (sentence.size() > longest) sentence = utf8_repaired(sentence.substr(0, longest)) + " …";
+  for (char& c : sentence)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  return sentence;
+}
 
 /// Reads the command line into `app`'s options, then calls run(), whose result is the exit status.
 template <class F>
 int run_program(CLI::App& app, int argc, char** argv, F&& run) {
   const auto complain = [&](const std::string& what, int status) {
-    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), what.c_str());
+    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), printable(what).c_str());
     return status;
   };
   fail_writes_past_a_size_limit();

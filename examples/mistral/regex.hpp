@@ -20,7 +20,7 @@ class regex {
   regex(regex&&) noexcept;
 
   /// The [begin, end) of all matches that follow each other in `text`; empty ones are left out. Thread-safe.
-  /// @pre text is UTF-8. @throws error naming `where` when the pattern takes more steps than PCRE2 allows.
+  /// @pre text is UTF-8. @throws error naming `where` when the pattern takes ever more steps.
   std::vector<std::pair<size_t, size_t>> matches(std::string_view text) const;
 
  private:

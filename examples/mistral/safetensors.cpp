@@ -144,7 +144,7 @@ std::string shown(const std::vector<index_t>& shape) {
 class mapped_file {
  public:
   explicit mapped_file(fs::path path) : path_(std::move(path)) {
-    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would be waited for
     if (descriptor < 0) fail();
     struct stat about = {};
     const bool known = ::fstat(descriptor, &about) == 0;

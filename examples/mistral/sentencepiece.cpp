@@ -80,6 +80,7 @@ class sentencepiece_tokenizer final : public tokenizer {
 
  private:
   void load(const std::string& bytes) {
+    check_sentencepiece_model(bytes, where_);
     check(processor_.LoadFromSerializedProto(bytes));
     std::vector<std::string> pieces;
     check(processor_.Encode("a", &pieces));

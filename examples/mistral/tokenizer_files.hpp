@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "tokenizer.hpp"
 
@@ -27,5 +28,9 @@ std::unique_ptr<tokenizer> read_tokenizer_json(const std::filesystem::path& file
 
 /// tokenizer.model, through libsentencepiece. @throws error naming the file.
 std::unique_ptr<tokenizer> read_tokenizer_model(const std::filesystem::path& file, const tokenizer_settings& settings);
+
+/// The bytes of a tokenizer.model, before libsentencepiece reads them. @throws error naming `where` for what the library
+/// does not survive, and for a normalization or a model type that no Mistral has.
+void check_sentencepiece_model(std::string_view bytes, const std::string& where);
 
 }  // namespace nibble::mistral

@@ -13,6 +13,7 @@
 
 #include "mistral/evaluation_text.hpp"
 #include "mistral/program.hpp"
+#include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
 
 using namespace nibble::mistral;
@@ -34,6 +35,7 @@ struct opened_model {
 };
 
 void add_options(CLI::App& app, options& o) {
+  constexpr std::uint64_t longest = 1'000'000'000;
   app.set_help_flag("--help", "Print this and exit");
   app.add_option("--model", o.model,
                  "The model's directory: dense, or packed as compressed-tensors or AutoAWQ; required")
@@ -44,16 +46,20 @@ void add_options(CLI::App& app, options& o) {
                  "text; required")
       ->type_name("FILE");
   app.add_option("--window", o.windows.window, "Ids read at once; never more than the model's context")
+      ->check(whole(1, longest))
       ->capture_default_str()
       ->type_name("N");
   app.add_option("--stride", o.windows.stride, "Ids from one window's start to the next; each id is scored once")
+      ->check(whole(1, longest))
       ->capture_default_str()
       ->type_name("N");
-  app.add_option("--max-windows", o.windows.max_windows, "Score the first N windows only")->type_name("N");
+  app.add_option("--max-windows", o.windows.max_windows, "Score the first N windows only; 0: all")
+      ->check(whole(0, longest))
+      ->type_name("N");
   app.add_option("--against", o.against, "A model to compare with, such as the one --model was quantized from")
       ->type_name("DIR");
   app.add_option("--threads", o.threads, "Threads to use; as many as the machine has unless given")
-      ->check(CLI::Range(1, 4096).description(""))
+      ->check(whole(1, 4096))
       ->type_name("N");
   app.add_option("--json", o.json, "Print the figures as JSON, or write them to FILE")
       ->expected(0, 1)

@@ -165,7 +165,8 @@ TEST_CASE("a hostile template ends in a sentence, not in a stack or a machine us
   CHECK_THAT(refusal("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), Contains("macros within macros"));
   CHECK_THAT(refusal("{% set ns = namespace(t='aaaaaaaa') %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}"
                      "{% endfor %}"),
-             Contains("bytes"));
+             Contains("steps"));
+  CHECK_THAT(refusal("{{ range(100000) | join('" + many("a", 1000) + "') }}"), Contains("bytes"));
   CHECK_THAT(refusal("{% for i in range(100001) %}{% endfor %}"), Contains("the function range"));
   CHECK_THAT(refusal("{{ 12345678901 }}"), Contains("nine digits"));
   CHECK_THAT(refusal("{{ 999999999 * 999999999 * 999999999 }}"), Contains("operator *"));

@@ -1,0 +1,26 @@
+# tests/fuzz: a libFuzzer program build/bin/fuzz_NAME for each folder of tests/fuzz/corpus. The suite needs none of them:
+# it runs the same functions over the corpus and the finds (tests/mistral/fuzz.cpp).
+if(NOT NIBBLE_FUZZ)
+  return()
+endif()
+if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  message(FATAL_ERROR "NIBBLE_FUZZ needs clang++, which brings libFuzzer: configure with -DCMAKE_CXX_COMPILER=clang++")
+endif()
+
+add_library(fuzz_targets OBJECT ${fuzz_sources})
+target_link_libraries(fuzz_targets PUBLIC mistral)
+target_include_directories(fuzz_targets PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+target_compile_definitions(fuzz_targets PRIVATE NIBBLE_GOLDEN_DIR="${CMAKE_CURRENT_SOURCE_DIR}/golden")
+nibble_compile(fuzz_targets)
+
+add_custom_target(fuzz)
+file(GLOB corpora CONFIGURE_DEPENDS fuzz/corpus/*)
+foreach(corpus IN LISTS corpora)
+  get_filename_component(name ${corpus} NAME)
+  add_executable(fuzz_${name} EXCLUDE_FROM_ALL fuzz/libfuzzer.cpp)
+  target_link_libraries(fuzz_${name} PRIVATE fuzz_targets)
+  target_compile_definitions(fuzz_${name} PRIVATE NIBBLE_FUZZ_TARGET="${name}")
+  nibble_compile(fuzz_${name})
+  target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  add_dependencies(fuzz fuzz_${name})
+endforeach()
