@@ -90,6 +90,9 @@ void check_equal(const problem<Scale>& p) {
   const auto expected = p.by_reference();
   CHECK(same_bits(p.result([](auto... a) { host::gemm(a...); }), expected));
   CHECK(same_bits(p.template by_kernel<host::detail::plain_kernel>(), expected));
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (host::detail::has_avx512()) CHECK(same_bits(p.template by_kernel<host::detail::avx512_kernel>(), expected));
+#endif
 }
 
 }  // namespace

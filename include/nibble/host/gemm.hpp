@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "nibble/gemm.hpp"
+#include "nibble/host/gemm/avx512.hpp"
 #include "nibble/host/gemm/plain.hpp"
 #include "nibble/host/pack.hpp"
 #include "nibble/host/parallel.hpp"
@@ -38,12 +39,12 @@ class arranged_inputs {
       for (index_t t = tile * gemm_tokens; t < min(x.rows, (tile + 1) * gemm_tokens); ++t) {
         float* to = data_.data() + t * stride_;
         const float* from = x.row(t);
-        if (run == 1) {
-          std::copy(from, from + x.cols, to);
-          continue;
-        }
-        for (index_t j = 0; j < x.cols; ++j)
-          to[j / (gemm_lanes * run) * gemm_lanes * run + j % run * gemm_lanes + j / run % gemm_lanes] = from[j];
+        const index_t block = gemm_lanes * run, whole = run == 1 ? 0 : x.cols / block * block;
+        for (index_t first = 0; first < whole; first += block)
+          for (index_t s = 0; s < run; ++s)
+            for (index_t l = 0; l < gemm_lanes; ++l) to[first + gemm_lanes * s + l] = from[first + run * l + s];
+        for (index_t j = whole; j < x.cols; ++j)
+          to[run == 1 ? j : whole + j % run * gemm_lanes + (j - whole) / run] = from[j];
       }
     });
   }
@@ -184,6 +185,9 @@ void gemm_packed(matrix<const float> x, layout::compressed_tensors l, matrix<con
 /// f(kernel), the fastest this machine runs.
 template <class F>
 void with_gemm_kernel(F&& f) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (has_avx512()) return f(avx512_kernel{});
+#endif
   f(plain_kernel{});
 }
 
