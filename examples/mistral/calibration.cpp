@@ -44,15 +44,6 @@ std::vector<std::vector<int32_t>> windows(const std::vector<int32_t>& ids, const
   return out;
 }
 
-std::vector<message> read_messages(const ordered_json& list, const std::string& where) {
-  if (!list.is_array() || list.empty())
-    throw error(where + ": \"messages\" must be an array of objects with \"role\" and \"content\"");
-  std::vector<message> messages;
-  for (const ordered_json& entry : list)
-    messages.push_back({json_get<std::string>(entry, "role", where), json_get<std::string>(entry, "content", where)});
-  return messages;
-}
-
 /// Alpaca's prompt and the answer behind it, as llm-compressor's open_platypus builds them.
 /// Source: tatsu-lab/stanford_alpaca, README, "Data Release".
 std::string alpaca(const ordered_json& object, const std::string& where) {

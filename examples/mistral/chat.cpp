@@ -12,7 +12,7 @@ namespace {
 namespace fs = std::filesystem;
 using jinja::value;
 
-constexpr const char* advice = "; calibrate with a .txt, or with a .jsonl that has \"text\"";
+constexpr const char* advice = "; give plain text instead of messages";
 
 /// What follows BOS when a user says U, the assistant A, the user V; $ stands for EOS.
 struct dialect {
@@ -41,10 +41,12 @@ class mistral_chat final : public chat_template {
     }
   }
 
-  std::string render(const std::vector<message>& messages) const override {
+  std::string render(const std::vector<message>& messages, bool generation_prompt) const override {
     if (messages.empty()) throw error("a dialogue needs at least one message");
-    value variables = {
-        {"messages", value::array()}, {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", false}};
+    value variables = {{"messages", value::array()},
+                       {"tools", nullptr},
+                       {"documents", nullptr},
+                       {"add_generation_prompt", generation_prompt}};
     if (!bos_.empty()) variables["bos_token"] = bos_;
     if (!eos_.empty()) variables["eos_token"] = eos_;
     for (const message& m : messages) variables["messages"].push_back({{"role", m.role}, {"content", m.content}});
@@ -55,7 +57,7 @@ class mistral_chat final : public chat_template {
 
  private:
   std::string recognised() const {
-    std::string told = render({{"user", "U"}, {"assistant", "A"}, {"user", "V"}});
+    std::string told = render({{"user", "U"}, {"assistant", "A"}, {"user", "V"}}, false);
     if (!bos_.empty() && told.compare(0, bos_.size(), bos_) == 0) told.erase(0, bos_.size());
     for (const std::string tag : {"SYSTEM_PROMPT]", "MODEL_SETTINGS]"}) {  // what the template brings itself
       const size_t end = told.find("[/" + tag);
@@ -73,7 +75,7 @@ class mistral_chat final : public chat_template {
 
   bool marks_system() const {
     try {
-      return render({{"system", "S"}, {"user", "U"}}).find("[SYSTEM_PROMPT]") != std::string::npos;
+      return render({{"system", "S"}, {"user", "U"}}, false).find("[SYSTEM_PROMPT]") != std::string::npos;
     } catch (const error&) {  // it allows none
       return false;
     }
@@ -108,6 +110,15 @@ std::unique_ptr<chat_template> open_chat_template(const fs::path& model) {
   }
   if (source.empty()) return nullptr;
   return std::make_unique<mistral_chat>(source, file.string(), read_tokenizer_settings(model));
+}
+
+std::vector<message> read_messages(const nlohmann::ordered_json& list, const std::string& where) {
+  if (!list.is_array() || list.empty())
+    throw error(where + ": \"messages\" must be an array of objects with \"role\" and \"content\"");
+  std::vector<message> messages;
+  for (const nlohmann::ordered_json& entry : list)
+    messages.push_back({json_get<std::string>(entry, "role", where), json_get<std::string>(entry, "content", where)});
+  return messages;
 }
 
 }  // namespace nibble::mistral

@@ -2,6 +2,7 @@
 #include "generation.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
@@ -18,6 +19,10 @@ std::uint64_t next_random(std::uint64_t& state) {
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
   z = (z ^ z >> 27) * 0x94d049bb133111ebu;
   return z ^ z >> 31;
+}
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 int32_t most_probable(const float* logits, index_t vocabulary) {
@@ -47,8 +52,8 @@ int32_t drawn(const float* logits, index_t vocabulary, const generation_options&
 class running_batch {
  public:
   running_batch(decoder& model, const generation_options& options, const generation_listener& listener,
-                std::vector<answer>& answers)
-      : model_(model), options_(options), listener_(listener), answers_(answers) {}
+                std::vector<answer>& answers, generation_times& times)
+      : model_(model), options_(options), listener_(listener), answers_(answers), times_(times) {}
 
   void run(const std::vector<std::vector<int32_t>>& prompts, size_t first, size_t last) {
     batch b;
@@ -58,11 +63,18 @@ class running_batch {
       stream = next_random(stream) ^ static_cast<std::uint64_t>(i);
       running_.push_back({i, stream});
     }
+    double started = seconds();
     matrix<const float> logits = model_.prefill(b);
+    times_.prompt_tokens += b.tokens();
+    times_.prompt_seconds += seconds() - started;
+    if (first == 0) times_.first_token_seconds = seconds() - started;
     for (;;) {
       const std::vector<int32_t> ids = choose(logits);
       if (running_.empty()) return;
+      started = seconds();
       logits = model_.step(ids);
+      times_.step_seconds += seconds() - started;
+      times_.stepped_tokens += static_cast<index_t>(ids.size());
     }
   }
 
@@ -116,6 +128,7 @@ class running_batch {
   const generation_options& options_;
   const generation_listener& listener_;
   std::vector<answer>& answers_;
+  generation_times& times_;
   std::vector<sequence> running_;
 };
 
@@ -127,11 +140,14 @@ const char* to_string(ending why) {
 }
 
 std::vector<answer> generate(decoder& model, const std::vector<std::vector<int32_t>>& prompts,
-                             const generation_options& options, const generation_listener& listener) {
+                             const generation_options& options, const generation_listener& listener,
+                             generation_times* times) {
   std::vector<answer> answers(prompts.size());
+  generation_times unread;
   const auto together = static_cast<size_t>(max(options.batch, index_t(1)));
   for (size_t first = 0; first < prompts.size(); first += together)
-    running_batch(model, options, listener, answers).run(prompts, first, std::min(prompts.size(), first + together));
+    running_batch(model, options, listener, answers, times ? *times : unread)
+        .run(prompts, first, std::min(prompts.size(), first + together));
   return answers;
 }
 

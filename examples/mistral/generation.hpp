@@ -35,10 +35,18 @@ struct answer {
 /// Told of each id of an answer as it is chosen, and of the end of each: prompt, id (−1 at the end).
 using generation_listener = std::function<void(index_t, int32_t)>;
 
+/// Where the time went.
+struct generation_times {
+  index_t prompt_tokens = 0, stepped_tokens = 0;  ///< read at once, and read one a sequence at a time
+  double prompt_seconds = 0, step_seconds = 0;
+  double first_token_seconds = 0;  ///< from the call to the first id
+};
+
 /// Answers to prompts of ids (BOS included where the model wants one), in their order.
 /// @throws error for a prompt that is empty or longer than the context, and when logits are NaN.
 std::vector<answer> generate(decoder& model, const std::vector<std::vector<int32_t>>& prompts,
-                             const generation_options& options, const generation_listener& listener = nullptr);
+                             const generation_options& options, const generation_listener& listener = nullptr,
+                             generation_times* times = nullptr);
 
 /// The ids alone, always the most probable.
 std::vector<std::vector<int32_t>> greedy(decoder& model, const std::vector<std::vector<int32_t>>& prompts,

@@ -237,7 +237,7 @@ std::vector<std::string> characters_to_text(const std::vector<std::string>& toke
   return {utf8_repaired(bytes)};
 }
 
-decoder read_strip(const json& component, const std::string& where) {
+text_decoder read_strip(const json& component, const std::string& where) {
   const auto content = json_get<std::string>(component, "content", where);
   const auto start = json_get<uint32_t>(component, "start", where), stop = json_get<uint32_t>(component, "stop", where);
   if (content.empty()) throw error(where + ": Strip has no content");
@@ -253,7 +253,7 @@ decoder read_strip(const json& component, const std::string& where) {
   };
 }
 
-decoder read_metaspace_decoder(const json& component, const std::string& where) {
+text_decoder read_metaspace_decoder(const json& component, const std::string& where) {
   const auto mark = json_get<std::string>(component, "replacement", where);
   const bool strip = read_prefix(component, where) != prefix::never;
   if (mark.empty()) throw error(where + ": the replacement of Metaspace must be one character");
@@ -328,14 +328,14 @@ framing read_post_processor(const json& component, const std::string& where) {
   return around;
 }
 
-decoder read_decoder(const json& component, const std::string& where) {
+text_decoder read_decoder(const json& component, const std::string& where) {
   if (component.is_null())
     return [](std::vector<std::string> tokens) {
       for (size_t i = 1; i < tokens.size(); ++i) tokens[i].insert(0, 1, ' ');
       return tokens;
     };
   const std::string type = type_of(component, where);
-  if (type == "Sequence") return sequence<decoder>(children(component, "decoders", where), where, read_decoder);
+  if (type == "Sequence") return sequence<text_decoder>(children(component, "decoders", where), where, read_decoder);
   if (type == "Replace")
     return [pair = replacement(component, where)](std::vector<std::string> tokens) {
       for (std::string& token : tokens) token = replaced(token, pair.first, pair.second);

@@ -21,7 +21,7 @@ struct piece {
 
 using normalizer = std::function<std::string(std::string)>;
 using pre_tokenizer = std::function<std::vector<piece>(std::vector<piece>)>;
-using decoder = std::function<std::vector<std::string>(std::vector<std::string>)>;
+using text_decoder = std::function<std::vector<std::string>(std::vector<std::string>)>;
 
 /// What the post_processor puts around the ids of a text.
 struct framing {
@@ -35,6 +35,6 @@ pre_tokenizer read_pre_tokenizer(const nlohmann::json& component, const std::str
 /// TemplateProcessing (its single form), ByteLevel (nothing), Sequence.
 framing read_post_processor(const nlohmann::json& component, const std::string& where);
 /// Replace, ByteFallback, Fuse, Strip, ByteLevel, Metaspace, Sequence. The texts it returns are joined.
-decoder read_decoder(const nlohmann::json& component, const std::string& where);
+text_decoder read_decoder(const nlohmann::json& component, const std::string& where);
 
 }  // namespace nibble::mistral

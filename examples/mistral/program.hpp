@@ -38,7 +38,10 @@ int run_program(CLI::App& app, int argc, char** argv, F&& run) {
   app.formatter(std::make_shared<help_formatter>());
   try {
     app.parse(argc, argv);
-    return run();
+    const int status = run();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+      throw error("not all could be written to standard output; is what takes it full?");
+    return status;
   } catch (const CLI::CallForHelp&) {
     std::fputs(app.help().c_str(), stdout);
     return 0;

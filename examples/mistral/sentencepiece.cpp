@@ -113,7 +113,7 @@ class sentencepiece_tokenizer final : public tokenizer {
   std::string where_;
   sentencepiece::SentencePieceProcessor processor_;
   added_tokens special_;
-  decoder decode_;
+  text_decoder decode_;
   bool prefix_ = false, add_bos_ = true, add_eos_ = false;
   int32_t bos_ = -1, eos_ = -1;
 };

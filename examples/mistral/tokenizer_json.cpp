@@ -104,7 +104,7 @@ class json_tokenizer final : public tokenizer {
   bpe model_;
   normalizer normalize_;
   pre_tokenizer pre_tokenize_;
-  decoder decode_;
+  text_decoder decode_;
   added_tokens verbatim_, normalized_;
   std::unordered_map<int32_t, std::string> added_;      // what decode writes for them
   std::unordered_map<std::string, int32_t> added_ids_;  // by content

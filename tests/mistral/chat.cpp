@@ -51,7 +51,7 @@ TEST_CASE("dialogues have the text and ids of apply_chat_template, or its refusa
     CAPTURE(row["name"]);
     if (row["dialect"].is_null()) {
       CHECK_THAT(test::refusal([&] { open(row["source"]); }),
-                 Contains("tokenizer_config.json: the chat template is none of Mistral's; calibrate with a .txt"));
+                 Contains("tokenizer_config.json: the chat template is none of Mistral's; give plain text instead"));
       continue;
     }
     const auto chat = open(row["source"]);
@@ -139,7 +139,7 @@ TEST_CASE("chat_template.jinja comes before tokenizer_config.json, and of severa
 
 TEST_CASE("a template beyond what is implemented is refused by name, if it gets that far") {
   CHECK_THAT(test::refusal([] { open("{% include 'x' %}"); }),
-             Contains("uses {% include %}") && Contains("with a .txt"));
+             Contains("uses {% include %}") && Contains("plain text instead"));
   CHECK_THAT(test::refusal([] { open("{{ messages | frobnicate }}"); }), Contains("uses the filter frobnicate"));
   CHECK_THAT(test::refusal([] { open("{{ frobnicate(1) }}"); }), Contains("uses the function frobnicate"));
   CHECK_THAT(test::refusal([] { open("{{ 'a'.frobnicate() }}"); }), Contains("uses the method frobnicate"));
