@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <catch2/catch.hpp>
+#include <sstream>
 
 #include "mistral/chat.hpp"
 #include "mistral/generation.hpp"
@@ -214,4 +215,46 @@ TEST_CASE("generate says so when what takes its text is full") {
   });
   CHECK(result.status == 1);
   CHECK_THAT(result.err, Contains("standard output"));
+}
+
+TEST_CASE("greedy ids and text are transformers', from the embedded model and from packed codes, but for ties") {
+  const json golden = read_json<json>(test::fs::path(NIBBLE_GOLDEN_DIR) / "generate/greedy.json");
+  std::istringstream lines(test::read_bytes(test::fs::path(NIBBLE_GOLDEN_DIR) / "generate/prompts.txt"));
+  const test::temporary_directory root;
+  REQUIRE(test::run_program("awq_mistral", {"--method", "rtn", "--output", (root / "packed").string()}).status == 0);
+  const auto tok = open_tokenizer(test::embedded_model());
+  std::vector<std::string> texts;
+  std::vector<ids_t> prompts;
+  for (std::string line; std::getline(lines, line); prompts.push_back(tok->encode_framed(line))) texts.push_back(line);
+  REQUIRE(prompts.size() == 20);
+  for (const json& checkpoint_row : golden["checkpoints"]) {
+    const bool packed = checkpoint_row["checkpoint"] == "packed";
+    const test::fs::path directory = packed ? root / "packed" : test::embedded_model();
+    const config settings = read_config(directory);
+    const checkpoint files(directory);
+    decoder model(files, settings);
+    const auto ours = greedy(model, prompts, 50, stop_ids(directory, settings), 7);
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      CAPTURE(packed, texts[i]);
+      const json& answer = checkpoint_row["answers"][i];
+      const auto theirs = answer["ids"].get<ids_t>();
+      const auto part = std::mismatch(ours[i].begin(), ours[i].end(), theirs.begin(), theirs.end());
+      if (part.second == theirs.end() && part.first == ours[i].end()) {
+        ids_t all = prompts[i];
+        all.insert(all.end(), theirs.begin(), theirs.end());
+        CHECK(streamed(*tok, all, prompts[i].size()) == answer["text"].get<std::string>());
+        continue;
+      }
+      // Sums of fp32 products in another order move logits by some 1e-5; only closer ones may change places.
+      const auto step = part.second - theirs.begin();
+      json tie;
+      for (const json& close : answer["close"])
+        if (close[0] == step && close[2] < 1e-4) tie = close;
+      REQUIRE_FALSE(tie.is_null());
+      REQUIRE(part.first != ours[i].end());
+      CHECK(*part.first == tie[1].get<int32_t>());
+      WARN("after \"" << texts[i] << "\" token " << step + 1 << " is another: the best two logits are " << tie[2]
+                      << " apart");
+    }
+  }
 }
