@@ -11,6 +11,7 @@
 #include "mistral/quantization.hpp"
 #include "mistral/recipe.hpp"
 #include "mistral/safetensors.hpp"
+#include "mistral/weights.hpp"
 #include "support.hpp"
 #include "targets.hpp"
 
@@ -111,6 +112,28 @@ void read_index(std::string_view bytes) {
   promise(written, "shards are not written");
   model.write("model.safetensors.index.json", bytes);
   accepts([] { check_tensors(mistral::checkpoint(model.path())); });
+}
+
+void read_packed_linear(std::string_view bytes) {
+  static const scratch_directory model;
+  const auto [description, weights] = parted(bytes);
+  model.write("model.safetensors", weights);
+  accepts([&, description = description] {
+    mistral::config c;
+    c.json["quantization_config"] = mistral::parse_json(description, "FILE");
+    const mistral::checkpoint files(model.path());
+    for (const auto& [n, k] : {std::pair<index_t, index_t>{8, 32}, {3, 40}})
+      accepts([&, n = n, k = k] {
+        const auto w = mistral::open_linear(files, c, "l", n, k);
+        promise(w->outputs() == n && w->inputs() == k, "a linear has another shape than it was opened with");
+        std::vector<float> whole(static_cast<size_t>(n * k)), last(static_cast<size_t>(k));
+        w->rows(0, n, whole.data());
+        w->rows(n - 1, 1, last.data());
+        promise(std::memcmp(last.data(), whole.data() + (n - 1) * k, sizeof(float) * last.size()) == 0,
+                "a row depends on which rows are read with it");
+        promise(w->resident().bytes() > 0, "a linear in memory takes none");
+      });
+  });
 }
 
 void read_recipe_file(std::string_view bytes) {

@@ -72,6 +72,29 @@ put("safetensors", "packed_bits", safetensors({"a": entry("F4", [4], 0, 2), "b":
 put("safetensors", "cut", safetensors({"a": entry("U8", [4], 0, 4)}, b"abcd")[:-6])
 put("safetensors", "claims_much", struct.pack("<Q", 2**63) + b"{}")
 
+
+
+def packed(description, tensors):
+    header, data = {}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = entry(dtype, shape, len(data), len(data) + len(content))
+        data += content
+    return dump(description).encode() + b"\0" + safetensors(header, data)
+
+
+put("packed", "compressed", packed(COMPRESSED, {
+    "l.weight_packed": ("I32", [8, 4], bytes(range(128))), "l.weight_scale": ("F32", [8, 1], struct.pack("<8f", *range(8))),
+    "l.weight_zero_point": ("I32", [1, 1], b"\x12\x34\x56\x78"), "l.weight_shape": ("I64", [2], struct.pack("<2q", 8, 32))}))
+put("packed", "channel", packed(
+    {**COMPRESSED, "config_groups": {"g": {"targets": ["Linear"], "weights": {
+        "num_bits": 3, "type": "int", "symmetric": True, "strategy": "channel"}}}},
+    {"l.weight_packed": ("I32", [3, 4], bytes(range(48))), "l.weight_scale": ("BF16", [3, 1], b"\x80\x3f" * 3),
+     "l.weight_shape": ("I64", [2], struct.pack("<2q", 3, 40))}))
+put("packed", "gemm", packed({**AWQ, "version": "gemm", "group_size": 32, "modules_to_not_convert": None}, {
+    "l.qweight": ("I32", [32, 1], bytes(range(128))), "l.qzeros": ("I32", [1, 1], b"\x12\x34\x56\x78"),
+    "l.scales": ("F16", [1, 8], b"\0\x3c" * 8)}))
+put("packed", "dense", packed({**COMPRESSED, "ignore": ["l"]}, {"l.weight": ("BF16", [8, 32], bytes(512))}))
+
 put("index", "two_shards", dump({"metadata": {"total_size": 16},
                                  "weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
 put("index", "elsewhere", dump({"weight_map": {"x": "../a.safetensors"}}))
