@@ -180,7 +180,8 @@ quantized_linear whole_ranges(matrix<const float> w, const packed& as) {
 
 quantized_linear choose_codes(const awq_options& o, const packed& as, matrix<const float> w,
                               const std::vector<float>& s, const host::second_moment& x) {
-  const auto& [group, scheme] = as;
+  const index_t group = as.group;
+  const any_scheme scheme = as.scheme;
   const group_shape g = per_group(group);
   quantized_linear q = blank(w, group);
   std::vector<float> importance(s.size());

@@ -12,6 +12,7 @@
 #include "mistral/calibration.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
+#include "mistral/finite.hpp"
 #include "mistral/output.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/recipe.hpp"
@@ -303,7 +304,8 @@ void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
       for (const auto& moment : statistics.inputs)
         if (moment.non_finite() > 0)
           throw error(j.o.model + ": layer " + std::to_string(layer) +
-                      " turns the calibration text into NaN or infinity" + "; check the checkpoint");
+                      " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
+                      "; check the checkpoint");
       {
         stopwatch watch(r.seconds.search);
         const auto report = quantize_layer(j.model, j.o, how, j.stored, statistics, w, sink);

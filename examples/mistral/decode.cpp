@@ -108,10 +108,7 @@ void decoder::check(const batch& b) const {
       throw error("a prompt of " + std::to_string(length) + " tokens does not fit the model's context of " +
                   std::to_string(settings_.context) + "; shorten it");
   }
-  for (const int32_t id : b.ids)
-    if (id < 0 || id >= settings_.vocabulary)
-      throw error("the token id " + std::to_string(id) + " is outside the model's vocabulary of " +
-                  std::to_string(settings_.vocabulary) + "; check that the tokenizer belongs to the model");
+  check_ids(files_, settings_, b.ids);
 }
 
 matrix<const float> decoder::prefill(const batch& prompts) {

@@ -37,6 +37,7 @@ class decoder {
   index_t sequences() const { return static_cast<index_t>(lengths_.size()); }
   index_t length(index_t sequence) const { return lengths_[static_cast<size_t>(sequence)]; }
   const config& settings() const { return settings_; }
+  const checkpoint& files() const { return files_; }
   /// Bytes of weights a step reads.
   index_t weight_bytes() const;
 

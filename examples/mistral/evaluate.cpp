@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "error.hpp"
+#include "finite.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -164,7 +165,7 @@ void add_scores(const evaluated_model& m, const std::vector<window>& windows, co
       own.nll[w] += s->nll;
       if (!std::isfinite(s->nll))
         throw error(m.files.directory().string() + " predicts no probability in window " + std::to_string(w) +
-                    " of the text; its weights hold NaN or infinity, or values beyond fp32");
+                    " of the text: " + cause_of_nan(m.files) + "; check the checkpoint");
       if (!compared) continue;
       own.divergence.push_back(s->divergence);
       own.same_top.push_back(s->same_top ? 1 : 0);
@@ -174,14 +175,12 @@ void add_scores(const evaluated_model& m, const std::vector<window>& windows, co
 void check(const std::vector<evaluated_model>& models, const std::vector<int32_t>& ids) {
   for (const evaluated_model& m : models) {
     const std::string where = m.files.directory().string();
+    m.files.at("model.embed_tokens.weight", {m.settings.vocabulary, m.settings.hidden});  // activations have its width
     if (m.settings.vocabulary != models.front().settings.vocabulary)
       throw error(where + " has a vocabulary of " + std::to_string(m.settings.vocabulary) + ", but " +
                   models.front().files.directory().string() + " one of " +
                   std::to_string(models.front().settings.vocabulary) + ", so their predictions cannot be compared");
-    for (const int32_t id : ids)
-      if (id < 0 || id >= m.settings.vocabulary)
-        throw error(where + ": the tokenizer gives the id " + std::to_string(id) + ", but vocab_size is " +
-                    std::to_string(m.settings.vocabulary));
+    check_ids(m.files, m.settings, ids);
   }
 }
 

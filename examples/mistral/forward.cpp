@@ -256,7 +256,16 @@ layer_weights load_layer(const checkpoint& from, const config& c, index_t index)
   return layer;
 }
 
+void check_ids(const checkpoint& from, const config& c, const std::vector<int32_t>& ids) {
+  for (const int32_t id : ids)
+    if (id < 0 || id >= c.vocabulary)
+      throw error(from.directory().string() + ": the tokenizer gives the id " + std::to_string(id) +
+                  ", but vocab_size is " + std::to_string(c.vocabulary) +
+                  "; check that the tokenizer belongs to the model");
+}
+
 void embed(const checkpoint& from, const config& c, const batch& b, matrix<float> x) {
+  check_ids(from, c, b.ids);
   const tensor& table = from.at("model.embed_tokens.weight", {c.vocabulary, c.hidden});
   over_rows(x.rows,
             [&](index_t row) { read_floats(table, b.ids[static_cast<size_t>(row)] * c.hidden, c.hidden, x.row(row)); });

@@ -63,8 +63,10 @@ struct batch {
   index_t sequences() const { return static_cast<index_t>(starts.size()) - 1; }
 };
 
-/// Embeddings of the batch's ids into x (tokens, hidden). @throws error naming the tensor; ids are within [0,
-/// vocabulary).
+/// @throws error for an id outside [0, vocabulary), which a tokenizer of another model gives.
+void check_ids(const checkpoint& from, const config& c, const std::vector<int32_t>& ids);
+
+/// Embeddings of the batch's ids into x (tokens, hidden). @throws error naming the tensor, and as check_ids does.
 void embed(const checkpoint& from, const config& c, const batch& b, matrix<float> x);
 
 /// Told of every activation a linear reads, chunk by chunk in token order: x (tokens of the chunk, inputs).

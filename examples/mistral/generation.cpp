@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "error.hpp"
+#include "finite.hpp"
 #include "json.hpp"
 
 namespace nibble::mistral {
@@ -109,7 +110,8 @@ class running_batch {
     answer& a = answers_[s.prompt];
     if (static_cast<index_t>(a.ids.size()) >= options_.max_new_tokens) return false;
     if (std::any_of(logits, logits + vocabulary, [](float x) { return !(std::fabs(x) < HUGE_VALF); }))
-      throw error("the model's logits are not finite: its weights hold NaN or overflow; check the checkpoint");
+      throw error(model_.files().directory().string() + " predicts no probability: " + cause_of_nan(model_.files()) +
+                  "; check the checkpoint");
     const int32_t id =
         options_.temperature > 0 ? drawn(logits, vocabulary, options_, s.stream) : most_probable(logits, vocabulary);
     if (std::find(options_.stop.begin(), options_.stop.end(), id) != options_.stop.end()) {

@@ -191,8 +191,23 @@ class mapped_file {
 
 using tensor_map = std::map<std::string, tensor, std::less<>>;
 
+/// Checks that an entry's data lie within the `bytes` behind the header and are as many as its shape takes.
+void check_extent(const fs::path& file, const entry& e, std::uint64_t bytes) {
+  const std::string where = file.string() + ": the tensor \"" + e.name + "\"";
+  const std::string span = "[" + std::to_string(e.begin) + ", " + std::to_string(e.end) + ")";
+  if (e.end < e.begin) throw error(where + " ends before it begins, at data offsets " + span);
+  if (e.end > bytes)
+    throw error(where + " has data offsets " + span + ", but only " + std::to_string(bytes) +
+                " bytes of data follow the header; the file is cut short or damaged");
+  const std::uint64_t needed = stored_bytes(where, e.dtype, e.shape);
+  if (e.end - e.begin != needed)
+    throw error(where + " has " + std::to_string(e.end - e.begin) + " bytes, but shape " + shown(e.shape) + " of " +
+                e.dtype + " takes " + std::to_string(needed));
+}
+
 /// Checks that the entries' data lie end to end over all of the `bytes` behind the header.
 void check_layout(const fs::path& file, std::vector<entry>& entries, std::uint64_t bytes) {
+  for (const entry& e : entries) check_extent(file, e, bytes);
   std::sort(entries.begin(), entries.end(), [](const entry& a, const entry& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
@@ -200,14 +215,6 @@ void check_layout(const fs::path& file, std::vector<entry>& entries, std::uint64
   for (const entry& e : entries) {
     const std::string where = file.string() + ": the tensor \"" + e.name + "\"";
     const std::string span = "[" + std::to_string(e.begin) + ", " + std::to_string(e.end) + ")";
-    if (e.end < e.begin) throw error(where + " ends before it begins, at data offsets " + span);
-    if (e.end > bytes)
-      throw error(where + " has data offsets " + span + ", but only " + std::to_string(bytes) +
-                  " bytes of data follow the header; the file is cut short or damaged");
-    const std::uint64_t needed = stored_bytes(where, e.dtype, e.shape);
-    if (e.end - e.begin != needed)
-      throw error(where + " has " + std::to_string(e.end - e.begin) + " bytes, but shape " + shown(e.shape) + " of " +
-                  e.dtype + " takes " + std::to_string(needed));
     if (e.begin < last) throw error(where + " overlaps another tensor, at data offsets " + span);
     if (e.begin > last)
       throw error(where + " leaves a hole of " + std::to_string(e.begin - last) + " bytes before it, at data offsets " +
