@@ -8,6 +8,7 @@
 
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
+#include "mistral/interruption.hpp"
 #include "mistral/program.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
@@ -55,6 +56,13 @@ void add_model_options(CLI::App& app, awq_options& o, words& w) {
       ->type_name("DIR")
       ->group(group);
   app.add_flag("--overwrite", o.overwrite, "Replace an output that exists")->group(group);
+  app.add_flag("--restart", o.restart,
+               "Begin anew where an interrupted run left layers in OUTPUT.partial; the same command goes on with them "
+               "otherwise")
+      ->group(group);
+  app.add_flag("--dry-run", o.dry_run,
+               "Check everything, tell what would be done to each linear, and about what it takes: time, memory, disk")
+      ->group(group);
   add_choice<packed_format>(app, "--format", o.format,
                             {{"compressed-tensors", packed_format::compressed_tensors},
                              {"awq-gemm", packed_format::awq_gemm},
@@ -201,6 +209,10 @@ int run(const CLI::App& app, awq_options& o, const words& w) {
   if (o.model.empty()) o.model = embedded("model");
   if (o.calibration.empty()) o.calibration = embedded("text/calibration-state-of-the-union-2000-2012.txt");
   if (o.threads > 0) nibble::host::set_threads(o.threads);
+  if (o.dry_run) {
+    std::fputs(plan_of(o).c_str(), stdout);
+    return 0;
+  }
   if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
   const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
   const pass_result r = run_pass(o);
@@ -230,5 +242,6 @@ int main(int argc, char** argv) {
   add_data_options(app, o);
   add_machine_options(app, o, w);
   app.footer("Exit status: 0 done, 1 bad input, 2 wrong option, 3 perplexity rose by more than --max-regression.");
+  watch_interruptions("awq_mistral");
   return run_program(app, argc, argv, [&] { return run(app, o, w); });
 }

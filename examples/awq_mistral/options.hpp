@@ -38,6 +38,8 @@ struct awq_options {
   double max_regression = -1;  ///< negative: off
   std::uint64_t max_shard_bytes = 5'000'000'000;
   bool overwrite = false;
+  bool restart = false;
+  bool dry_run = false;
 };
 
 /// Options that a recipe decides as well.

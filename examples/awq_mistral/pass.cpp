@@ -9,17 +9,25 @@
 #include <cstdio>
 #include <fstream>
 
-#include "mistral/calibration.hpp"
+#include "job.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/finite.hpp"
 #include "mistral/output.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/recipe.hpp"
+#include "mistral/resume.hpp"
+#include "mistral/sha256.hpp"
+#include "nibble/version.hpp"
+#include "plan.hpp"
+#include "stream.hpp"
 
 namespace nibble::mistral {
 
 namespace {
+
+/// Seconds from which on a user should know before.
+constexpr double worth_a_note = 300;
 
 /// Tokens of the first sequences that a block's loss is measured on.
 constexpr index_t block_loss_tokens = 4096;
@@ -48,143 +56,6 @@ std::string safetensors_dtype(dtype type) {
 std::string config_dtype(dtype type) {
   return type == dtype::f32 ? "float32" : type == dtype::f16 ? "float16" : "bfloat16";
 }
-
-/// A run's inputs, opened and checked before the first hour is spent.
-struct job {
-  const awq_options& o;
-  config model;
-  checkpoint files;
-  dtype stored;  ///< dtype of what is not packed, and of scales
-  std::unique_ptr<tokenizer> tok;
-  evaluation_text text;  ///< to evaluate on
-  std::vector<window> windows;
-
-  explicit job(const awq_options& options);
-  layer_packing packings(index_t layer) const;
-  std::vector<std::string> linears() const;
-  void check_packings() const;
-  void warn_of_split_sets() const;
-  void check_tensors() const;
-  void check_finite(index_t layer, const layer_weights& w) const;
-};
-
-config read_dense_config(const std::filesystem::path& model) {
-  config c = read_config(model);
-  if (c.json.contains("quantization_config"))
-    throw error((model / "config.json").string() +
-                " has a quantization_config: the model is quantized already; give the original");
-  return c;
-}
-
-const tensor& floating(const tensor& t) {
-  if (t.dtype == "F32" || t.dtype == "F16" || t.dtype == "BF16") return t;
-  throw error(t.file.string() + ": the tensor \"" + t.name + "\" has dtype " + t.dtype +
-              ", but only weights of F32, F16 or BF16 can be quantized");
-}
-
-dtype stored_dtype(const awq_options& o, const checkpoint& files) {
-  const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
-  return o.format == packed_format::compressed_tensors ? own : dtype::f16;
-}
-
-job::job(const awq_options& options)
-    : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
-  check_tensors();
-  check_packings();
-  tok = open_tokenizer(o.model);
-  if (o.evaluate.empty()) return;
-  text = read_evaluation_text(o.evaluate, *tok);
-  windows = plan_windows(text, model.context, window_options{});
-}
-
-/// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.
-void job::check_tensors() const {
-  const auto check = [&](const std::string& name, const std::vector<index_t>& shape) {
-    floating(files.at(name, shape));
-  };
-  check("model.embed_tokens.weight", {model.vocabulary, model.hidden});
-  check("model.norm.weight", {model.hidden});
-  if (!model.tied_embeddings) check("lm_head.weight", {model.vocabulary, model.hidden});
-  for (index_t layer = 0; layer < model.layers; ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-    check(prefix + "input_layernorm.weight", {model.hidden});
-    check(prefix + "post_attention_layernorm.weight", {model.hidden});
-    for (const projection p : projections)
-      check(projection_name(layer, p) + ".weight", {outputs(model, p), inputs(model, p)});
-  }
-}
-
-layer_packing job::packings(index_t layer) const {
-  layer_packing how;
-  for (const projection p : projections) how[static_cast<size_t>(p)] = o.how.of(projection_name(layer, p));
-  return how;
-}
-
-std::vector<std::string> job::linears() const {
-  std::vector<std::string> names;
-  for (index_t layer = 0; layer < model.layers; ++layer)
-    for (const projection p : projections) names.push_back(projection_name(layer, p));
-  names.emplace_back("lm_head");
-  return names;
-}
-
-/// The format can hold every linear as it is to be packed, and some linear is.
-void job::check_packings() const {
-  bool any = false;
-  for (index_t layer = 0; layer < model.layers; ++layer) {
-    const layer_packing how = packings(layer);
-    for (const projection p : projections) {
-      const auto& packed = how[static_cast<size_t>(p)];
-      if (!packed) continue;
-      any = true;
-      check_packable(projection_name(layer, p), outputs(model, p), inputs(model, p), *packed);
-    }
-  }
-  if (!any)
-    throw usage_error((o.recipe.empty() ? "--ignore" : o.recipe) + " leaves no linear of the model to quantize");
-  quantization_json(o.how, linears());
-}
-
-/// vLLM runs q, k and v as one linear, gate and up as another, and takes the first one's packing for all of them.
-void job::warn_of_split_sets() const {
-  const std::vector<projection> sets[] = {{projection::q, projection::k, projection::v},
-                                          {projection::gate, projection::up}};
-  for (index_t layer = 0; layer < model.layers; ++layer)
-    for (const auto& set : sets)
-      for (const projection p : set) {
-        const std::string first = projection_name(layer, set.front()), other = projection_name(layer, p);
-        if (o.how.of(first) == o.how.of(other)) continue;
-        std::fprintf(
-            stderr,
-            "awq_mistral: note: vLLM will not load this model: it fuses %s and %s, which are not packed alike\n",
-            first.c_str(), other.c_str());
-        return;
-      }
-}
-
-void job::check_finite(index_t layer, const layer_weights& w) const {
-  for (const projection p : projections) {
-    const auto& values = w.w[static_cast<size_t>(p)];
-    if (std::all_of(values.begin(), values.end(), [](float x) { return is_finite(x); })) continue;
-    const tensor& t = files.at(projection_name(layer, p) + ".weight");
-    throw error(t.file.string() + ": the tensor " + projection_name(layer, p) +
-                ".weight holds NaN or infinity, and cannot be quantized; check the checkpoint");
-  }
-}
-
-/// The calibration tokens on their way through the layers.
-struct stream {
-  batch tokens;
-  std::vector<float> data;
-  matrix<float> x;
-
-  stream(const job& j, const calibration_set& set) {
-    for (const auto& sequence : set.sequences) tokens.append(sequence.data(), static_cast<index_t>(sequence.size()));
-    data.resize(static_cast<size_t>(tokens.tokens() * j.model.hidden));
-    x = {data.data(), tokens.tokens(), j.model.hidden};
-    embed(j.files, j.model, tokens, x);
-  }
-};
 
 /// Runs the original layer over the stream and gathers its statistics. x becomes the layer's output, unless `keep`.
 layer_statistics gather(const job& j, const layer_weights& w, stream& s, bool keep) {
@@ -264,20 +135,98 @@ std::string loss_note(const layer_report& report) {
   return text;
 }
 
-void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
-  std::optional<stream> s;
-  if (j.o.how_found == method::awq) {
-    stopwatch watch(r.seconds.read);
-    const auto chat = j.o.calibration.size() > 6 && j.o.calibration.substr(j.o.calibration.size() - 6) == ".jsonl"
-                          ? open_chat_template(j.o.model)
-                          : nullptr;
-    const auto set = read_calibration(j.o.calibration, *j.tok, chat.get(), {j.o.samples, j.o.max_length, j.o.seed});
-    r.calibration_sequences = static_cast<index_t>(set.sequences.size());
-    r.calibration_tokens = set.tokens();
-    s.emplace(j, set);
+/// How far a run came: what run.cbor holds of it.
+struct run_progress {
+  resumable_run& run;
+  nlohmann::json activations;  ///< of the last stream::save
+  std::chrono::steady_clock::time_point saved = std::chrono::steady_clock::now();
+
+  void save(const char* phase, const pass_result& r, safetensors_writer& writer, index_t layers) {
+    nlohmann::json state = {{"phase", phase},
+                            {"layers", nlohmann::json::parse(nlohmann::ordered_json(r.layers).dump())},
+                            {"seconds", {r.seconds.read, r.seconds.forward, r.seconds.search, r.seconds.write}},
+                            {"output_bytes", r.output_bytes},
+                            {"activations", activations},
+                            {"writer", writer.state()}};
+    const auto done = static_cast<index_t>(r.layers.size());
+    run.save(std::move(state), std::to_string(done) + " of " + std::to_string(layers) + " layers are");
   }
+};
+
+void restore(const nlohmann::json& state, pass_result& r) {
+  for (const auto& layer : state.at("layers")) r.layers.push_back(layer);
+  const auto& seconds = state.at("seconds");
+  r.seconds.read += seconds.at(0).get<double>(), r.seconds.forward = seconds.at(1);
+  r.seconds.search = seconds.at(2), r.seconds.write = seconds.at(3);
+  r.output_bytes = state.at("output_bytes");
+}
+
+/// The activations before layer `done`: those of an interrupted run where it saved them, and the original layers' output
+/// from there on.
+stream stream_before(const job& j, const std::filesystem::path& directory, index_t done, const nlohmann::json& saved,
+                     pass_result& r) {
+  std::optional<stream> s;
+  index_t layer = 0;
+  {
+    stopwatch watch(r.seconds.read);
+    s.emplace(j.files, j.model, j.samples);
+    if (!saved.is_null()) {
+      if (s->load(directory, saved))
+        layer = saved.at("layer");
+      else if (j.o.propagate == propagation::quantized)
+        throw damaged_run((directory / saved.at("file")).string() + " is damaged, and the run cannot go on without it");
+      else
+        s.emplace(j.files, j.model, j.samples);
+    }
+  }
+  if (layer == done) return std::move(*s);
+  stopwatch watch(r.seconds.forward);
+  progress bar("catching up", done);
+  for (; layer < done; ++layer) {
+    forward_layer(j.model, load_layer(j.files, j.model, layer), s->x, s->tokens.starts);
+    bar.at(layer + 1);
+  }
+  return std::move(*s);
+}
+
+/// Statistics, search and codes of one layer; w becomes what the checkpoint will hold. @returns what the bar shows.
+std::string search_layer(const job& j, index_t layer, layer_weights& w, stream& s, const linear_sink& sink,
+                         pass_result& r) {
+  const bool again = j.o.propagate == propagation::quantized;
+  layer_statistics statistics;
+  {
+    stopwatch watch(r.seconds.forward);
+    statistics = gather(j, w, s, again);
+  }
+  for (const auto& moment : statistics.inputs)
+    if (moment.non_finite() > 0)
+      throw unusable_model(j.o.model + ": layer " + std::to_string(layer) +
+                           " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
+                           "; check the checkpoint");
+  std::string note;
+  {
+    stopwatch watch(r.seconds.search);
+    const auto report = quantize_layer(j.model, j.o, j.packings(layer), j.stored, statistics, w, sink);
+    note = loss_note(report);
+    r.layers.push_back(to_json(report, true));
+  }
+  statistics = {};
+  if (!again) return note;
+  stopwatch watch(r.seconds.forward);
+  forward_layer(j.model, w, s.x, s.tokens.starts);
+  return note;
+}
+
+void quantize_layers(const job& j, const std::filesystem::path& directory, safetensors_writer& writer,
+                     run_progress& saved, pass_result& r) {
+  /// Saving activations costs about as much as reading a layer: worth it after so long, and computed again otherwise.
+  constexpr std::chrono::seconds worth_saving(30);
+  const auto done = static_cast<index_t>(r.layers.size());
+  if (done == j.model.layers) return;
+  std::optional<stream> s;
+  if (j.o.how_found == method::awq) s.emplace(stream_before(j, directory, done, saved.activations, r));
   progress bar("quantizing", j.model.layers);
-  for (index_t layer = 0; layer < j.model.layers; ++layer) {
+  for (index_t layer = done; layer < j.model.layers; ++layer) {
     layer_weights w;
     {
       stopwatch watch(r.seconds.read);
@@ -285,42 +234,28 @@ void quantize_layers(const job& j, safetensors_writer& writer, pass_result& r) {
       j.check_finite(layer, w);
     }
     const layer_packing how = j.packings(layer);
+    const double written = r.seconds.write;
     const linear_sink sink = [&](projection p, const quantized_linear& q) {
       stopwatch watch(r.seconds.write);
       write_packed(writer, projection_name(layer, p), q, *how[static_cast<size_t>(p)], j.stored);
     };
-    const double written = r.seconds.write;
     std::string note;
-    if (!s) {
+    if (s) {
+      note = search_layer(j, layer, w, *s, sink, r);
+    } else {
       stopwatch watch(r.seconds.search);
       r.layers.push_back(to_json(round_reported(j.model, how, j.stored, w, sink), false));
-    } else {
-      layer_statistics statistics;
-      const bool again = j.o.propagate == propagation::quantized;
-      {
-        stopwatch watch(r.seconds.forward);
-        statistics = gather(j, w, *s, again);
-      }
-      for (const auto& moment : statistics.inputs)
-        if (moment.non_finite() > 0)
-          throw error(j.o.model + ": layer " + std::to_string(layer) +
-                      " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
-                      "; check the checkpoint");
-      {
-        stopwatch watch(r.seconds.search);
-        const auto report = quantize_layer(j.model, j.o, how, j.stored, statistics, w, sink);
-        note = loss_note(report);
-        r.layers.push_back(to_json(report, true));
-      }
-      statistics = {};
-      if (again) {
-        stopwatch watch(r.seconds.forward);
-        forward_layer(j.model, w, s->x, s->tokens.starts);
-      }
     }
     r.seconds.search -= r.seconds.write - written;
     stopwatch watch(r.seconds.write);
     write_layer_rest(j, layer, w, writer);
+    const auto now = std::chrono::steady_clock::now();
+    if (s && (j.o.propagate == propagation::quantized || now - saved.saved > worth_saving)) {
+      saved.activations = s->save(directory, layer + 1);
+      saved.saved = now;
+    }
+    saved.save("layers", r, writer, j.model.layers);
+    forget_activations(directory, saved.activations);
     bar.at(layer + 1, note);
   }
 }
@@ -351,35 +286,118 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
 
 }  // namespace
 
-pass_result run_pass(const awq_options& o) {
-  const job j(o);
-  j.warn_of_split_sets();
-  output_directory out(o.output, o.model, o.overwrite);
-  pass_result r;
-  safetensors_writer writer(out.path(), o.max_shard_bytes);
-  quantize_layers(j, writer, r);
-  {
-    stopwatch watch(r.seconds.write);
-    write_rest(j, writer);
-    r.output_bytes = writer.finish();
-    write_config(out.path(), j.model, config_dtype(j.stored), quantization_json(o.how, j.linears()));
-    write_recipe(out.path(), {o.how_found == method::awq,
-                              o.duo == duo_scaling::both ? "both"
-                              : o.duo == duo_scaling::on ? "true"
-                                                         : "false",
-                              o.grid,
-                              o.how.groups(),
-                              o.ignore,
-                              {}});
-    copy_sidecars(o.model, out.path());
+namespace {
+
+/// Everything the weights depend on but the machine, whose BLAS rounds as its instructions do.
+nlohmann::ordered_json key_of(const job& j) {
+  nlohmann::ordered_json key = {{"nibble", NIBBLE_VERSION}, {"options", options_json(j.o)}};
+  for (const char* place : {"model", "output", "calibration", "recipe"}) key["options"].erase(place);
+  key["options"]["max_shard_bytes"] = j.o.max_shard_bytes;
+  key["model"] = identity_of(j.o.model, j.files);
+  if (j.o.how_found == method::awq) key["calibration"] = sha256_of_file(j.o.calibration);
+  return key;
+}
+
+safetensors_writer open_writer(const job& j, const std::filesystem::path& directory, const nlohmann::json& state) {
+  if (state.is_null()) return {directory, j.o.max_shard_bytes};
+  try {
+    return {directory, j.o.max_shard_bytes, state.at("writer")};
+  } catch (const error& failed) {
+    throw damaged_run(failed.what());
   }
+}
+
+/// A run that goes on from here would write the same again.
+void check_written(const safetensors_writer& writer) {
+  try {
+    writer.check();
+  } catch (const error& failed) {
+    throw damaged_run(failed.what());
+  }
+}
+
+/// All files of the checkpoint but its model card, checked.
+void write_checkpoint(const job& j, const std::filesystem::path& directory, resumable_run& run, pass_result& r) {
+  safetensors_writer writer = open_writer(j, directory, run.state());
+  run_progress saved{run, run.state().is_null() ? nlohmann::json() : run.state().at("activations")};
+  quantize_layers(j, directory, writer, saved, r);
+  stopwatch watch(r.seconds.write);
+  write_rest(j, writer);
+  r.output_bytes = writer.finish();
+  write_config(directory, j.model, config_dtype(j.stored), quantization_json(j.o.how, j.linears()));
+  write_recipe(directory, {j.o.how_found == method::awq,
+                           j.o.duo == duo_scaling::both ? "both"
+                           : j.o.duo == duo_scaling::on ? "true"
+                                                        : "false",
+                           j.o.grid,
+                           j.o.how.groups(),
+                           j.o.ignore,
+                           {}});
+  copy_sidecars(j.o.model, directory);
+  check_written(writer);
+  saved.save("written", r, writer, j.model.layers);
+}
+
+pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
+  pass_result r;
+  r.seconds.read = j.read_seconds;
+  r.calibration_sequences = static_cast<index_t>(j.samples.sequences.size());
+  r.calibration_tokens = j.samples.tokens();
+  if (!run.state().is_null()) {
+    restore(run.state(), r);
+    std::fprintf(stderr, "going on with what an interrupted run left in %s: %zu of %lld layers\n", out.path().c_str(),
+                 r.layers.size(), static_cast<long long>(j.model.layers));
+  }
+  if (run.state().is_null() || run.state().at("phase") != "written") write_checkpoint(j, out.path(), run, r);
+  discard_unfinished(out.path());
+  forget_activations(out.path());
   for (const auto& [name, t] : j.files.tensors()) r.original_bytes += static_cast<std::uint64_t>(t.bytes);
   r.bits_per_weight = bits_per_weight(j);
   r.peak_bytes = peak_resident_bytes();
-  if (!o.evaluate.empty()) evaluate_all(j, out.path(), r);
-  write_file(out.path() / "README.md", model_card(o, r));
+  if (!j.o.evaluate.empty()) evaluate_all(j, out.path(), r);
+  write_file(out.path() / "README.md", model_card(j.o, r));
   out.commit();
+  run.end();
   return r;
+}
+
+}  // namespace
+
+std::string plan_of(const awq_options& o) {
+  const job j(o);
+  j.warn_of_split_sets();
+  check_output(o.output, o.model, o.overwrite);
+  const plan p = plan_run(j);
+  check_room(p, j);
+  return to_text(p, j);
+}
+
+pass_result run_pass(const awq_options& o) {
+  const job j(o);
+  j.warn_of_split_sets();
+  const plan p = plan_run(j);
+  check_room(p, j);
+  if (p.quantization_seconds > worth_a_note)
+    std::fprintf(stderr, "awq_mistral: note: this takes about %s on %d threads; --dry-run tells more\n",
+                 duration_text(p.quantization_seconds).c_str(), host::pool().size());
+  output_directory out(o.output, o.model, o.overwrite);
+  resumable_run run(out, key_of(j), o.restart);
+  const bool going_on = !run.state().is_null();
+  try {
+    return run_pass(j, out, run);
+  } catch (const unusable_model&) {
+    run.forget();
+    throw;
+  } catch (const damaged_run&) {
+    throw;
+  } catch (const nlohmann::json::exception&) {
+    if (!going_on) throw;
+    throw damaged_run((out.path() / resume_file).string() + " does not tell what an interrupted run left");
+  } catch (const error& failed) {
+    throw error(failed.what() + run.advice());
+  } catch (const std::bad_alloc&) {
+    throw error("there is not enough memory" + run.advice());
+  }
 }
 
 }  // namespace nibble::mistral

@@ -30,8 +30,15 @@ struct pass_result {
   std::uint64_t peak_bytes = 0;  ///< resident set, high water, before evaluation
 };
 
-/// @throws error or usage_error; no output directory is left then.
+/// @throws error or usage_error; no output directory is left then, but after the first layer what a run with the same
+/// options goes on from (resume.hpp).
 pass_result run_pass(const awq_options& o);
+
+/// What --dry-run prints: shapes, time, memory, disk. @throws as run_pass before its first layer.
+std::string plan_of(const awq_options& o);
+
+/// What the options say, in the words of the command line.
+nlohmann::ordered_json options_json(const awq_options& o);
 
 /// Everything that was found, for --json.
 nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r);

@@ -64,7 +64,7 @@ std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
 
 }  // namespace
 
-nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
+nlohmann::ordered_json options_json(const awq_options& o) {
   nlohmann::ordered_json options = {{"model", o.model},
                                     {"output", o.output},
                                     {"method", o.how_found == method::awq ? "awq" : "rtn"},
@@ -81,8 +81,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                                  {"targets", group.targets}});
   if (o.how_found == method::awq)
     options.update({{"calibration", o.calibration},
-                    {"num_calibration_samples", r.calibration_sequences},
-                    {"calibration_tokens", r.calibration_tokens},
+                    {"num_calibration_samples", o.samples},
                     {"max_seq_length", o.max_length},
                     {"loss", o.loss == search_loss::gram ? "gram" : "block"},
                     {"duo_scaling", to_string(o.duo)},
@@ -92,6 +91,15 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                     {"shrinkage", o.shrinkage},
                     {"propagate", o.propagate == propagation::original ? "original" : "quantized"},
                     {"seed", o.seed}});
+  return options;
+}
+
+nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
+  auto options = options_json(o);
+  if (o.how_found == method::awq) {
+    options["num_calibration_samples"] = r.calibration_sequences;
+    options["calibration_tokens"] = r.calibration_tokens;
+  }
   nlohmann::ordered_json out = {{"nibble", NIBBLE_VERSION}, {"options", options}};
   out["seconds"] = {{"read", r.seconds.read},
                     {"forward", r.seconds.forward},

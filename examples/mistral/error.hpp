@@ -12,6 +12,11 @@ struct error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The model's own numbers cannot be quantized as asked, and no second run will change that.
+struct unusable_model : error {
+  using error::error;
+};
+
 /// A wrong option or combination of options. Exit status 2.
 struct usage_error : error {
   using error::error;

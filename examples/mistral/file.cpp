@@ -36,15 +36,16 @@ bool read_exactly(int descriptor, std::uint64_t at, std::byte* out, std::uint64_
 
 }  // namespace
 
-output_file::output_file(std::filesystem::path path) : path_(std::move(path)) {
-  descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) fail("create");
+output_file::output_file(std::filesystem::path path, mode how) : path_(std::move(path)) {
+  descriptor_ = ::open(path_.c_str(), O_RDWR | O_CLOEXEC | (how == mode::fresh ? O_CREAT | O_TRUNC : 0), 0666);
+  if (descriptor_ < 0) fail(how == mode::fresh ? "create" : "go on with");
+  kept_ = how == mode::continued;
 }
 
 output_file::~output_file() {
   if (descriptor_ < 0) return;
   ::close(descriptor_);
-  ::unlink(path_.c_str());
+  if (!kept_) ::unlink(path_.c_str());
 }
 
 void output_file::fail(const char* what) const {
@@ -61,19 +62,22 @@ void output_file::write_at(std::uint64_t at, const void* data, std::uint64_t byt
   }
 }
 
-void output_file::move(std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
+void output_file::copy(const output_file& other, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
   std::vector<std::byte> piece(static_cast<size_t>(std::min(bytes, piece_bytes)));
-  for (std::uint64_t done = 0; done < bytes;) {
-    const std::uint64_t count = std::min(piece_bytes, bytes - done);
-    const std::uint64_t at = to < from ? done : bytes - done - count;  // towards the side that is already free
-    if (!read_exactly(descriptor_, from + at, piece.data(), count)) fail("read back");
-    write_at(to + at, piece.data(), count);
-    done += count;
+  for (std::uint64_t done = 0; done < bytes; done += piece.size()) {
+    piece.resize(static_cast<size_t>(std::min(piece_bytes, bytes - done)));
+    if (!read_exactly(other.descriptor_, from + done, piece.data(), piece.size())) other.fail("read back");
+    write_at(to + done, piece.data(), piece.size());
   }
 }
 
 void output_file::truncate(std::uint64_t size) {
   if (::ftruncate(descriptor_, static_cast<off_t>(size)) != 0) fail("shorten");
+}
+
+void output_file::keep() {
+  if (::fsync(descriptor_) != 0) fail("write");
+  kept_ = true;
 }
 
 void output_file::finish() {
@@ -120,6 +124,13 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 
 removed_at_exit::~removed_at_exit() {
   if (!path.empty()) ::unlink(path.c_str());
+}
+
+void forget_cached(const std::filesystem::path& file) {
+  const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  static_cast<void>(::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED));
+  ::close(descriptor);
 }
 
 void sync_directory(const std::filesystem::path& path) {

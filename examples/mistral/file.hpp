@@ -11,20 +11,23 @@
 
 namespace nibble::mistral {
 
-/// A file being written. Removed on destruction unless finish() was called.
+/// A file being written. Removed on destruction unless finish() or keep() was called.
 class output_file {
  public:
-  /// Creates `path`, or empties it. @throws error naming it.
-  explicit output_file(std::filesystem::path path);
+  enum class mode { fresh, continued };
+  /// Creates `path`, or empties it; `continued` takes it as it is. @throws error naming it.
+  explicit output_file(std::filesystem::path path, mode how = mode::fresh);
   ~output_file();
   output_file(const output_file&) = delete;
   output_file& operator=(const output_file&) = delete;
 
   /// Writes at `at`. @throws error naming the file and the reason, such as a full disk or a size limit.
   void write_at(std::uint64_t at, const void* data, std::uint64_t bytes);
-  /// Moves `bytes` bytes from `from` to `to`; the ranges may overlap.
-  void move(std::uint64_t from, std::uint64_t to, std::uint64_t bytes);
+  /// Writes `bytes` bytes of `other` from `from` on, at `to`.
+  void copy(const output_file& other, std::uint64_t from, std::uint64_t to, std::uint64_t bytes);
   void truncate(std::uint64_t size);
+  /// fsync; what is written so far stays, whatever happens to this process.
+  void keep();
   /// fsync and close. @throws error naming the file.
   void finish();
 
@@ -35,6 +38,7 @@ class output_file {
 
   std::filesystem::path path_;
   int descriptor_ = -1;
+  bool kept_ = false;
 };
 
 /// Writes a whole file and fsyncs it. @throws error naming it; nothing is left then.
@@ -51,6 +55,9 @@ struct removed_at_exit {
   std::filesystem::path path;  ///< empty: none
   ~removed_at_exit();
 };
+
+/// Asks the system to drop what it holds of a file in memory, so that reading it reads the disk.
+void forget_cached(const std::filesystem::path& file);
 
 /// fsync of a directory: makes the names in it last. @throws error naming it.
 void sync_directory(const std::filesystem::path& path);

@@ -44,35 +44,47 @@ bool exchange(const fs::path& a, const fs::path& b) {
 #endif
 }
 
-}  // namespace
-
-output_directory::output_directory(const fs::path& name, const fs::path& model, bool overwrite) {
+void refuse_existing(const fs::path& name, bool overwrite) {
   std::error_code failed;
-  name_ = fs::absolute(name).lexically_normal();
-  if (!name_.has_filename()) name_ = name_.parent_path();  // "out/"
-  const fs::path parent = name_.parent_path();
-  if (!name_.has_filename())
-    throw error("the output " + name.string() + " is the root of the file system; name a new directory");
-  if (!fs::is_directory(parent, failed))
-    throw error("the output " + name_.string() + " cannot be made: there is no directory " + parent.string());
-  const fs::path own = fs::weakly_canonical(name_, failed), from = fs::weakly_canonical(model, failed);
-  if (within(own, from) || within(from, own))
-    throw error("the output " + name_.string() + " must lie outside the model's directory " + model.string());
-  refuse_existing(overwrite);
-  partial_ = name_;
-  partial_ += ".partial";
-  lock();
-  remove_contents(partial_);  // what a run that was killed left
+  if (!fs::exists(fs::symlink_status(name, failed))) return;
+  if (!overwrite) throw error("the output " + name.string() + " exists already; --overwrite replaces it");
+  const bool replaceable =
+      fs::is_directory(name, failed) && (fs::is_empty(name, failed) || fs::exists(name / "config.json", failed));
+  if (!replaceable)
+    throw error("the output " + name.string() + " exists and is no checkpoint, so --overwrite does not replace it");
 }
 
-void output_directory::refuse_existing(bool overwrite) const {
+}  // namespace
+
+fs::path check_output(const fs::path& name, const fs::path& model, bool overwrite) {
   std::error_code failed;
-  if (!fs::exists(fs::symlink_status(name_, failed))) return;
-  if (!overwrite) throw error("the output " + name_.string() + " exists already; --overwrite replaces it");
-  const bool replaceable =
-      fs::is_directory(name_, failed) && (fs::is_empty(name_, failed) || fs::exists(name_ / "config.json", failed));
-  if (!replaceable)
-    throw error("the output " + name_.string() + " exists and is no checkpoint, so --overwrite does not replace it");
+  fs::path full = fs::absolute(name).lexically_normal();
+  if (!full.has_filename()) full = full.parent_path();  // "out/"
+  const fs::path parent = full.parent_path();
+  if (!full.has_filename())
+    throw error("the output " + name.string() + " is the root of the file system; name a new directory");
+  if (!fs::is_directory(parent, failed))
+    throw error("the output " + full.string() + " cannot be made: there is no directory " + parent.string());
+  const fs::path own = fs::weakly_canonical(full, failed), from = fs::weakly_canonical(model, failed);
+  if (within(own, from) || within(from, own))
+    throw error("the output " + full.string() + " must lie outside the model's directory " + model.string());
+  refuse_existing(full, overwrite);
+  if (::access(parent.c_str(), W_OK | X_OK) != 0)
+    throw error("cannot make the directory " + full.string() + ".partial: " + std::strerror(errno));
+  return full;
+}
+
+output_directory::output_directory(const fs::path& name, const fs::path& model, bool overwrite)
+    : name_(check_output(name, model, overwrite)), partial_(name_) {
+  partial_ += ".partial";
+  lock();
+  std::error_code failed;
+  kept_ = fs::exists(partial_ / resume_file, failed);
+  if (!kept_) clear();
+}
+
+void output_directory::clear() {
+  remove_contents(partial_);
 }
 
 void output_directory::lock() {
@@ -88,7 +100,7 @@ void output_directory::lock() {
 
 output_directory::~output_directory() {
   std::error_code ignored;
-  if (!committed_) fs::remove_all(partial_, ignored);
+  if (!committed_ && !kept_) fs::remove_all(partial_, ignored);
   ::close(lock_);
 }
 

@@ -80,10 +80,20 @@ void write_compressed(safetensors_writer& out, const std::string& name, const qu
   add_words(out, name + ".weight_zero_point", layout.zeros(), matrix<const uint8_t>(zeros.data(), q.n, q.groups));
 }
 
+template <class Layout>
+std::uint64_t layout_bytes(index_t n, index_t k, const packing& how, Layout layout, dtype scales) {
+  const index_t groups = per_group(how.group).across(k);
+  const auto bytes = [](layout::extents shape, index_t element) {
+    return static_cast<std::uint64_t>(shape.rows * shape.cols * element);
+  };
+  const std::uint64_t zeros = how.symmetric ? 0 : bytes(layout.zeros().packed(n, groups), 4);
+  return bytes(layout.packed(n, k), 4) + bytes(layout.scales().packed(n, groups), size_of(scales)) + zeros;
+}
+
 void check_finite(const std::string& name, const float* values, index_t count) {
   if (!std::all_of(values, values + count, [](float x) { return is_finite(x); }))
-    throw error("the tensor " + name +
-                " holds NaN or infinity, and a model that does cannot be quantized; check the checkpoint");
+    throw unusable_model("the tensor " + name +
+                         " holds NaN or infinity, and a model that does cannot be quantized; check the checkpoint");
 }
 
 /// values as `type`, appended to bytes. @throws error naming the tensor for a value that `type` cannot hold.
@@ -94,8 +104,8 @@ void append(const std::string& name, dtype type, const float* values, index_t co
   for (index_t i = 0; i < count; ++i) {
     const float stored = round_to(type, values[i]);
     if (!is_finite(stored))
-      throw error("the tensor " + name + " holds " + std::to_string(values[i]) +
-                  ", which fp16 cannot; choose --format compressed-tensors, which keeps the model's dtype");
+      throw unusable_model("the tensor " + name + " holds " + std::to_string(values[i]) +
+                           ", which fp16 cannot; choose --format compressed-tensors, which keeps the model's dtype");
     const auto target = bytes.data() + at + static_cast<size_t>(i * size_of(type));
     if (type == dtype::f32) {
       std::memcpy(target, &stored, 4);
@@ -154,6 +164,19 @@ void write_packed(safetensors_writer& out, const std::string& name, const quanti
     case packed_format::awq_gemv:
       return write_awq(out, name, q, layout::awq_gemv{how.group});
   }
+}
+
+std::uint64_t packed_bytes(index_t n, index_t k, const packing& how, dtype scales) {
+  constexpr std::uint64_t shape = 2 * sizeof(std::int64_t);
+  switch (how.format) {
+    case packed_format::compressed_tensors:
+      return layout_bytes(n, k, how, layout::compressed_tensors{how.bits}, scales) + shape;
+    case packed_format::awq_gemm:
+      return layout_bytes(n, k, how, layout::awq_gemm{}, dtype::f16);
+    case packed_format::awq_gemv:
+      return layout_bytes(n, k, how, layout::awq_gemv{how.group}, dtype::f16);
+  }
+  return 0;
 }
 
 void write_tensor(safetensors_writer& out, const std::string& name, const tensor& t, const std::string& type) {

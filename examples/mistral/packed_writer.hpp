@@ -38,6 +38,9 @@ void check_packable(const std::string& name, index_t n, index_t k, const packing
 void write_packed(safetensors_writer& out, const std::string& name, const quantized_linear& q, const packing& how,
                   dtype scales);
 
+/// Bytes that write_packed adds for a linear (n, k).
+std::uint64_t packed_bytes(index_t n, index_t k, const packing& how, dtype scales);
+
 /// Copies a tensor, converted to `type` ("BF16", "F16", "F32") where it differs.
 /// @throws error naming the tensor when a value is not finite, or too large for `type`.
 void write_tensor(safetensors_writer& out, const std::string& name, const tensor& t, const std::string& type);

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -71,17 +72,31 @@ void read_floats(const tensor& t, index_t first, index_t count, float* out);
 class safetensors_writer {
  public:
   safetensors_writer(std::filesystem::path directory, std::uint64_t max_shard_bytes);
+  /// Goes on from where an earlier writer's state() was. @throws error naming a file that is not there any more.
+  safetensors_writer(std::filesystem::path directory, std::uint64_t max_shard_bytes, const nlohmann::json& state);
   ~safetensors_writer();
+
+  /// Flushes what was added to the disk, and tells what another writer needs to go on from here, in this directory; from
+  /// now on nothing vanishes without finish(). Two states are good at any time: this one and the one before, so that
+  /// the caller may lose its power while it saves this one.
+  nlohmann::json state();
 
   /// Appends a tensor. @throws error naming the file when the disk is full or not writable.
   void add(const std::string& name, std::string_view dtype, const std::vector<index_t>& shape, const void* data,
            std::uint64_t bytes);
   /// Ends the last shard, renames the shards, writes the index if there is more than one. @returns bytes of all files.
   std::uint64_t finish();
+  /// Reads every tensor back from the disk and compares it with what was added. @throws error naming one that differs.
+  /// @pre finish() was called.
+  void check() const;
 
  private:
   struct impl;
   std::unique_ptr<impl> impl_;
 };
+
+/// Removes what writers needed on the way and no longer do. @pre the last one was finished, and no state() will be gone on
+/// from.
+void discard_unfinished(const std::filesystem::path& directory);
 
 }  // namespace nibble::mistral

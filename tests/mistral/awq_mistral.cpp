@@ -354,13 +354,18 @@ TEST_CASE("a calibration or evaluation text that is missing, empty, of another k
   CHECK_THAT(refused("--evaluate", "latin.txt", "caf\xe9"), Contains("UTF-8"));
 }
 
-TEST_CASE("a disk that fills up at any point ends with the file's name, and leaves nothing") {
+TEST_CASE("a disk that fills up at any point ends with the file's name, and leaves nothing that looks whole") {
   const workplace w;
   const auto limited = [&](rlim_t bytes) {
-    return w.refused(1, {}, [=] {
+    const auto result = test::run_program("awq_mistral", w.usual, w.root.path(), [=] {
       const struct rlimit limit = {bytes, bytes};
       ::setrlimit(RLIMIT_FSIZE, &limit);
     });
+    CHECK(result.status == 1);
+    CHECK(result.out.empty());
+    CHECK(!test::fs::exists(w.out));
+    test::fs::remove_all(w.root / "out.partial");
+    return result.err;
   };
   REQUIRE(test::run_program("awq_mistral", w.usual).status == 0);
   const auto size = test::fs::file_size(w.out / "model.safetensors");

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "job.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "mistral/error.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+config read_dense_config(const std::filesystem::path& model) {
+  config c = read_config(model);
+  if (c.json.contains("quantization_config"))
+    throw error((model / "config.json").string() +
+                " has a quantization_config: the model is quantized already; give the original");
+  return c;
+}
+
+const tensor& floating(const tensor& t) {
+  if (t.dtype == "F32" || t.dtype == "F16" || t.dtype == "BF16") return t;
+  throw error(t.file.string() + ": the tensor \"" + t.name + "\" has dtype " + t.dtype +
+              ", but only weights of F32, F16 or BF16 can be quantized");
+}
+
+dtype stored_dtype(const awq_options& o, const checkpoint& files) {
+  const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
+  return o.format == packed_format::compressed_tensors ? own : dtype::f16;
+}
+
+}  // namespace
+
+job::job(const awq_options& options)
+    : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
+  check_tensors();
+  check_packings();
+  tok = open_tokenizer(o.model);
+  if (!o.evaluate.empty()) {
+    text = read_evaluation_text(o.evaluate, *tok);
+    windows = plan_windows(text, model.context, window_options{});
+  }
+  if (o.how_found == method::awq) read_samples();
+}
+
+void job::read_samples() {
+  const auto start = std::chrono::steady_clock::now();
+  const auto chat =
+      std::filesystem::path(o.calibration).extension() == ".jsonl" ? open_chat_template(o.model) : nullptr;
+  samples = read_calibration(o.calibration, *tok, chat.get(), {o.samples, o.max_length, o.seed});
+  read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.
+void job::check_tensors() const {
+  const auto check = [&](const std::string& name, const std::vector<index_t>& shape) {
+    floating(files.at(name, shape));
+  };
+  check("model.embed_tokens.weight", {model.vocabulary, model.hidden});
+  check("model.norm.weight", {model.hidden});
+  if (!model.tied_embeddings) check("lm_head.weight", {model.vocabulary, model.hidden});
+  for (index_t layer = 0; layer < model.layers; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    check(prefix + "input_layernorm.weight", {model.hidden});
+    check(prefix + "post_attention_layernorm.weight", {model.hidden});
+    for (const projection p : projections)
+      check(projection_name(layer, p) + ".weight", {outputs(model, p), inputs(model, p)});
+  }
+}
+
+layer_packing job::packings(index_t layer) const {
+  layer_packing how;
+  for (const projection p : projections) how[static_cast<size_t>(p)] = o.how.of(projection_name(layer, p));
+  return how;
+}
+
+std::vector<std::string> job::linears() const {
+  std::vector<std::string> names;
+  for (index_t layer = 0; layer < model.layers; ++layer)
+    for (const projection p : projections) names.push_back(projection_name(layer, p));
+  names.emplace_back("lm_head");
+  return names;
+}
+
+/// The format can hold every linear as it is to be packed, and some linear is.
+void job::check_packings() const {
+  bool any = false;
+  for (index_t layer = 0; layer < model.layers; ++layer) {
+    const layer_packing how = packings(layer);
+    for (const projection p : projections) {
+      const auto& packed = how[static_cast<size_t>(p)];
+      if (!packed) continue;
+      any = true;
+      check_packable(projection_name(layer, p), outputs(model, p), inputs(model, p), *packed);
+    }
+  }
+  if (!any)
+    throw usage_error((o.recipe.empty() ? "--ignore" : o.recipe) + " leaves no linear of the model to quantize");
+  quantization_json(o.how, linears());
+}
+
+/// vLLM runs q, k and v as one linear, gate and up as another, and takes the first one's packing for all of them.
+void job::warn_of_split_sets() const {
+  const std::vector<projection> sets[] = {{projection::q, projection::k, projection::v},
+                                          {projection::gate, projection::up}};
+  for (index_t layer = 0; layer < model.layers; ++layer)
+    for (const auto& set : sets)
+      for (const projection p : set) {
+        const std::string first = projection_name(layer, set.front()), other = projection_name(layer, p);
+        if (o.how.of(first) == o.how.of(other)) continue;
+        std::fprintf(
+            stderr,
+            "awq_mistral: note: vLLM will not load this model: it fuses %s and %s, which are not packed alike\n",
+            first.c_str(), other.c_str());
+        return;
+      }
+}
+
+void job::check_finite(index_t layer, const layer_weights& w) const {
+  for (const projection p : projections) {
+    const auto& values = w.w[static_cast<size_t>(p)];
+    if (std::all_of(values.begin(), values.end(), [](float x) { return is_finite(x); })) continue;
+    const tensor& t = files.at(projection_name(layer, p) + ".weight");
+    throw unusable_model(t.file.string() + ": the tensor " + projection_name(layer, p) +
+                         ".weight holds NaN or infinity, and cannot be quantized; check the checkpoint");
+  }
+}
+
+}  // namespace nibble::mistral

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What a run is given.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "layer.hpp"
+#include "mistral/calibration.hpp"
+#include "mistral/config.hpp"
+#include "mistral/evaluation_text.hpp"
+#include "mistral/safetensors.hpp"
+#include "mistral/tokenizer.hpp"
+#include "options.hpp"
+
+namespace nibble::mistral {
+
+/// A run's inputs, opened and checked before the first hour is spent.
+struct job {
+  const awq_options& o;
+  config model;
+  checkpoint files;
+  dtype stored;  ///< dtype of what is not packed, and of scales
+  std::unique_ptr<tokenizer> tok;
+  evaluation_text text;  ///< to evaluate on
+  std::vector<window> windows;
+  calibration_set samples;
+  double read_seconds = 0;  ///< what reading the samples took
+
+  explicit job(const awq_options& options);
+  layer_packing packings(index_t layer) const;
+  std::vector<std::string> linears() const;
+  void check_packings() const;
+  void read_samples();
+  void warn_of_split_sets() const;
+  void check_tensors() const;
+  void check_finite(index_t layer, const layer_weights& w) const;
+};
+
+}  // namespace nibble::mistral

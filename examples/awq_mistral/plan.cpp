@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan.hpp"
+
+#include <sys/statvfs.h>
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <map>
+
+#include "mistral/error.hpp"
+#include "mistral/progress.hpp"
+#include "nibble/host/matmul.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+/// Share of sgemm's rate that the pass's products reach with all that lies between them (docs/awq_mistral.md).
+constexpr double efficiency = 0.6;
+/// Rounds of clip_under_gram, in products (n, g) · (g, g) a group.
+constexpr double range_candidates = 66;
+
+/// FLOP/s of sgemm on all threads, the best of a few runs.
+double sgemm_rate() {
+  constexpr index_t side = 512;
+  const index_t tiles = 2 * host::pool().size();
+  std::vector<float> a(static_cast<size_t>(side * side), 1.0f), out(static_cast<size_t>(tiles * side * side));
+  const matrix<const float> in(a.data(), side, side);
+  host::detail::single_threaded_blas();
+  double best = 0;
+  for (int run = 0; run < 4; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    host::parallel_for(tiles, [&](index_t tile) {
+      host::detail::sgemm(CblasNoTrans, CblasTrans, side, side, side, in, in, 0.0f,
+                          matrix<float>(out.data() + tile * side * side, side, side));
+    });
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+    best = std::max(best, 2.0 * static_cast<double>(tiles * side * side * side) / spent.count());
+  }
+  return best;
+}
+
+/// Operations of the matrix products of one layer.
+struct products {
+  const job& j;
+  double tokens, sequence;
+
+  double of_forward() const {
+    double weights = 0;
+    for (const projection p : projections) weights += static_cast<double>(outputs(j.model, p) * inputs(j.model, p));
+    return tokens * (2 * weights + 2 * sequence * static_cast<double>(j.model.q_width()));
+  }
+  /// Forward, and the Gram matrices of the four inputs where there are tokens enough to need them.
+  double of_statistics() const {
+    double gram = 0;
+    for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
+      const auto k = static_cast<double>(inputs(j.model, p));
+      if (tokens >= k) gram += tokens * k * k;
+    }
+    return of_forward() * (j.o.propagate == propagation::quantized ? 2 : 1) + gram;
+  }
+  /// Candidates, ranges, sweeps and the losses that are reported.
+  double of_search(const layer_packing& how) const {
+    const bool block = j.o.loss == search_loss::block;
+    double all = 0;
+    for (const projection p : projections) {
+      const auto& packed = how[static_cast<size_t>(p)];
+      if (!packed) continue;
+      const auto n = static_cast<double>(outputs(j.model, p)), k = static_cast<double>(inputs(j.model, p));
+      const bool gram = tokens >= k;
+      const double loss = 2 * n * k * std::min(k, tokens);
+      const bool scaled = p != projection::o || j.model.kv_heads == j.model.heads;
+      const bool by_block = block && p != projection::o && p != projection::down;
+      if (scaled && !by_block) all += j.o.grid * loss * (j.o.clip == clip_search::none ? 1 : 1.25);
+      if (j.o.clip == clip_search::gram)
+        all +=
+            range_candidates * 2 * n * k * std::min(packed->group > 0 ? static_cast<double>(packed->group) : k, tokens);
+      all += loss * (2 + j.o.sweeps * (gram ? 2 : 3));
+    }
+    if (block) all += 2 * j.o.grid * of_forward() / tokens * std::min(tokens, 4096.0);
+    return all;
+  }
+};
+
+std::string dtype_name(dtype type) {
+  return type == dtype::f32 ? "F32" : type == dtype::f16 ? "F16" : "BF16";
+}
+
+/// "0-3, 5"
+std::string ranges_of(const std::vector<index_t>& sorted) {
+  std::string text;
+  for (size_t i = 0; i < sorted.size();) {
+    size_t last = i;
+    while (last + 1 < sorted.size() && sorted[last + 1] == sorted[last] + 1) ++last;
+    text += (text.empty() ? "" : ", ") + std::to_string(sorted[i]);
+    if (last > i) text += "-" + std::to_string(sorted[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
+void add_linears(const job& j, plan& out) {
+  struct alike {
+    std::vector<index_t> layers;
+    std::optional<packing> how;
+  };
+  for (const projection p : projections) {
+    std::vector<alike> kinds;
+    for (index_t layer = 0; layer < j.model.layers; ++layer) {
+      const auto how = j.packings(layer)[static_cast<size_t>(p)];
+      auto at = std::find_if(kinds.begin(), kinds.end(), [&](const alike& each) { return each.how == how; });
+      if (at == kinds.end()) at = kinds.insert(at, {{}, how});
+      at->layers.push_back(layer);
+    }
+    const index_t n = outputs(j.model, p), k = inputs(j.model, p);
+    const std::string full = projection_name(0, p);
+    for (const alike& kind : kinds) {
+      const auto count = static_cast<index_t>(kind.layers.size());
+      const std::uint64_t each =
+          kind.how ? packed_bytes(n, k, *kind.how, j.stored) : static_cast<std::uint64_t>(n * k * size_of(j.stored));
+      out.rows.push_back({full.substr(std::string("model.layers.0.").size()), ranges_of(kind.layers), n, k, count,
+                          kind.how ? to_string(*kind.how) : "stays " + dtype_name(j.stored),
+                          each * static_cast<std::uint64_t>(count)});
+    }
+  }
+}
+
+void add_rest(const job& j, plan& out) {
+  std::uint64_t norms = 0;
+  index_t count = 0;
+  for (const auto& [name, t] : j.files.tensors()) {
+    const auto bytes = static_cast<std::uint64_t>(t.size() * size_of(j.stored));
+    if (t.shape.size() == 2 && name.rfind("model.layers.", 0) != 0)
+      out.rows.push_back({name.substr(0, name.rfind(".weight")), "", t.shape[0], t.shape[1], 1,
+                          "stays " + dtype_name(j.stored), bytes});
+    if (t.shape.size() != 1) continue;
+    norms += bytes;
+    ++count;
+  }
+  out.rows.push_back({"norms", "", j.model.hidden, 0, count, "stay " + dtype_name(j.stored), norms});
+}
+
+std::uint64_t activation_bytes(const job& j) {
+  return static_cast<std::uint64_t>(j.samples.tokens() * j.model.hidden) * sizeof(float);
+}
+
+/// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
+std::uint64_t memory_needed(const job& j) {
+  std::uint64_t layer = 0, largest = 0, grams = 0;
+  for (const projection p : projections) {
+    const auto size = static_cast<std::uint64_t>(outputs(j.model, p) * inputs(j.model, p));
+    layer += 4 * size;
+    largest = std::max(largest, size);
+  }
+  if (j.o.how_found == method::awq)
+    for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
+      const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
+      grams += 4 * k * std::min(k, static_cast<std::uint64_t>(j.samples.tokens()));
+    }
+  const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
+  return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) + (std::uint64_t(64) << 20);
+}
+
+std::uint64_t available_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("MemAvailable:", 0) == 0) return std::stoull(line.substr(13)) * 1024;
+  return 0;
+}
+
+std::filesystem::path directory_of(const job& j) {
+  const auto parent = std::filesystem::absolute(j.o.output).lexically_normal().parent_path();
+  return parent.empty() ? "." : parent;
+}
+
+/// What lies in OUTPUT.partial already.
+std::uint64_t left_bytes(const job& j) {
+  std::uint64_t bytes = 0;
+  std::error_code failed;
+  auto partial = std::filesystem::absolute(j.o.output).lexically_normal();
+  partial += ".partial";
+  for (const auto& entry : std::filesystem::directory_iterator(partial, failed))
+    bytes += entry.is_regular_file(failed) ? entry.file_size(failed) : 0;
+  return bytes;
+}
+
+}  // namespace
+
+plan plan_run(const job& j) {
+  plan out;
+  add_linears(j, out);
+  add_rest(j, out);
+  for (const auto& [name, t] : j.files.tensors()) out.original_bytes += static_cast<std::uint64_t>(t.bytes);
+  for (const plan_row& each : out.rows) out.output_bytes += each.bytes;
+  // A shard is copied when its header does not fit its room, and two states' activations are kept for a moment.
+  const std::uint64_t copied = std::min(out.output_bytes, std::uint64_t(512) << 20);
+  const std::uint64_t needed = out.output_bytes + copied + (j.o.how_found == method::awq ? 2 * activation_bytes(j) : 0);
+  out.disk_bytes = needed - std::min(needed, left_bytes(j));
+  struct statvfs disk = {};
+  if (::statvfs(directory_of(j).c_str(), &disk) == 0) out.free_bytes = std::uint64_t(disk.f_bavail) * disk.f_frsize;
+  out.memory_bytes = memory_needed(j);
+  out.machine_bytes = available_memory();
+
+  const double rate = efficiency * sgemm_rate();
+  const auto tokens = static_cast<double>(j.samples.tokens());
+  const products p{j, tokens, tokens / std::max<double>(1, static_cast<double>(j.samples.sequences.size()))};
+  double work = 0, weights = 0;
+  for (index_t layer = 0; layer < j.model.layers; ++layer)
+    if (j.o.how_found == method::awq) work += p.of_statistics() + p.of_search(j.packings(layer));
+  for (const auto& [name, t] : j.files.tensors()) weights += static_cast<double>(t.size());
+  constexpr double read_and_pack =
+      20e-9;  // seconds a weight on one thread: convert, fit, round, pack, write, read back
+  out.quantization_seconds = work / rate + weights * read_and_pack / host::pool().size();
+  const products evaluated{j, static_cast<double>(j.text.ids.size()), 1024};
+  if (!j.o.evaluate.empty()) {
+    const double head = 2 * static_cast<double>(j.model.vocabulary * j.model.hidden) * evaluated.tokens;
+    const int models = j.o.how_found == method::awq ? 3 : 2;
+    // Windows overlap by half: each token is read twice.
+    out.evaluation_seconds = models * (2 * evaluated.of_forward() * static_cast<double>(j.model.layers) + head) / rate;
+  }
+  return out;
+}
+
+void check_room(const plan& p, const job& j) {
+  if (p.free_bytes == 0 || p.free_bytes >= p.disk_bytes) return;
+  throw error("the disk of " + directory_of(j).string() + " has " + size_text(static_cast<double>(p.free_bytes)) +
+              " free, and this run needs " + size_text(static_cast<double>(p.disk_bytes)) +
+              "; free some, or choose another --output");
+}
+
+std::string to_text(const plan& p, const job& j) {
+  std::string out;
+  char line[256];
+  const auto add = [&](const char* format, auto... values) {
+    std::snprintf(line, sizeof(line), format, values...);
+    out += line;
+  };
+  add("%-22s %-12s %15s %6s %9s  %s\n", "", "layers", "outputs x inputs", "count", "size", "how");
+  for (const plan_row& row : p.rows) {
+    const std::string shape =
+        std::to_string(row.outputs) + (row.inputs > 0 ? " x " + std::to_string(row.inputs) : std::string());
+    add("%-22s %-12s %16s %6lld %9s  %s\n", row.name.c_str(), row.layers.c_str(), shape.c_str(),
+        static_cast<long long>(row.count), size_text(static_cast<double>(row.bytes)).c_str(), row.how.c_str());
+  }
+  const auto size = [](std::uint64_t bytes) { return size_text(static_cast<double>(bytes)); };
+  add("\nweights      %s now, %s quantized\n", size(p.original_bytes).c_str(), size(p.output_bytes).c_str());
+  if (j.o.how_found == method::awq)
+    add("calibration  %lld tokens in %zu sequences of %s\n", static_cast<long long>(j.samples.tokens()),
+        j.samples.sequences.size(), j.o.calibration.c_str());
+  add("time         about %s to quantize on %d threads", duration_text(p.quantization_seconds).c_str(),
+      host::pool().size());
+  if (p.evaluation_seconds > 0) add(", %s to evaluate", duration_text(p.evaluation_seconds).c_str());
+  add("\nmemory       %s at most; %s can be had now\n", size(p.memory_bytes).c_str(), size(p.machine_bytes).c_str());
+  add("disk         %s at most; %s free in %s\n", size(p.disk_bytes).c_str(), size(p.free_bytes).c_str(),
+      directory_of(j).c_str());
+  return out;
+}
+
+}  // namespace nibble::mistral
