@@ -16,6 +16,7 @@
 
 #include "mistral/file.hpp"
 #include "mistral/forward.hpp"
+#include "mistral/places.hpp"
 #include "mistral/safetensors.hpp"
 #include "nibble/half.hpp"
 
@@ -63,7 +64,7 @@ std::vector<bf16> random_weights(index_t count, float middle, float scale) {
 void write_random_model(const fs::path& directory, index_t layers) {
   fs::create_directories(directory);
   write_file(directory / "config.json", shape_of_mistral_7b(layers).dump(1));
-  const fs::path tokenizer = fs::path(NIBBLE_SOURCE_DIR) / "examples/awq_mistral/model";
+  const fs::path tokenizer = fs::path(source_directory) / "examples/awq_mistral/model";
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
     fs::copy_file(tokenizer / name, directory / name, fs::copy_options::overwrite_existing);
   const config c = read_config(directory);

@@ -8,9 +8,8 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
 endif()
 
 add_library(fuzz_targets OBJECT ${fuzz_sources})
-target_link_libraries(fuzz_targets PUBLIC mistral)
+target_link_libraries(fuzz_targets PUBLIC mistral test_places)
 target_include_directories(fuzz_targets PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
-target_compile_definitions(fuzz_targets PRIVATE NIBBLE_GOLDEN_DIR="${CMAKE_CURRENT_SOURCE_DIR}/golden")
 nibble_compile(fuzz_targets)
 
 add_custom_target(fuzz)

@@ -9,6 +9,7 @@
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/interruption.hpp"
+#include "mistral/places.hpp"
 #include "mistral/program.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
@@ -22,7 +23,7 @@ namespace {
 constexpr int regressed = 3;
 
 std::string embedded(const char* name) {
-  return std::string(NIBBLE_SOURCE_DIR "/examples/awq_mistral/") + name;
+  return std::string(source_directory) + "/examples/awq_mistral/" + name;
 }
 
 template <class T>

@@ -12,6 +12,7 @@
 #include "mistral/chat.hpp"
 #include "mistral/generation.hpp"
 #include "mistral/json.hpp"
+#include "mistral/places.hpp"
 #include "mistral/program.hpp"
 #include "mistral/text_file.hpp"
 #include "mistral/text_stream.hpp"
@@ -24,7 +25,7 @@ using nibble::index_t;
 namespace {
 
 struct options {
-  std::string model = NIBBLE_SOURCE_DIR "/examples/awq_mistral/model";
+  std::string model = source_directory + std::string("/examples/awq_mistral/model");
   std::string prompt, chat, json;
   generation_options how;
   int threads = 0;

@@ -9,10 +9,12 @@
 #include "mistral/evaluation_text.hpp"
 #include "mistral/jinja.hpp"
 #include "mistral/json.hpp"
+#include "mistral/places.hpp"
 #include "mistral/regex.hpp"
 #include "mistral/tokenizer_files.hpp"
 #include "mistral/utf8.hpp"
 #include "support.hpp"
+#include "support/places.hpp"
 #include "targets.hpp"
 
 namespace nibble::fuzz {
@@ -20,7 +22,7 @@ namespace {
 
 using mistral::tokenizer;
 
-const fs::path embedded = fs::path(NIBBLE_SOURCE_DIR) / "examples/awq_mistral/model";
+const fs::path embedded = fs::path(mistral::source_directory) / "examples/awq_mistral/model";
 
 /// Ids are tokens, and tokens make UTF-8. @returns the text of the ids.
 std::string check_encoding(const tokenizer& tok, std::string_view text) {
@@ -34,7 +36,7 @@ std::string check_encoding(const tokenizer& tok, std::string_view text) {
 }
 
 std::unique_ptr<tokenizer> byte_level() {
-  return mistral::read_tokenizer_json(fs::path(NIBBLE_GOLDEN_DIR) / "tokenizer/byte-level.json", {});
+  return mistral::read_tokenizer_json(fs::path(nibble::test::golden_directory) / "tokenizer/byte-level.json", {});
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mistral/calibration.hpp"
+#include "mistral/places.hpp"
 
 #include <catch2/catch.hpp>
 
@@ -42,7 +43,7 @@ calibration_options wanted(index_t samples, index_t max_length, std::uint64_t se
 
 TEST_CASE_METHOD(fixture, "a text's windows are its ids in order, without overlap, and only whole ones") {
   const fs::path file =
-      fs::path(NIBBLE_SOURCE_DIR) / "examples/awq_mistral/text/calibration-state-of-the-union-2000-2012.txt";
+      fs::path(mistral::source_directory) / "examples/awq_mistral/text/calibration-state-of-the-union-2000-2012.txt";
   const ids_t ids = tok->encode(test::read_bytes(file));
   const calibration_set all = read_calibration(file, *tok, nullptr, wanted(1'000'000, 512));
   REQUIRE(all.sequences.size() == ids.size() / 512);

@@ -2,6 +2,7 @@
 /// @file
 /// The fuzzers' targets, run over their seeds and over what fuzzing found: no crash, no broken promise, in seconds.
 #include "fuzz/targets.hpp"
+#include "support/places.hpp"
 
 #include <catch2/catch.hpp>
 #include <chrono>
@@ -13,8 +14,8 @@ using namespace nibble;
 
 namespace {
 
-const test::fs::path corpus = test::fs::path(NIBBLE_FUZZ_DIR) / "corpus",
-                     finds = test::fs::path(NIBBLE_FUZZ_DIR) / "finds";
+const test::fs::path corpus = test::fs::path(test::fuzz_directory) / "corpus",
+                     finds = test::fs::path(test::fuzz_directory) / "finds";
 
 std::set<std::string> folders(const test::fs::path& directory) {
   std::set<std::string> names;

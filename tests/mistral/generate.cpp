@@ -10,6 +10,7 @@
 #include "mistral/generation.hpp"
 #include "mistral/text_stream.hpp"
 #include "mistral/utf8.hpp"
+#include "support/places.hpp"
 #include "support/program.hpp"
 #include "support/tokens.hpp"
 
@@ -218,8 +219,8 @@ TEST_CASE("generate says so when what takes its text is full") {
 }
 
 TEST_CASE("greedy ids and text are transformers', from the embedded model and from packed codes, but for ties") {
-  const json golden = read_json<json>(test::fs::path(NIBBLE_GOLDEN_DIR) / "generate/greedy.json");
-  std::istringstream lines(test::read_bytes(test::fs::path(NIBBLE_GOLDEN_DIR) / "generate/prompts.txt"));
+  const json golden = read_json<json>(test::fs::path(nibble::test::golden_directory) / "generate/greedy.json");
+  std::istringstream lines(test::read_bytes(test::fs::path(nibble::test::golden_directory) / "generate/prompts.txt"));
   const test::temporary_directory root;
   REQUIRE(test::run_program("awq_mistral", {"--method", "rtn", "--output", (root / "packed").string()}).status == 0);
   const auto tok = open_tokenizer(test::embedded_model());

@@ -8,8 +8,10 @@
 
 #include "mistral/evaluation_text.hpp"
 #include "mistral/json.hpp"
+#include "mistral/places.hpp"
 #include "nibble/host/parallel.hpp"
 #include "support/files.hpp"
+#include "support/places.hpp"
 #include "support/program.hpp"
 
 using namespace nibble;
@@ -19,7 +21,7 @@ using json = nlohmann::ordered_json;
 
 namespace {
 
-const test::fs::path examples = test::fs::path(NIBBLE_SOURCE_DIR) / "examples/awq_mistral";
+const test::fs::path examples = test::fs::path(mistral::source_directory) / "examples/awq_mistral";
 const test::fs::path embedded = examples / "model";
 const test::fs::path speeches = examples / "text/heldout-state-of-the-union-2013-2021.txt";
 
@@ -87,7 +89,7 @@ TEST_CASE("a window is no longer than the model's context, and only as many are 
 }
 
 TEST_CASE("perplexity, divergence and agreement are those of transformers on the same windows") {
-  const json golden = read_json(test::fs::path(NIBBLE_GOLDEN_DIR) / "perplexity/figures.json");
+  const json golden = read_json(test::fs::path(nibble::test::golden_directory) / "perplexity/figures.json");
   const test::temporary_directory uneven;
   write_uneven_head(uneven.path());
   const config c = read_config(embedded), uneven_config = read_config(uneven.path());

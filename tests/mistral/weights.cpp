@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mistral/weights.hpp"
+#include "support/places.hpp"
 
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -25,7 +26,7 @@ config with_quantization(json quantization) {
 
 /// A golden directory: every linear NAME must read as NAME.expected, rounded to the dtype it was computed in.
 index_t check_golden(const std::string& name) {
-  const test::fs::path directory = test::fs::path(NIBBLE_GOLDEN_DIR) / "weights" / name;
+  const test::fs::path directory = test::fs::path(nibble::test::golden_directory) / "weights" / name;
   config c;
   c.json = read_json(directory / "config.json");
   const checkpoint files(directory);

@@ -8,9 +8,11 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "support/places.hpp"
+
 /// @param path below tests/golden.
 inline nlohmann::json golden(const std::string& path) {
-  std::ifstream file(std::string(NIBBLE_GOLDEN_DIR) + "/" + path);
+  std::ifstream file(std::string(nibble::test::golden_directory) + "/" + path);
   INFO("golden file " << path);
   REQUIRE(file.good());
   return nlohmann::json::parse(file);

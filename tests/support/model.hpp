@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "mistral/forward.hpp"
+#include "mistral/places.hpp"
 #include "mistral/safetensors.hpp"
 #include "nibble/half.hpp"
 #include "support/files.hpp"
@@ -129,7 +130,7 @@ inline void write_weights(const model_spec& m, const fs::path& directory, const 
 
 /// The files of the model that comes with awq_mistral.
 inline fs::path embedded(const std::string& name) {
-  return fs::path(NIBBLE_SOURCE_DIR) / "examples/awq_mistral" / name;
+  return fs::path(mistral::source_directory) / "examples/awq_mistral" / name;
 }
 
 /// Gives `directory` the embedded model's tokenizer.

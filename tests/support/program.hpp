@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "support/files.hpp"
+#include "support/places.hpp"
 
 namespace nibble::test {
 
@@ -27,7 +28,7 @@ inline outcome run_program(const std::string& program, const std::vector<std::st
                            const fs::path& directory = fs::current_path(),
                            const std::function<void()>& prepare = nullptr) {
   const temporary_directory streams;
-  const std::string binary = std::string(NIBBLE_BIN_DIR) + "/" + program;
+  const std::string binary = std::string(bin_directory) + "/" + program;
   REQUIRE(fs::exists(binary));
   const pid_t child = ::fork();
   REQUIRE(child >= 0);

@@ -11,17 +11,19 @@
 #include <vector>
 
 #include "mistral/json.hpp"
+#include "mistral/places.hpp"
 #include "support/files.hpp"
+#include "support/places.hpp"
 
 namespace nibble::test {
 
 using json = nlohmann::json;
 
 inline fs::path embedded_model() {
-  return fs::path(NIBBLE_SOURCE_DIR) / "examples/awq_mistral/model";
+  return fs::path(mistral::source_directory) / "examples/awq_mistral/model";
 }
 inline fs::path golden_tokenizer(const char* name) {
-  return fs::path(NIBBLE_GOLDEN_DIR) / "tokenizer" / name;
+  return fs::path(nibble::test::golden_directory) / "tokenizer" / name;
 }
 inline json golden_tokens(const char* name) {
   return mistral::read_json<json>(golden_tokenizer(name));
@@ -29,7 +31,7 @@ inline json golden_tokens(const char* name) {
 
 /// The directory of texts that are not part of the repository, empty where there is none.
 inline fs::path shared_data() {
-  const fs::path data = fs::path(NIBBLE_SOURCE_DIR) / "../shared/data";
+  const fs::path data = fs::path(mistral::source_directory) / "../shared/data";
   return fs::exists(data) ? data : fs::path();
 }
 
