@@ -91,11 +91,87 @@ void check_equal(const problem<Scale>& p) {
   CHECK(same_bits(p.result([](auto... a) { host::gemm(a...); }), expected));
   CHECK(same_bits(p.template by_kernel<host::detail::plain_kernel>(), expected));
 #if defined(__GNUC__) && defined(__x86_64__)
+  if (host::detail::has_avx2()) CHECK(same_bits(p.template by_kernel<host::detail::avx2_kernel>(), expected));
   if (host::detail::has_avx512()) CHECK(same_bits(p.template by_kernel<host::detail::avx512_kernel>(), expected));
 #endif
 }
 
+template <class Kernel, class T>
+std::vector<float> dense_by(const std::vector<float>& x, const std::vector<T>& w, index_t m, index_t n, index_t k,
+                            index_t stride) {
+  std::vector<float> y(static_cast<size_t>(m * n), -1.0f);
+  host::detail::gemm_dense<Kernel>(matrix<const float>(x.data(), m, k), matrix<const T>(w.data(), n, k, stride),
+                                   matrix<float>(y.data(), m, n));
+  return y;
+}
+
+/// Dense weights whose rows are `stride` apart.
+template <class T>
+void check_dense(index_t m, index_t n, index_t k) {
+  CAPTURE(m, n, k, sizeof(T));
+  const index_t stride = k + 3;
+  std::mt19937 engine(static_cast<unsigned>(m + 31 * n + 977 * k));
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> x(static_cast<size_t>(m * k)), expected(static_cast<size_t>(m * n));
+  std::vector<T> w(static_cast<size_t>(n * stride), T(1e4f));
+  for (float& value : x) value = normal(engine);
+  for (index_t i = 0; i < n; ++i)
+    for (index_t j = 0; j < k; ++j) w[static_cast<size_t>(i * stride + j)] = T(normal(engine));
+  const matrix<const T> weights(w.data(), n, k, stride);
+  reference::gemm(matrix<const float>(x.data(), m, k), weights, matrix<float>(expected.data(), m, n));
+  for (index_t i = 0; i < n; ++i) CHECK(gemm(x.data(), weights, i) == expected[static_cast<size_t>(i)]);
+  CHECK(same_bits(dense_by<host::detail::plain_kernel>(x, w, m, n, k, stride), expected));
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (host::detail::has_avx2()) CHECK(same_bits(dense_by<host::detail::avx2_kernel>(x, w, m, n, k, stride), expected));
+  if (host::detail::has_avx512())
+    CHECK(same_bits(dense_by<host::detail::avx512_kernel>(x, w, m, n, k, stride), expected));
+#endif
+}
+
 }  // namespace
+
+TEST_CASE("gemm over dense weights equals the reference bit for bit: dtypes, strides, remainders of every extent") {
+  for (const index_t m : {1, 2, 3, 4, 5, 8})
+    for (const index_t n : {1, 3, 4, 6, 300})
+      for (const index_t k : {1, 15, 16, 17, 100, 256}) {
+        check_dense<float>(m, n, k);
+        check_dense<bf16>(m, n, k);
+        check_dense<fp16>(m, n, k);
+      }
+}
+
+TEST_CASE("a product is the same bits for any number of threads, and a token's alone as among others") {
+  const problem<bf16> p(4, 8, 600, 512, 128, false, 3);
+  const auto product = [](auto... a) { host::gemm(a...); };
+  const int before = static_cast<int>(host::pool().size());
+  host::set_threads(1);
+  const auto expected = p.result(product);
+  for (const int threads : {2, 3, 7}) {
+    host::set_threads(threads);
+    CHECK(same_bits(p.result(product), expected));
+  }
+  host::set_threads(before);
+  problem<bf16> one = p;
+  one.m = 1;
+  for (index_t t = 0; t < p.m; ++t) {
+    one.x.assign(p.x.begin() + t * p.k, p.x.begin() + (t + 1) * p.k);
+    CHECK(same_bits(one.result(product), {expected.begin() + t * p.n, expected.begin() + (t + 1) * p.n}));
+  }
+}
+
+TEST_CASE("a NaN or an infinity in a token makes its own outputs not finite, and no other token's") {
+  for (const float bad : {NAN, INFINITY, -INFINITY})
+    for (const int bits : {2, 3, 4, 8}) {
+      problem<float> p(bits, 3, 5, 256, 64, false);
+      p.x[static_cast<size_t>(p.k + 77)] = bad;
+      const auto y = p.result([](auto... a) { host::gemm(a...); });
+      for (index_t i = 0; i < p.n; ++i) {
+        CHECK(std::isfinite(y[static_cast<size_t>(i)]));
+        CHECK_FALSE(std::isfinite(y[static_cast<size_t>(p.n + i)]));
+        CHECK(std::isfinite(y[static_cast<size_t>(2 * p.n + i)]));
+      }
+    }
+}
 
 TEST_CASE("gemm over packed codes equals the reference bit for bit: widths, groups, remainders of every extent") {
   for (int bits = 1; bits <= 8; ++bits)

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "nibble/gemm.hpp"
+#include "nibble/host/gemm/avx2.hpp"
 #include "nibble/host/gemm/avx512.hpp"
 #include "nibble/host/gemm/plain.hpp"
 #include "nibble/host/pack.hpp"
@@ -108,13 +109,25 @@ struct tile_params {
     scales.resize(static_cast<size_t>(stored.rows * per_row));
     zeros.resize(scales.size());
     const auto middle = static_cast<float>(1 << (bits - 1));
-    for (index_t row = 0; row < stored.rows; ++row)
-      for (index_t at = 0; at < per_row; ++at) {
-        const index_t g = by_group ? at : min(at * run / width, stored.cols - 1);
-        scales[static_cast<size_t>(row * per_row + at)] = load(stored(row, g));
-        zeros[static_cast<size_t>(row * per_row + at)] =
-            zero_points.data ? static_cast<float>(zero_points(row, g)) : middle;
+    const auto zero_of = [&](index_t row, index_t g) {
+      return zero_points.data ? static_cast<float>(zero_points(row, g)) : middle;
+    };
+    vectorised([&] {
+      for (index_t row = 0; row < stored.rows; ++row) {
+        float *scale = scales.data() + row * per_row, *zero = zeros.data() + row * per_row;
+        if (by_group) {
+          for (index_t g = 0; g < stored.cols; ++g) scale[g] = load(stored(row, g));
+          for (index_t g = 0; g < stored.cols; ++g) zero[g] = zero_of(row, g);
+          continue;
+        }
+        const index_t share = width / run;  // words of a group
+        for (index_t g = 0; g < stored.cols; ++g) {
+          const index_t end = g + 1 < stored.cols ? (g + 1) * share : per_row;
+          std::fill(scale + g * share, scale + end, load(stored(row, g)));
+          std::fill(zero + g * share, zero + end, zero_of(row, g));
+        }
       }
+    });
   }
 };
 
@@ -187,6 +200,7 @@ template <class F>
 void with_gemm_kernel(F&& f) {
 #if defined(__GNUC__) && defined(__x86_64__)
   if (has_avx512()) return f(avx512_kernel{});
+  if (has_avx2()) return f(avx2_kernel{});
 #endif
   f(plain_kernel{});
 }
