@@ -38,6 +38,7 @@ job::job(const awq_options& options)
   tok = open_tokenizer(o.model);
   if (!o.evaluate.empty()) {
     text = read_evaluation_text(o.evaluate, *tok);
+    check_ids(files, model, text.ids);
     windows = plan_windows(text, model.context, window_options{});
   }
   if (o.how_found == method::awq) read_samples();

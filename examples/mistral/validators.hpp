@@ -23,7 +23,7 @@ inline CLI::Validator between(double low, double high) {
     if (decimal && *end == '\0' && number >= low && number <= high) return "";
     char range[80];
     std::snprintf(range, sizeof(range), " is not a number from %.12g to %.12g", low, high);
-    return (text.empty() ? "nothing" : text) + range;
+    return (text.empty() ? "\"\"" : text) + range;
   };
   return CLI::Validator(check, "");
 }
@@ -39,7 +39,7 @@ inline CLI::Validator whole(std::int64_t low, std::uint64_t high) {
     const bool inside = negative ? low < 0 && size <= static_cast<std::uint64_t>(-(low + 1)) + 1
                                  : size <= high && (low <= 0 || size >= static_cast<std::uint64_t>(low));
     if (number && inside) return "";
-    return (text.empty() ? "nothing" : text) + " is not a whole number from " + std::to_string(low) + " to " +
+    return (text.empty() ? "\"\"" : text) + " is not a whole number from " + std::to_string(low) + " to " +
            std::to_string(high);
   };
   return CLI::Validator(check, "");

@@ -119,7 +119,7 @@ TEST_CASE_METHOD(fixture, "an evaluation file that cannot serve says why in one 
       {"{\"prompt\": \"a\", \"answer\": \"caf\xe9\"}", "a.jsonl is not UTF-8 at byte 30"}};
   for (const auto& [bytes, part] : lines) {
     CAPTURE(bytes);
-    const std::string said = test::refusal([&] { read("a.jsonl", bytes); });
+    const std::string said = test::refusal([&, &bytes = bytes] { read("a.jsonl", bytes); });
     CHECK_THAT(said, Contains(part) && Contains(directory.path().string()));
   }
   CHECK_THAT(test::refusal([&] { read("a.json", "[]"); }), Contains("a.json") && Contains(".jsonl"));

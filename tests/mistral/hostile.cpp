@@ -204,6 +204,27 @@ TEST_CASE("every program refuses a pipe, a device or a directory where a file be
     if (program != "generate") v.refused_by(program, arguments, {"text.txt"});  // it reads no text
 }
 
+TEST_CASE("a regular expression or a chat template that would never end is cut off by file") {
+  const victim v;
+  json file = json::parse(test::read_bytes(test::fs::path(NIBBLE_GOLDEN_DIR) / "tokenizer/byte-level.json"));
+  file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = R"(((\w|\s)+)+[=#])";
+  const std::string tokenizer = test::read_bytes(v.model / "tokenizer.json");
+  test::write_bytes(v.model / "tokenizer.json", file.dump());
+  for (const auto& [program, arguments] : v.programs)
+    if (program != "generate") v.refused_by(program, arguments, {"tokenizer.json", "regular expression"});
+  test::write_bytes(v.model / "tokenizer.json", tokenizer);
+  test::write_bytes(
+      v.model / "chat_template.jinja",
+      "{% for i in range(100000) %}{% for j in range(100000) %}{{ messages[0].content }}{% endfor %}{% endfor %}");
+  const std::string dialogue = (v.root / "dialogue.jsonl").string();
+  test::write_bytes(dialogue, R"({"messages": [{"role": "user", "content": "hello"}]})");
+  v.refused_by("generate", {"--model", v.model.string(), "--chat", dialogue}, {"chat_template.jinja", "steps"});
+  v.refused_by("awq_mistral",
+               {"--model", v.model.string(), "--output", (v.root / "out").string(), "--group-size", "32",
+                "--calibration", dialogue},
+               {"chat_template.jinja", "steps"});
+}
+
 TEST_CASE("texts and recipes that are nested without end, endless or no text are refused by file") {
   const victim v;
   const std::string deep = nested(100'000), out = (v.root / "out").string();
