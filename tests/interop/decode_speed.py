@@ -151,6 +151,7 @@ def main():
     for _ in range(rounds):
         for name, command in runs.items():
             rates[name].append(rate_of(command))
+            print(f"{name}: {rates[name][-1]:.2f}", file=sys.stderr, flush=True)
     for name, found in rates.items():
         print(f"{name:18} {max(found):8.2f} tokens/s   (median {np.median(found):.2f})")
     print("RESULT", json.dumps({name: max(found) for name, found in rates.items()}))
