@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 
+#include "support/places.hpp"
 #include "support/victim.hpp"
 
 using namespace nibble;
@@ -206,7 +207,7 @@ TEST_CASE("every program refuses a pipe, a device or a directory where a file be
 
 TEST_CASE("a regular expression or a chat template that would never end is cut off by file") {
   const victim v;
-  json file = json::parse(test::read_bytes(test::fs::path(NIBBLE_GOLDEN_DIR) / "tokenizer/byte-level.json"));
+  json file = json::parse(test::read_bytes(test::fs::path(test::golden_directory) / "tokenizer/byte-level.json"));
   file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = R"(((\w|\s)+)+[=#])";
   const std::string tokenizer = test::read_bytes(v.model / "tokenizer.json");
   test::write_bytes(v.model / "tokenizer.json", file.dump());
