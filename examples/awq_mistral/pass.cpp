@@ -7,12 +7,12 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 
 #include "job.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/finite.hpp"
+#include "mistral/machine.hpp"
 #include "mistral/output.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/recipe.hpp"
@@ -41,13 +41,6 @@ class stopwatch {
   double& sum_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
-
-std::uint64_t peak_resident_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.rfind("VmHWM:", 0) == 0) return std::stoull(line.substr(6)) * 1024;
-  return 0;
-}
 
 std::string safetensors_dtype(dtype type) {
   return type == dtype::f32 ? "F32" : type == dtype::f16 ? "F16" : "BF16";

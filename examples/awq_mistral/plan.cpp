@@ -5,10 +5,10 @@
 
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <map>
 
 #include "mistral/error.hpp"
+#include "mistral/machine.hpp"
 #include "mistral/progress.hpp"
 #include "nibble/host/matmul.hpp"
 
@@ -161,13 +161,6 @@ std::uint64_t memory_needed(const job& j) {
   return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) + (std::uint64_t(64) << 20);
 }
 
-std::uint64_t available_memory() {
-  std::ifstream info("/proc/meminfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.rfind("MemAvailable:", 0) == 0) return std::stoull(line.substr(13)) * 1024;
-  return 0;
-}
-
 std::filesystem::path directory_of(const job& j) {
   const auto parent = std::filesystem::absolute(j.o.output).lexically_normal().parent_path();
   return parent.empty() ? "." : parent;
@@ -199,7 +192,7 @@ plan plan_run(const job& j) {
   struct statvfs disk = {};
   if (::statvfs(directory_of(j).c_str(), &disk) == 0) out.free_bytes = std::uint64_t(disk.f_bavail) * disk.f_frsize;
   out.memory_bytes = memory_needed(j);
-  out.machine_bytes = available_memory();
+  out.machine_bytes = available_bytes();
 
   const double rate = efficiency * sgemm_rate();
   const auto tokens = static_cast<double>(j.samples.tokens());

@@ -4,7 +4,6 @@
 /// stored: dense, or packed by this project's writers.
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -12,6 +11,7 @@
 #include "mistral/chat.hpp"
 #include "mistral/generation.hpp"
 #include "mistral/json.hpp"
+#include "mistral/machine.hpp"
 #include "mistral/places.hpp"
 #include "mistral/program.hpp"
 #include "mistral/text_file.hpp"
@@ -156,14 +156,6 @@ class printer {
   std::vector<entry> answers_;
 };
 
-/// Most memory the process ever had, bytes; 0 where the system does not tell.
-std::int64_t peak_memory() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.rfind("VmHWM:", 0) == 0) return std::strtoll(line.c_str() + 6, nullptr, 10) * 1024;
-  return 0;
-}
-
 nlohmann::ordered_json as_json(const options& o, const std::vector<prompt>& prompts, const std::vector<answer>& answers,
                                const printer& texts, const nlohmann::ordered_json& figures) {
   nlohmann::ordered_json out = {{"model", o.model},
@@ -191,7 +183,7 @@ nlohmann::ordered_json figures_of(const generation_times& t, double load_seconds
           {"prompt_tokens_per_second", rate(t.prompt_tokens, t.prompt_seconds)},
           {"tokens_per_second", rate(t.stepped_tokens, t.step_seconds)},
           {"weight_bytes", weight_bytes},
-          {"peak_memory_bytes", peak_memory()}};
+          {"peak_memory_bytes", peak_resident_bytes()}};
 }
 
 void print_figures(const nlohmann::ordered_json& f, const generation_times& t) {

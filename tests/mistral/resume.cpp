@@ -124,59 +124,38 @@ contents written_at_once(const test::fs::path& directory, std::uint64_t shard) {
 
 }  // namespace
 
-TEST_CASE("a writer goes on from any state, whatever was written after it, and gives the same files") {
+TEST_CASE("a writer goes on from any state, whatever was done after it, and gives the same files") {
+  enum class after { added, saved, finished };
   for (const std::uint64_t shard : {300, 700, 1 << 20}) {
     const test::temporary_directory root;
     const auto whole = written_at_once(root / "whole", shard);
-    for (index_t first = 1; first <= tensor_count; ++first)
-      for (index_t lost = first; lost <= tensor_count; ++lost) {
-        CAPTURE(shard, first, lost);
-        const auto directory = root / "partial";
-        test::fs::create_directory(directory);
-        nlohmann::json state;
-        {
-          safetensors_writer writer(directory, shard);
-          add(writer, 0, first);
-          state = nlohmann::json::from_cbor(nlohmann::json::to_cbor(writer.state()));
-          add(writer, first, lost);
-        }
-        safetensors_writer writer(directory, shard, state);
-        add(writer, first, tensor_count);
-        writer.finish();
-        writer.check();
-        discard_unfinished(directory);
-        CHECK(files_of(directory) == whole);
-        test::fs::remove_all(directory);
+    const auto directory = root / "partial";
+    const auto goes_on = [&](index_t first, index_t lost, after end) {
+      CAPTURE(shard, first, lost, static_cast<int>(end));
+      test::fs::create_directory(directory);
+      nlohmann::json state;
+      {
+        safetensors_writer writer(directory, shard);
+        add(writer, 0, first);
+        state = nlohmann::json::from_cbor(nlohmann::json::to_cbor(writer.state()));
+        add(writer, first, lost);
+        if (end == after::saved) writer.state();
+        if (end == after::finished) writer.finish();
       }
-  }
-}
-
-TEST_CASE("a writer goes on from a state although it was finished after it, or wrote another state") {
-  for (const std::uint64_t shard : {300, 700, 1 << 20})
-    for (const bool finished : {false, true}) {
-      CAPTURE(shard, finished);
-      const test::temporary_directory root;
-      const auto whole = written_at_once(root / "whole", shard);
-      for (index_t first = 1; first < tensor_count; ++first) {
-        const auto directory = root / "partial";
-        test::fs::create_directory(directory);
-        nlohmann::json state;
-        {
-          safetensors_writer writer(directory, shard);
-          add(writer, 0, first);
-          state = writer.state();
-          add(writer, first, finished ? tensor_count : first + 1);
-          finished ? void(writer.finish()) : void(writer.state());
-        }
-        safetensors_writer writer(directory, shard, state);
-        add(writer, first, tensor_count);
-        writer.finish();
-        writer.check();
-        discard_unfinished(directory);
-        CHECK(files_of(directory) == whole);
-        test::fs::remove_all(directory);
-      }
+      safetensors_writer writer(directory, shard, state);
+      add(writer, first, tensor_count);
+      writer.finish();
+      writer.check();
+      discard_unfinished(directory);
+      CHECK(files_of(directory) == whole);
+      test::fs::remove_all(directory);
+    };
+    for (index_t first = 1; first <= tensor_count; ++first) {
+      for (index_t lost = first; lost <= tensor_count; ++lost) goes_on(first, lost, after::added);
+      goes_on(first, std::min(first + 1, tensor_count), after::saved);
+      goes_on(first, tensor_count, after::finished);
     }
+  }
 }
 
 TEST_CASE("a writer's check names a tensor that is not what was added") {
