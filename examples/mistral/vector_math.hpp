@@ -33,7 +33,9 @@ __attribute__((always_inline)) inline float fast_exp(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const auto exponent = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  // n from the bits of shifted, not by conversion, which NaN does not have; p is NaN then.
+  const std::uint32_t exponent =
+      (nibble::bit_cast<std::uint32_t>(shifted) - nibble::bit_cast<std::uint32_t>(magic) + 127) << 23;
   return p * nibble::bit_cast<float>(exponent);
 }
 

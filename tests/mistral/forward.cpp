@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mistral/forward.hpp"
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "mistral/evaluation_text.hpp"
 #include "mistral/tokenizer.hpp"
+#include "mistral/vector_math.hpp"
 #include "nibble/distortion.hpp"
 #include "support/golden.hpp"
 #include "support/model.hpp"
@@ -84,6 +87,16 @@ test::model_spec golden_spec(const nlohmann::json& m) {
 }
 
 }  // namespace
+
+TEST_CASE("the exponential is right to 2e-7 wherever it does not saturate, and that of NaN is NaN") {
+  double worst = 0;
+  for (float x = -87; x <= 88; x += 1e-3f)
+    worst = std::max(worst, std::fabs(static_cast<double>(fast_exp(x)) / std::exp(static_cast<double>(x)) - 1));
+  CHECK(worst < 2e-7);
+  CHECK(fast_exp(-1000) == fast_exp(-87));
+  CHECK(fast_exp(1000) == fast_exp(88));
+  CHECK(std::isnan(fast_exp(std::numeric_limits<float>::quiet_NaN())));
+}
 
 TEST_CASE(
     "log-probabilities are those of transformers: grouped and plain heads, odd shapes, sliding window, tied, Llama") {
