@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// awq_mistral: a Mistral (or Llama) checkpoint in, a quantized one out that vLLM, transformers and AutoAWQ load.
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <map>
 
@@ -11,6 +13,7 @@
 #include "mistral/interruption.hpp"
 #include "mistral/places.hpp"
 #include "mistral/program.hpp"
+#include "mistral/report_page.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
@@ -177,6 +180,10 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->type_name("X")
       ->group(group);
   app.add_option("--json", o.json, "Write every figure to FILE")->type_name("FILE")->group(group);
+  app.add_option("--report", o.report,
+                 "Write every figure and its plots to FILE, one page of HTML that needs no network")
+      ->type_name("FILE")
+      ->group(group);
 }
 
 void add_machine_options(CLI::App& app, awq_options& o, words& w) {
@@ -201,6 +208,31 @@ void check_recipe_alone(const CLI::App& app, const awq_options& o) {
       throw usage_error(std::string(option) + " contradicts --recipe " + o.recipe + ", which decides it; leave it out");
 }
 
+/// A file to be written after the work: what would fail then fails before it, and no half of it is ever seen.
+class pending_file {
+ public:
+  /// @param name empty: none. @param output the run's, which is not there or gives way to a new one at the end.
+  pending_file(const std::string& name, const std::string& output) : name_(name), partial_(name + ".partial") {
+    namespace fs = std::filesystem;
+    if (name_.empty()) return;
+    if (fs::is_directory(name_)) throw error(name_ + " is a directory, and a file is to be written there");
+    const auto place = fs::weakly_canonical(fs::absolute(name_)), whole = fs::weakly_canonical(fs::absolute(output));
+    if (std::mismatch(whole.begin(), whole.end(), place.begin(), place.end()).first == whole.end())
+      throw usage_error(name_ + " lies in " + output + ", which is replaced as a whole; write it elsewhere");
+    const removed_at_exit partial{partial_};
+    write_file(partial_, "");
+  }
+  void finish(const std::function<std::string()>& text) const {
+    if (name_.empty()) return;
+    const removed_at_exit partial{partial_};
+    write_file(partial_, text());
+    rename_file(partial_, name_);
+  }
+
+ private:
+  std::string name_, partial_;
+};
+
 int run(const CLI::App& app, awq_options& o, const words& w) {
   if (o.output.empty()) throw usage_error("--output is required: the directory to write");
   if (w.backend == "cuda") throw usage_error("--backend cuda is not in this build; use --backend cpu");
@@ -214,14 +246,12 @@ int run(const CLI::App& app, awq_options& o, const words& w) {
     std::fputs(plan_of(o).c_str(), stdout);
     return 0;
   }
-  if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
-  const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
+  const pending_file json(o.json, o.output), report(o.report, o.output);
   const pass_result r = run_pass(o);
   std::printf("%s\nwritten to %s\n", table(o, r).c_str(), o.output.c_str());
-  if (!o.json.empty()) {
-    write_file(o.json + ".partial", readable(to_json(o, r)) + "\n");
-    rename_file(o.json + ".partial", o.json);
-  }
+  const auto figures = to_json(o, r);
+  json.finish([&] { return readable(figures) + "\n"; });
+  report.finish([&] { return report_html(figures); });
   if (o.max_regression < 0) return 0;
   const double share = r.evaluations.back().increase / r.evaluations.front().perplexity;
   if (share <= o.max_regression) return 0;

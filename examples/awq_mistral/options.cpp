@@ -78,6 +78,8 @@ std::vector<std::string> check(awq_options& o) {
     notes = follow_recipe(o);
   }
   check_format(o);
+  if (!o.report.empty() && o.report == o.json)
+    throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");
   if (o.max_regression >= 0 && o.evaluate.empty())
     throw usage_error("--max-regression compares perplexities: give it a text with --evaluate");
   return notes;

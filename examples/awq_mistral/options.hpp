@@ -18,7 +18,7 @@ enum class method { awq, rtn };
 enum class propagation { original, quantized };
 
 struct awq_options {
-  std::string model, output, calibration, evaluate, json, recipe;
+  std::string model, output, calibration, evaluate, json, report, recipe;
   index_t samples = 256, max_length = 512;
   std::string scheme = "W4A16_ASYM";
   index_t group_size = 128;

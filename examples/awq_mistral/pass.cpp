@@ -13,11 +13,14 @@
 #include "mistral/file.hpp"
 #include "mistral/finite.hpp"
 #include "mistral/machine.hpp"
+#include "mistral/model_card.hpp"
 #include "mistral/output.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/recipe.hpp"
 #include "mistral/resume.hpp"
+#include "mistral/serving.hpp"
 #include "mistral/sha256.hpp"
+#include "mistral/source_card.hpp"
 #include "nibble/version.hpp"
 #include "plan.hpp"
 #include "stream.hpp"
@@ -136,7 +139,7 @@ struct run_progress {
 
   void save(const char* phase, const pass_result& r, safetensors_writer& writer, index_t layers) {
     nlohmann::json state = {{"phase", phase},
-                            {"layers", nlohmann::json::parse(nlohmann::ordered_json(r.layers).dump())},
+                            {"layers", nlohmann::ordered_json(r.layers).dump()},  // text keeps the order of members
                             {"seconds", {r.seconds.read, r.seconds.forward, r.seconds.search, r.seconds.write}},
                             {"output_bytes", r.output_bytes},
                             {"activations", activations},
@@ -147,7 +150,8 @@ struct run_progress {
 };
 
 void restore(const nlohmann::json& state, pass_result& r) {
-  for (const auto& layer : state.at("layers")) r.layers.push_back(layer);
+  for (auto& layer : nlohmann::ordered_json::parse(state.at("layers").get<std::string>()))
+    r.layers.push_back(std::move(layer));
   const auto& seconds = state.at("seconds");
   r.seconds.read += seconds.at(0).get<double>(), r.seconds.forward = seconds.at(1);
   r.seconds.search = seconds.at(2), r.seconds.write = seconds.at(3);
@@ -348,7 +352,10 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
   r.bits_per_weight = bits_per_weight(j);
   r.peak_bytes = peak_resident_bytes();
   if (!j.o.evaluate.empty()) evaluate_all(j, out.path(), r);
-  write_file(out.path() / "README.md", model_card(j.o, r));
+  if (j.o.how_found == method::awq) r.calibration_sha256 = sha256_of_file(j.o.calibration);
+  r.source = describe_source(j.o.model, j.model);
+  r.serving = serving_json(j.model, [&](const std::string& name) { return j.o.how.of(name); });
+  write_file(out.path() / "README.md", model_card(to_json(j.o, r)));
   out.commit();
   run.end();
   return r;

@@ -28,6 +28,8 @@ struct pass_result {
   std::vector<evaluation> evaluations;                 ///< original, round to nearest, this; empty without --evaluate
   index_t window = 0, stride = 0;
   std::uint64_t peak_bytes = 0;  ///< resident set, high water, before evaluation
+  std::string calibration_sha256;
+  nlohmann::ordered_json source, serving;  ///< describe_source and serving_json
 };
 
 /// @throws error or usage_error; no output directory is left then, but after the first layer what a run with the same
@@ -40,13 +42,10 @@ std::string plan_of(const awq_options& o);
 /// What the options say, in the words of the command line.
 nlohmann::ordered_json options_json(const awq_options& o);
 
-/// Everything that was found, for --json.
+/// Everything that was found, for --json, --report and the model card.
 nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r);
 
 /// The table at the end.
 std::string table(const awq_options& o, const pass_result& r);
-
-/// README.md of the output.
-std::string model_card(const awq_options& o, const pass_result& r);
 
 }  // namespace nibble::mistral

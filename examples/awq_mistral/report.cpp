@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
 #include "mistral/progress.hpp"
+#include "mistral/provenance.hpp"
 #include "nibble/version.hpp"
 #include "pass.hpp"
 
@@ -100,7 +100,16 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
     options["num_calibration_samples"] = r.calibration_sequences;
     options["calibration_tokens"] = r.calibration_tokens;
   }
-  nlohmann::ordered_json out = {{"nibble", NIBBLE_VERSION}, {"options", options}};
+  nlohmann::ordered_json out = {{"nibble", NIBBLE_VERSION},
+                                {"made", made_by("awq_mistral")},
+                                {"source", r.source},
+                                {"packing", packings_text(o)},
+                                {"options", options}};
+  if (!r.calibration_sha256.empty())
+    out["calibration"] = {{"file", o.calibration},
+                          {"sha256", r.calibration_sha256},
+                          {"sequences", r.calibration_sequences},
+                          {"tokens", r.calibration_tokens}};
   out["seconds"] = {{"read", r.seconds.read},
                     {"forward", r.seconds.forward},
                     {"search", r.seconds.search},
@@ -129,6 +138,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                          {"windows", r.evaluations.front().windows},
                          {"window", r.window},
                          {"stride", r.stride}};
+  out["serving"] = r.serving;
   out["layers"] = r.layers;
   return out;
 }
@@ -154,41 +164,6 @@ std::string table(const awq_options& o, const pass_result& r) {
     out += format(" %12s\n", each.seconds < 0 ? "" : duration_text(each.seconds).c_str());
   }
   return out;
-}
-
-std::string model_card(const awq_options& o, const pass_result& r) {
-  const std::string base = std::filesystem::path(o.model).filename().string();
-  const std::string name = std::filesystem::path(o.output).filename().string();
-  std::string card = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- " +
-                     std::string(o.format == packed_format::compressed_tensors ? "compressed-tensors" : "awq") +
-                     "\n- nibble\n---\n# " + name + "\n\n" + base + ", its linear layers quantized to " +
-                     packings_text(o) + ", in the " + to_string(o.format) +
-                     " format, by awq_mistral of nibble " NIBBLE_VERSION " (" +
-                     (o.how_found == method::awq ? "AWQ" : "round to nearest") + ").\n\n";
-  if (o.how_found == method::awq)
-    card += format("Calibrated on %lld sequences, %lld tokens, of ", static_cast<long long>(r.calibration_sequences),
-                   static_cast<long long>(r.calibration_tokens)) +
-            std::filesystem::path(o.calibration).filename().string() + ".\n\n";
-  if (!r.evaluations.empty()) {
-    card +=
-        "| | size | bits per weight | perplexity | increase | KL divergence, nats | its 99 % quantile | same top "
-        "token |\n|---|---|---|---|---|---|---|---|\n";
-    for (const row& each : rows_of(o, r)) {
-      card += "| " + each.name + " | " + size_text(static_cast<double>(each.bytes)) + " | " +
-              (each.original ? "" : format("%.2f", each.bits)) + " | " + format("%.3f", each.figures->perplexity);
-      card += each.original ? " | | | | |\n"
-                            : format(" | %+.3f ± %.3f | %.4f | %.4f | %.1f %% |\n", each.figures->increase,
-                                     each.figures->increase_standard_error, each.figures->shift.divergence,
-                                     each.figures->shift.divergence_99, 100 * each.figures->shift.agreement);
-    }
-    card += format(
-        "\nPerplexity of %s: %lld tokens, windows of %lld, stride %lld; the increase with its paired standard "
-        "error.\n\n",
-        std::filesystem::path(o.evaluate).filename().c_str(), static_cast<long long>(r.evaluations.front().tokens),
-        static_cast<long long>(r.window), static_cast<long long>(r.stride));
-  }
-  card += "## Use\n\n```\nvllm serve " + name + "\n```\n";
-  return card;
 }
 
 }  // namespace nibble::mistral

@@ -39,9 +39,14 @@ bool one_line(const nlohmann::ordered_json& list) {
   });
 }
 
+/// File names may be no UTF-8, which JSON has to be.
+std::string text_of(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 void append(const nlohmann::ordered_json& json, const std::string& indent, std::string& out) {
   if (!json.is_structured() || json.empty() || (json.is_array() && one_line(json))) {
-    out += json.dump();
+    out += text_of(json);
     return;
   }
   const std::string inner = indent + "  ";
@@ -49,7 +54,7 @@ void append(const nlohmann::ordered_json& json, const std::string& indent, std::
   bool first = true;
   for (const auto& [key, value] : json.items()) {
     out += (first ? "\n" : ",\n") + inner;
-    if (json.is_object()) out += nlohmann::ordered_json(key).dump() + ": ";
+    if (json.is_object()) out += text_of(key) + ": ";
     append(value, inner, out);
     first = false;
   }

@@ -200,7 +200,10 @@ class builder : public YAML::EventHandler {
 }  // namespace
 
 nlohmann::ordered_json read_yaml(const std::filesystem::path& file) {
-  const std::string where = file.string(), text = read_file(file, max_yaml_bytes);
+  return parse_yaml(read_file(file, max_yaml_bytes), file.string());
+}
+
+nlohmann::ordered_json parse_yaml(const std::string& text, const std::string& where) {
   if (const size_t at = utf8_error(text); at != std::string::npos)
     throw error(where + ": byte " + std::to_string(at) + " is not UTF-8");
   if (const size_t at = text.find('\0'); at != std::string::npos)

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string>
 
 namespace nibble::mistral {
 
@@ -20,5 +21,8 @@ inline constexpr std::size_t max_yaml_nodes = 100'000;  ///< aliases counted as 
 /// @throws error naming the file and line for a syntax error, bytes that are not UTF-8, a second document, a key that
 /// comes twice or is no scalar, <<, other tags, NaN and infinity, and what goes beyond the bounds above.
 nlohmann::ordered_json read_yaml(const std::filesystem::path& file);
+
+/// read_yaml of a text; `where` names it in messages.
+nlohmann::ordered_json parse_yaml(const std::string& text, const std::string& where);
 
 }  // namespace nibble::mistral
