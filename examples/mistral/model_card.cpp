@@ -114,10 +114,13 @@ std::string cell(const json& model, const char* key, F&& shown) {
 std::string figures(const json& run) {
   const json &models = at(run, "models"), &evaluation = at(run, "evaluation");
   if (!evaluation.is_object()) return "Nothing was measured when it was made: evaluate it before you rely on it.\n\n";
+  const bool asked = at(models.back(), "accuracy").is_number();
   std::string out =
       "| | size | bits per weight | perplexity | increase | KL divergence, nats | its 99 % quantile | same top token "
-      "|\n"
-      "|---|---:|---:|---:|---:|---:|---:|---:|\n";
+      "|" +
+      std::string(asked ? " answers right | exact | abstained |" : "") + "\n|---|---:|---:|---:|---:|---:|---:|---:|" +
+      (asked ? "---:|---:|---:|" : "") + "\n";
+  const auto percent = [](double x) { return format("%.1f %%", 100 * x); };
   for (const json& model : models) {
     out += "| " + plain(text(at(model, "name"))) + " |";
     out += cell(model, "bytes", [](double x) { return size_text(x); });
@@ -127,13 +130,20 @@ std::string figures(const json& run) {
                 [&](double x) { return format("%+.3f ± %.3f", x, value(at(model, "increase_standard_error"))); });
     out += cell(model, "kl_divergence", [](double x) { return format("%.4f", x); });
     out += cell(model, "kl_divergence_99", [](double x) { return format("%.4f", x); });
-    out += cell(model, "top_token_agreement", [](double x) { return format("%.1f %%", 100 * x); }) + "\n";
+    out += cell(model, "top_token_agreement", percent);
+    for (const char* key : {"accuracy", "exact_match", "abstained"})
+      if (asked) out += cell(model, key, percent);
+    out += "\n";
   }
   return out + "\nPerplexity of " + plain(file_name(at(evaluation, "text"))) + ", " + at(evaluation, "tokens").dump() +
          " tokens in " + at(evaluation, "windows").dump() + " windows of " + at(evaluation, "window").dump() +
          ", stride " + at(evaluation, "stride").dump() +
          "; ± is one standard error, paired by window. KL divergence is that of the next token's distribution from the "
-         "original's.\n\n";
+         "original's." +
+         (asked ? " " + at(evaluation, "questions").dump() +
+                      " prompts were asked: an answer is right when it contains an accepted one, exact when it is one."
+                : "") +
+         "\n\n";
 }
 
 std::string transformers_snippet(const std::string& name) {

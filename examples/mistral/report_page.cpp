@@ -217,6 +217,9 @@ std::string results(const json& run) {
                      " tokens in " + at(evaluation, "windows").dump() + " windows of " +
                      at(evaluation, "window").dump() + ", stride " + at(evaluation, "stride").dump() +
                      "; ± is one standard error. KL divergence is that of the predictions from the original's.";
+  if (value(at(evaluation, "questions")) > 0)
+    lead += " " + at(evaluation, "questions").dump() +
+            " prompts were asked: an answer is right when it contains an accepted one, exact when it is one.";
   return section("results", "Result", lead,
                  "<div class=\"two\"><div>" + compare_table(run) + "</div>" + increases(models) + "</div>\n");
 }
@@ -283,7 +286,7 @@ std::string report_html(const nlohmann::ordered_json& run) {
   return "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>" +
          svg::escaped(title(run)) + "</title>\n<style>" + style + "</style>\n</head>\n<body>\n<main>\n" + header(run) +
-         results(run) + shift_by_position(run) + losses(run) + ratios(run) + ranges(run) + weights(run) +
+         results(run) + earlier(run) + shift_by_position(run) + losses(run) + ratios(run) + ranges(run) + weights(run) +
          activations(run) + figures_by_layer(run) + made(run) + "</main>\n</body>\n</html>\n";
 }
 

@@ -43,6 +43,8 @@ std::string ratios(const json& run);
 std::string ranges(const json& run);
 std::string weights(const json& run);
 std::string activations(const json& run);
+/// This run beside an earlier one; nothing where none was given.
+std::string earlier(const json& run);
 std::string figures_by_layer(const json& run);
 std::string made(const json& run);
 

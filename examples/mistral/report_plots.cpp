@@ -72,13 +72,15 @@ std::string loss_panel(const json& run, const std::string& name, const std::vect
                          "round to nearest " + from_to(rounded) + "; " + own_name(run) + " " + from_to(own)));
 }
 
-/// What an input is called where there is room.
-std::string input_title(const std::string& input) {
-  if (input == "attention") return "input of q, k, v";
-  if (input == "o") return "input of o";
-  if (input == "mlp") return "input of gate, up";
-  if (input == "down") return "input of down";
+/// Who reads an input.
+std::string readers(const std::string& input) {
+  if (input == "attention") return "q, k, v";
+  if (input == "mlp") return "gate, up";
   return input;
+}
+
+std::string input_title(const std::string& input) {
+  return "input of " + readers(input);
 }
 
 std::string ratio_panel(const json& layers, const std::string& input) {
@@ -239,13 +241,13 @@ std::string loudest_table(const json& layers) {
   all.resize(std::min<size_t>(all.size(), 12));
   std::string out =
       "<div class=\"scroll\"><table><caption>The loudest channels of all</caption><thead><tr><th "
-      "scope=\"col\">input</th>"
+      "scope=\"col\">input of</th>"
       "<th scope=\"col\">layer</th><th scope=\"col\">channel</th><th scope=\"col\">× median</th><th "
       "scope=\"col\">share of "
       "all</th><th scope=\"col\">mean magnitude</th></tr></thead><tbody>\n";
   for (const entry& e : all) {
     const json& c = *e.channel;
-    out += "<tr><td>" + svg::escaped(input_title(e.input)) + "</td><td>" + std::to_string(e.layer) + "</td><td>" +
+    out += "<tr><td>" + svg::escaped(readers(e.input)) + "</td><td>" + std::to_string(e.layer) + "</td><td>" +
            data(at(c, "channel"), at(c, "channel").dump()) + "</td><td>" +
            data(at(c, "times_median"), svg::number(times(e))) + "</td><td>" +
            data(at(c, "share"), svg::number(100 * value(at(c, "share"))) + " %") + "</td><td>" +

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 
 #include "progress.hpp"
@@ -84,6 +85,24 @@ std::string seconds_text(const json& seconds) {
 }
 
 }  // namespace
+
+std::string earlier(const json& run) {
+  const json& baseline = at(run, "baseline");
+  if (!baseline.is_object()) return "";
+  std::string rows;
+  for (const auto& [key, figure] : baseline.items()) {
+    if (!at(figure, "then").is_number()) continue;
+    std::string name = key;
+    std::replace(name.begin(), name.end(), '_', ' ');
+    rows += "<tr><th scope=\"row\">" + svg::escaped(name) + "</th>" + cell(at(figure, "then")) +
+            cell(at(figure, "now")) + cell(at(figure, "difference")) + "</tr>\n";
+  }
+  return section(
+      "earlier", "Beside an earlier run",
+      "The same text, as " + file_name(at(baseline, "file")) + " has it (" + text(at(baseline, "name")) +
+          ") and as this run measured it.",
+      head("Figures of both runs", {"", "earlier", "now", "difference"}) + rows + "</tbody></table></div>\n");
+}
 
 std::string figures_by_layer(const json& run) {
   const json& layers = at(run, "layers");

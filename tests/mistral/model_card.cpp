@@ -5,6 +5,7 @@
 #include "mistral/model_card.hpp"
 
 #include <catch2/catch.hpp>
+#include <set>
 
 #include "mistral/serving.hpp"
 #include "mistral/sha256.hpp"
@@ -81,6 +82,24 @@ TEST_CASE("a card holds the measured figures, what made them, and the calibratio
   CHECK_THAT(card, Contains("**Warning:**") && Contains("`--tensor-parallel-size 4`: of a reason") &&
                        Contains("`--tensor-parallel-size 8`: of another"));
   CHECK_THAT(card, !Contains("/somewhere") && !Contains("/texts") && !Contains("2026-01-02"));
+}
+
+TEST_CASE("a card tells how prompts were answered where they were asked, under as many columns as its head has") {
+  json run = test::made_up_run(2);
+  CHECK_THAT(model_card(run), !Contains("answers right"));
+  run["evaluation"]["questions"] = 17;
+  for (const size_t model : {0, 2})
+    run["models"][model].update({{"accuracy", 0.7123456}, {"exact_match", 0.4123456}, {"abstained", 0.0123456}});
+  const std::string card = model_card(run);
+  CHECK_THAT(card, Contains("| 91.8 % | 71.2 % | 41.2 % | 1.2 % |\n") && Contains("17 prompts were asked"));
+  std::set<std::ptrdiff_t> columns;
+  const size_t from = card.find("| | size");
+  for (size_t at = from, end = 0; card[at] == '|'; at = end + 1) {
+    end = card.find('\n', at);
+    columns.insert(std::count(card.begin() + static_cast<std::ptrdiff_t>(at),
+                              card.begin() + static_cast<std::ptrdiff_t>(end), '|'));
+  }
+  CHECK(columns == std::set<std::ptrdiff_t>{12});
 }
 
 TEST_CASE("a card without an evaluation says that nothing was measured, and one that vLLM refuses says why") {

@@ -113,6 +113,22 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("answers, and an earlier run's figures, are on the page as they are in the JSON") {
+  json run = test::made_up_run(2);
+  CHECK(report_html(run).find("Beside an earlier run") == std::string::npos);
+  run["evaluation"]["questions"] = 17;
+  for (const size_t model : {0, 2})
+    run["models"][model].update({{"accuracy", 0.7123456}, {"exact_match", 0.4123456}, {"abstained", 0.0123456}});
+  run["baseline"] = {{"file", "/runs/<b>.json"},
+                     {"name", "AWQ"},
+                     {"perplexity", {{"then", 35.4123456}, {"now", 35.2953574}, {"difference", -0.1169882}}}};
+  const auto page = checked(run);
+  const auto values = data_values(page);
+  for (const char* figure : {"0.7123456", "0.4123456", "0.0123456"}) CHECK(values.count(figure) == 2);
+  for (const char* figure : {"35.4123456", "35.2953574", "-0.1169882"}) CHECK(values.count(figure) == 1);
+  CHECK_THAT(page.words(), Contains("17 prompts were asked") && Contains("as &lt;b&gt;.json has it (AWQ)"));
+}
+
 TEST_CASE("names from a file system are shown as text, whatever they hold") {
   json run = test::made_up_run(2);
   const std::string hostile = "<script>alert(1)</script>\"'&\x01\xFF\n--><!--";
