@@ -82,15 +82,19 @@ std::string refused_at_all(const config& c, const packing_lookup& of) {
   return refused_over_ranks(c, of, 1);
 }
 
-/// vLLM's common kernels take 4 bits, and 8 bits without zero points.
+/// vLLM's common kernels take 4 bits, and 8 bits without zero points, in groups of 32, 64, 128 or all inputs.
 std::string rare_kernel(const config& c, const packing_lookup& of) {
   for (index_t layer = 0; layer < c.layers; ++layer)
     for (const projection p : projections) {
-      const auto how = of(projection_name(layer, p));
-      if (how && how->bits != 4 && (how->bits != 8 || !how->symmetric))
-        return projection_name(layer, p) + " has " +
-               count(how->bits, how->symmetric ? "bits" : "bits and zero points") +
+      const std::string name = projection_name(layer, p);
+      const auto how = of(name);
+      if (!how) continue;
+      if (how->bits != 4 && (how->bits != 8 || !how->symmetric))
+        return name + " has " + count(how->bits, how->symmetric ? "bits" : "bits and zero points") +
                ", for which vLLM has kernels on NVIDIA GPUs only, in the package Humming";
+      if (how->group != -1 && how->group != 32 && how->group != 64 && how->group != 128)
+        return name + " has groups of " + std::to_string(how->group) +
+               ", for which vLLM has kernels on GPUs only in the package Humming";
     }
   return "";
 }

@@ -192,6 +192,8 @@ TEST_CASE("linears that are left as they were split as their channels do, and fu
   for (const auto& [bits, symmetric] : {std::pair(3, true), std::pair(8, false)})
     CHECK_THAT(serving_json(c, all(packed(tensors, bits, symmetric, 32)))["vllm"]["needs"].get<std::string>(),
                Contains("q_proj has " + std::to_string(bits) + " bits") && Contains("NVIDIA GPUs only"));
+  CHECK_THAT(serving_json(c, all(packed(tensors, 4, false, 16)))["vllm"]["needs"].get<std::string>(),
+             Contains("q_proj has groups of 16") && Contains("Humming"));
   CHECK(whole["tensor_parallel"][0] == json({{"ranks", 2}, {"works", true}}));
   CHECK(whole["tensor_parallel"][1]["works"] == false);
 }
