@@ -36,20 +36,30 @@ job::job(const awq_options& options)
   check_tensors();
   check_packings();
   tok = open_tokenizer(o.model);
-  if (!o.evaluate.empty()) {
-    text = read_evaluation_text(o.evaluate, *tok);
-    check_ids(files, model, text.ids);
-    windows = plan_windows(text, model.context, window_options{});
-  }
+  if (!o.evaluate.empty()) read_evaluated();
   if (o.how_found == method::awq) read_samples();
 }
 
+void job::read_evaluated() {
+  text = read_evaluation_text(o.evaluate, *tok);
+  check_ids(files, model, text.ids);
+  for (const question& q : text.questions) check_ids(files, model, q.ids);
+  check_room(text, model.context);
+  windows = plan_windows(text, model.context, window_options{});
+  measured = {text, windows, window_options{}};
+  measured.model = fingerprint(files);
+  if (!o.baseline.empty()) baseline = read_earlier_run(o.baseline, measured);
+}
+
+/// The calibration samples, and whether they suit what is evaluated.
 void job::read_samples() {
   const auto start = std::chrono::steady_clock::now();
   const auto chat =
       std::filesystem::path(o.calibration).extension() == ".jsonl" ? open_chat_template(o.model) : nullptr;
   samples = read_calibration(o.calibration, *tok, chat.get(), {o.samples, o.max_length, o.seed});
   read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const planned_evaluation planned = {o.evaluate, text, windows};
+  findings = check_calibration(samples, *tok, o.evaluate.empty() ? nullptr : &planned, o.allow_overlap);
 }
 
 /// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.
@@ -98,6 +108,11 @@ void job::check_packings() const {
   if (!any)
     throw usage_error((o.recipe.empty() ? "--ignore" : o.recipe) + " leaves no linear of the model to quantize");
   quantization_json(o.how, linears());
+}
+
+void job::warn() const {
+  warn_of_split_sets();
+  for (const std::string& warning : findings.warnings) std::fprintf(stderr, "awq_mistral: note: %s\n", warning.c_str());
 }
 
 /// vLLM runs q, k and v as one linear, gate and up as another, and takes the first one's packing for all of them.

@@ -4,13 +4,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "layer.hpp"
-#include "mistral/calibration.hpp"
+#include "mistral/calibration_check.hpp"
 #include "mistral/config.hpp"
-#include "mistral/evaluation_text.hpp"
+#include "mistral/results.hpp"
 #include "mistral/safetensors.hpp"
 #include "mistral/tokenizer.hpp"
 #include "options.hpp"
@@ -26,14 +27,19 @@ struct job {
   std::unique_ptr<tokenizer> tok;
   evaluation_text text;  ///< to evaluate on
   std::vector<window> windows;
+  measured_on measured;
+  std::optional<earlier_run> baseline;
   calibration_set samples;
-  double read_seconds = 0;  ///< what reading the samples took
+  calibration_findings findings;  ///< about the samples
+  double read_seconds = 0;        ///< what reading the samples took
 
   explicit job(const awq_options& options);
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;
+  void read_evaluated();
   void read_samples();
+  void warn() const;
   void warn_of_split_sets() const;
   void check_tensors() const;
   void check_finite(index_t layer, const layer_weights& w) const;

@@ -170,12 +170,25 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->group(group);
   app.add_option(
          "--evaluate", o.evaluate,
-         "Text whose perplexity is measured before and after: a .jsonl by lines (text, or prompt and answer), each by "
-         "itself; any other file as one text")
+         "What to measure before and after: a text, whose perplexity is taken, or a .jsonl with an object a line, "
+         "each a text by itself: text, or prompt and answer (or a list of answers), which are also asked: up to 50 "
+         "tokens, the most probable each time, compared with the answers")
       ->type_name("FILE")
       ->group(group);
-  app.add_option("--max-regression", o.max_regression,
-                 "Exit with 3 when perplexity rises by more than this share, such as 0.02")
+  app.add_option("--baseline-results", o.baseline,
+                 "What --json wrote of an earlier run on the same --evaluate text: shows its figures beside this run's")
+      ->type_name("FILE.json")
+      ->group(group);
+  app.add_flag("--allow-overlap", o.allow_overlap,
+               "Only warn when the text to evaluate stands in the calibration samples, which is refused unless given: "
+               "over 1 % of its words in runs of 13 words or more, or a whole document of several")
+      ->group(group);
+  app.add_option(
+         "--max-regression", o.max_regression,
+         "Exit with 3 when, of what was written, perplexity is higher than the original's by more than this share "
+         "of the original's, such as 0.02, or accuracy (the share of prompts whose answer contains an accepted one) "
+         "lower by more than this share of the original's; or either is, likewise, against what "
+         "--baseline-results has. The output stays")
       ->check(between(0.0, 1e9))
       ->type_name("X")
       ->group(group);
@@ -252,12 +265,9 @@ int run(const CLI::App& app, awq_options& o, const words& w) {
   const auto figures = to_json(o, r);
   json.finish([&] { return readable(figures) + "\n"; });
   report.finish([&] { return report_html(figures); });
-  if (o.max_regression < 0) return 0;
-  const double share = r.evaluations.back().increase / r.evaluations.front().perplexity;
-  if (share <= o.max_regression) return 0;
-  std::fprintf(stderr, "awq_mistral: perplexity rose by %.2f %%, more than --max-regression allows (%.2f %%)\n",
-               100 * share, 100 * o.max_regression);
-  return regressed;
+  const std::vector<std::string> worse = regressions(o, r);
+  for (const std::string& each : worse) std::fprintf(stderr, "awq_mistral: %s\n", each.c_str());
+  return worse.empty() ? 0 : regressed;
 }
 
 }  // namespace
@@ -272,7 +282,7 @@ int main(int argc, char** argv) {
   add_quantization_options(app, o);
   add_data_options(app, o);
   add_machine_options(app, o, w);
-  app.footer("Exit status: 0 done, 1 bad input, 2 wrong option, 3 perplexity rose by more than --max-regression.");
+  app.footer("Exit status: 0 done, 1 bad input, 2 wrong option, 3 more got worse than --max-regression allows.");
   watch_interruptions("awq_mistral");
   return run_program(app, argc, argv, [&] { return run(app, o, w); });
 }

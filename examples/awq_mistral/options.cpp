@@ -82,6 +82,10 @@ std::vector<std::string> check(awq_options& o) {
     throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");
   if (o.max_regression >= 0 && o.evaluate.empty())
     throw usage_error("--max-regression compares perplexities: give it a text with --evaluate");
+  if (!o.baseline.empty() && o.evaluate.empty())
+    throw usage_error("--baseline-results compares figures of one text: give that text with --evaluate");
+  if (o.allow_overlap && o.evaluate.empty())
+    throw usage_error("--allow-overlap is about the text to evaluate: give one with --evaluate");
   return notes;
 }
 

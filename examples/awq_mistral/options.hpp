@@ -19,6 +19,7 @@ enum class propagation { original, quantized };
 
 struct awq_options {
   std::string model, output, calibration, evaluate, json, report, recipe;
+  std::string baseline;  ///< --json of an earlier run
   index_t samples = 256, max_length = 512;
   std::string scheme = "W4A16_ASYM";
   index_t group_size = 128;
@@ -40,6 +41,7 @@ struct awq_options {
   bool overwrite = false;
   bool restart = false;
   bool dry_run = false;
+  bool allow_overlap = false;  ///< of calibration samples with the text to evaluate
 };
 
 /// Options that a recipe decides as well.

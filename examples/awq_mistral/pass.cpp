@@ -12,6 +12,7 @@
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/finite.hpp"
+#include "mistral/generation.hpp"
 #include "mistral/machine.hpp"
 #include "mistral/model_card.hpp"
 #include "mistral/output.hpp"
@@ -257,6 +258,36 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
   }
 }
 
+/// The linears of an original layer, rounded to nearest.
+layer_linears round_resident(const job& j, index_t layer) {
+  layer_weights w = load_layer(j.files, j.model, layer);
+  const layer_packing how = j.packings(layer);
+  layer_linears out;
+  round_layer(j.model, how, j.stored, w, [&](projection p, const quantized_linear& q) {
+    const packing& packed = *how[static_cast<size_t>(p)];
+    out[static_cast<size_t>(p)] =
+        pack_resident(q.code_matrix(), q.param_matrix(), packed.bits, packed.group, packed.symmetric, j.stored);
+  });
+  return out;
+}
+
+/// Every model answers the questions; progress is told twenty times at most.
+void answer_all(const job& j, const checkpoint& quantized, const config& quantized_config, pass_result& r) {
+  r.questions = j.text.questions;
+  const auto each = static_cast<index_t>(r.questions.size()), all = each * static_cast<index_t>(r.evaluations.size());
+  progress bar("answering", all, "prompt");
+  const auto stop = stop_ids(j.o.model, j.model);
+  const auto ask = [&](decoder model) {
+    const index_t before = each * static_cast<index_t>(r.answered.size());
+    r.answered.push_back(answer_questions(model, *j.tok, r.questions, stop, [&](index_t done) {
+      if ((before + done) * 20 / all != (before + done - 1) * 20 / all) bar.at(before + done);
+    }));
+  };
+  ask({j.files, j.model});
+  if (j.o.how_found == method::awq) ask({j.files, j.model, [&](index_t layer) { return round_resident(j, layer); }});
+  ask({quantized, quantized_config});
+}
+
 void evaluate_all(const job& j, const std::filesystem::path& output, pass_result& r) {
   stopwatch watch(r.seconds.evaluate);
   const config quantized_config = read_config(output);
@@ -277,8 +308,7 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
   };
   r.evaluations = evaluate(models, j.text.ids, j.windows, report,
                            std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4));
-  for (const window& w : j.windows) r.window = std::max(r.window, w.length);
-  r.stride = std::min(window_options{}.stride, r.window);
+  if (!j.text.questions.empty()) answer_all(j, quantized, quantized_config, r);
 }
 
 }  // namespace
@@ -340,6 +370,9 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
   r.seconds.read = j.read_seconds;
   r.calibration_sequences = static_cast<index_t>(j.samples.sequences.size());
   r.calibration_tokens = j.samples.tokens();
+  r.shared_with_calibration = j.findings.shared;
+  r.measured = j.measured;
+  r.baseline = j.baseline;
   if (!run.state().is_null()) {
     restore(run.state(), r);
     std::fprintf(stderr, "going on with what an interrupted run left in %s: %zu of %lld layers\n", out.path().c_str(),
@@ -365,7 +398,7 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
 
 std::string plan_of(const awq_options& o) {
   const job j(o);
-  j.warn_of_split_sets();
+  j.warn();
   check_output(o.output, o.model, o.overwrite);
   const plan p = plan_run(j);
   check_room(p, j);
@@ -374,7 +407,7 @@ std::string plan_of(const awq_options& o) {
 
 pass_result run_pass(const awq_options& o) {
   const job j(o);
-  j.warn_of_split_sets();
+  j.warn();
   const plan p = plan_run(j);
   check_room(p, j);
   if (p.quantization_seconds > worth_a_note)

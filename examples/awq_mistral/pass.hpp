@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "layer.hpp"
-#include "mistral/evaluation_text.hpp"
+#include "mistral/overlap.hpp"
+#include "mistral/questions.hpp"
+#include "mistral/results.hpp"
 #include "options.hpp"
 
 namespace nibble::mistral {
@@ -26,8 +28,12 @@ struct pass_result {
   std::uint64_t original_bytes = 0, output_bytes = 0;  ///< of the weight files
   double bits_per_weight = 0;                          ///< of the quantized linears, parameters included
   std::vector<evaluation> evaluations;                 ///< original, round to nearest, this; empty without --evaluate
-  index_t window = 0, stride = 0;
-  std::uint64_t peak_bytes = 0;  ///< resident set, high water, before evaluation
+  measured_on measured;
+  std::vector<question> questions;
+  std::vector<answered_questions> answered;  ///< by the models of `evaluations`; empty without questions
+  std::optional<earlier_run> baseline;
+  overlap shared_with_calibration;  ///< of the evaluated text
+  std::uint64_t peak_bytes = 0;     ///< resident set, high water, before evaluation
   std::string calibration_sha256;
   nlohmann::ordered_json source, serving;  ///< describe_source and serving_json
 };
@@ -44,6 +50,9 @@ nlohmann::ordered_json options_json(const awq_options& o);
 
 /// Everything that was found, for --json, --report and the model card.
 nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r);
+
+/// What grew worse than --max-regression allows, against the original and the baseline; a sentence each.
+std::vector<std::string> regressions(const awq_options& o, const pass_result& r);
 
 /// The table at the end.
 std::string table(const awq_options& o, const pass_result& r);

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "mistral/error.hpp"
+#include "mistral/generation.hpp"
 #include "mistral/machine.hpp"
 #include "mistral/progress.hpp"
 #include "nibble/host/matmul.hpp"
@@ -161,6 +162,17 @@ std::uint64_t memory_needed(const job& j) {
   return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) + (std::uint64_t(64) << 20);
 }
 
+/// Answering holds the whole original as it is stored, and keys and values of the prompts that are decoded together.
+std::uint64_t answering_memory(const job& j) {
+  index_t longest = 0, weights = 0;
+  for (const question& q : j.text.questions) longest = max(longest, static_cast<index_t>(q.ids.size()) + answer_tokens);
+  if (longest == 0) return 0;
+  for (const auto& [name, t] : j.files.tensors()) weights += t.bytes;
+  const index_t together = min(generation_options{}.batch, static_cast<index_t>(j.text.questions.size()));
+  const index_t cached = 2 * together * longest * j.model.layers * j.model.kv_heads * j.model.head_dim;
+  return static_cast<std::uint64_t>(weights + cached * static_cast<index_t>(sizeof(float)));
+}
+
 std::filesystem::path directory_of(const job& j) {
   const auto parent = std::filesystem::absolute(j.o.output).lexically_normal().parent_path();
   return parent.empty() ? "." : parent;
@@ -191,7 +203,7 @@ plan plan_run(const job& j) {
   out.disk_bytes = needed - std::min(needed, left_bytes(j));
   struct statvfs disk = {};
   if (::statvfs(directory_of(j).c_str(), &disk) == 0) out.free_bytes = std::uint64_t(disk.f_bavail) * disk.f_frsize;
-  out.memory_bytes = memory_needed(j);
+  out.memory_bytes = std::max(memory_needed(j), answering_memory(j));
   out.machine_bytes = available_bytes();
 
   const double rate = efficiency * sgemm_rate();
@@ -243,6 +255,7 @@ std::string to_text(const plan& p, const job& j) {
   add("time         about %s to quantize on %d threads", duration_text(p.quantization_seconds).c_str(),
       host::pool().size());
   if (p.evaluation_seconds > 0) add(", %s to evaluate", duration_text(p.evaluation_seconds).c_str());
+  if (!j.text.questions.empty()) add(" but for the answers to %zu prompts", j.text.questions.size());
   add("\nmemory       %s at most; %s can be had now\n", size(p.memory_bytes).c_str(), size(p.machine_bytes).c_str());
   add("disk         %s at most; %s free in %s\n", size(p.disk_bytes).c_str(), size(p.free_bytes).c_str(),
       directory_of(j).c_str());

@@ -50,6 +50,7 @@ struct row {
   double bits = 0, seconds = -1;
   const evaluation* figures = nullptr;
   bool original = false;
+  const answer_figures* answers = nullptr;  ///< where questions were asked
 };
 
 std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
@@ -59,7 +60,38 @@ std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
     rows.push_back({"round to nearest", r.output_bytes, r.bits_per_weight, r.rtn_seconds, figures(1), false});
   rows.push_back({own_name(o), r.output_bytes, r.bits_per_weight, r.seconds.quantization(),
                   r.evaluations.empty() ? nullptr : &r.evaluations.back(), false});
+  for (size_t i = 0; i < r.answered.size(); ++i) rows[i].answers = &r.answered[i].figures;
   return rows;
+}
+
+/// What the last model's entry in "models" says.
+model_results own_results(const nlohmann::ordered_json& models, const pass_result& r) {
+  return model_results::read(models.back(), "this run's figures", !r.questions.empty());
+}
+
+nlohmann::ordered_json models_json(const awq_options& o, const pass_result& r) {
+  auto models = nlohmann::ordered_json::array();
+  for (const row& each : rows_of(o, r)) {
+    nlohmann::ordered_json model = {{"name", each.name}, {"bytes", each.bytes}};
+    if (!each.original) model["bits_per_weight"] = each.bits;
+    if (each.seconds >= 0) model["seconds"] = each.seconds;
+    if (each.figures)
+      model.update({{"perplexity", each.figures->perplexity}, {"standard_error", each.figures->standard_error}});
+    if (each.figures && !each.original) {
+      model.update(
+          {{"increase", each.figures->increase}, {"increase_standard_error", each.figures->increase_standard_error}});
+      add_shift(model, *each.figures);
+    }
+    if (each.answers) add_answers(model, *each.answers);
+    models.push_back(model);
+  }
+  return models;
+}
+
+std::string answers_table(const awq_options& o, const pass_result& r) {
+  std::vector<std::pair<std::string, const answer_figures*>> rows;
+  for (const row& each : rows_of(o, r)) rows.emplace_back(each.name, each.answers);
+  return "\n" + answers_table(rows);
 }
 
 }  // namespace
@@ -117,27 +149,15 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                     {"quantization", r.seconds.quantization()},
                     {"evaluate", r.seconds.evaluate}};
   out["peak_resident_bytes"] = r.peak_bytes;
-  auto models = nlohmann::ordered_json::array();
-  for (const row& each : rows_of(o, r)) {
-    nlohmann::ordered_json model = {{"name", each.name}, {"bytes", each.bytes}};
-    if (!each.original) model["bits_per_weight"] = each.bits;
-    if (each.seconds >= 0) model["seconds"] = each.seconds;
-    if (each.figures)
-      model.update({{"perplexity", each.figures->perplexity}, {"standard_error", each.figures->standard_error}});
-    if (each.figures && !each.original) {
-      model.update(
-          {{"increase", each.figures->increase}, {"increase_standard_error", each.figures->increase_standard_error}});
-      add_shift(model, *each.figures);
-    }
-    models.push_back(model);
+  out["models"] = models_json(o, r);
+  if (!r.evaluations.empty()) {
+    nlohmann::ordered_json& on = out["evaluation"];
+    on["text"] = o.evaluate;
+    r.measured.add_to(on);
+    if (o.how_found == method::awq) on["words_shared_with_calibration"] = r.shared_with_calibration.share();
   }
-  out["models"] = models;
-  if (!r.evaluations.empty())
-    out["evaluation"] = {{"text", o.evaluate},
-                         {"tokens", r.evaluations.front().tokens},
-                         {"windows", r.evaluations.front().windows},
-                         {"window", r.window},
-                         {"stride", r.stride}};
+  if (r.baseline) out["baseline"] = comparison_json(*r.baseline, own_results(out["models"], r));
+  if (!r.questions.empty()) out["answers"] = answers_json(r.questions, r.answered);
   out["serving"] = r.serving;
   out["layers"] = r.layers;
   return out;
@@ -163,7 +183,26 @@ std::string table(const awq_options& o, const pass_result& r) {
     }
     out += format(" %12s\n", each.seconds < 0 ? "" : duration_text(each.seconds).c_str());
   }
+  if (!r.questions.empty()) out += answers_table(o, r);
+  if (r.baseline) out += "\n" + comparison_table(*r.baseline, own_results(models_json(o, r), r));
   return out;
+}
+
+std::vector<std::string> regressions(const awq_options& o, const pass_result& r) {
+  if (o.max_regression < 0) return {};
+  const auto of = [&](size_t model) {
+    return gated_figures{r.evaluations[model].perplexity,
+                         r.answered.empty() ? 0 : r.answered[model].figures.accuracy()};
+  };
+  const gated_figures now = of(r.evaluations.size() - 1), original = of(0);
+  std::vector<std::string> found = regressions(o.max_regression, original, now, "the original");
+  if (r.baseline) {
+    const model_results& then = r.baseline->model;
+    for (std::string& each :
+         regressions(o.max_regression, {then.at("perplexity"), then.at("accuracy")}, now, r.baseline->file))
+      found.push_back(std::move(each));
+  }
+  return found;
 }
 
 }  // namespace nibble::mistral

@@ -1,28 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "answers.hpp"
 
-#include <clocale>
-#include <cwctype>
-
-#include "error.hpp"
-#include "utf8.hpp"
+#include "words.hpp"
 
 namespace nibble::mistral {
 namespace {
-
-char32_t lower(char32_t letter) {
-  static const locale_t unicode = ::newlocale(LC_CTYPE_MASK, "C.UTF-8", nullptr);
-  if (letter < 0x80) return letter >= 'A' && letter <= 'Z' ? letter - 'A' + 'a' : letter;
-  if (unicode == nullptr) throw error("the C library has no locale C.UTF-8, which comparing answers needs; install it");
-  return static_cast<char32_t>(::towlower_l(static_cast<wint_t>(letter), unicode));
-}
-
-bool is_punctuation(char32_t c) {
-  const bool ascii =
-      c > 0x20 && c < 0x7f && !(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'z') && !(c >= 'A' && c <= 'Z');
-  return ascii || (c >= 0x2010 && c <= 0x205e && !is_white_space(c)) || c == U'«' || c == U'»' || c == U'¡' ||
-         c == U'¿' || c == U'´';
-}
 
 bool is_article(const std::string& word) {
   return word == "a" || word == "an" || word == "the";
@@ -63,23 +45,6 @@ bool refuses(std::string text) {
 }
 
 }  // namespace
-
-std::vector<std::string> words_of(std::string_view text) {
-  const std::string repaired = utf8_repaired(text);
-  std::vector<std::string> words;
-  bool inside = false;
-  for (size_t at = 0; at < repaired.size(); at += utf8_length(repaired, at)) {
-    const char32_t c = utf8_value(repaired, at);
-    if (is_white_space(c)) {
-      inside = false;
-    } else if (!is_punctuation(c)) {
-      if (!inside) words.emplace_back();
-      words.back() += to_utf8(lower(c));
-      inside = true;
-    }
-  }
-  return words;
-}
 
 std::string normalised_answer(std::string_view text) {
   const std::vector<std::string> words = words_of(text);

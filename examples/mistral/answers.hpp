@@ -3,8 +3,8 @@
 /// Judging what a model answers: right when, both normalised, it is an accepted answer (exact) or says one among other
 /// words (contained); abstained when it says nothing or one of the usual refusals.
 ///
-/// Normalised: lower case; punctuation removed (ASCII's, the block General Punctuation U+2010 … U+205E, and «»¡¿´); the
-/// articles a, an, the removed unless nothing else is there; words one space apart.
+/// Normalised: words as words_of finds them (lower case, punctuation removed), one space apart, the articles a, an, the
+/// removed unless nothing else is there.
 /// Source: Rajpurkar et al., SQuAD, arXiv 1606.05250, and its evaluation script (normalize_answer, exact match), which
 /// knows ASCII's punctuation only and drops an answer that is an article, such as a choice "A".
 #pragma once
@@ -17,11 +17,7 @@
 
 namespace nibble::mistral {
 
-/// @throws error when the C library has no UTF-8 locale to find lower case by.
 std::string normalised_answer(std::string_view text);
-
-/// The words of `text` as normalised, articles kept.
-std::vector<std::string> words_of(std::string_view text);
 
 /// What counts of a generated text: its first line that is not blank, trimmed. A model that was not taught to stop goes on
 /// with something else on the next line.

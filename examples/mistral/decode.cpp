@@ -71,7 +71,7 @@ resident_linear load(const checkpoint& from, const config& c, const std::string&
 
 }  // namespace
 
-decoder::decoder(const checkpoint& files, const config& settings)
+decoder::decoder(const checkpoint& files, const config& settings, const std::function<layer_linears(index_t)>& linears)
     : files_(files), settings_(settings), rotary_(settings.head_dim, settings.rope_theta, 0) {
   const config& c = settings_;
   files_.at("model.embed_tokens.weight", {c.vocabulary, c.hidden});
@@ -80,8 +80,10 @@ decoder::decoder(const checkpoint& files, const config& settings)
     layer l;
     l.input_norm = read_vector(files, prefix + "input_layernorm.weight", c.hidden);
     l.post_norm = read_vector(files, prefix + "post_attention_layernorm.weight", c.hidden);
+    if (linears) l.w = linears(index);
     for (const projection p : projections)
-      l.w[static_cast<size_t>(p)] = load(files, c, projection_name(index, p), outputs(c, p), inputs(c, p));
+      if (resident_linear& w = l.w[static_cast<size_t>(p)]; w.n == 0)
+        w = load(files, c, projection_name(index, p), outputs(c, p), inputs(c, p));
     layers_.push_back(std::move(l));
   }
   norm_ = read_vector(files, "model.norm.weight", c.hidden);

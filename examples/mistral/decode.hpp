@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <vector>
 
 #include "config.hpp"
@@ -19,11 +20,17 @@
 
 namespace nibble::mistral {
 
+/// A layer's linears, by projection.
+using layer_linears = std::array<resident_linear, 7>;
+
 class decoder {
  public:
   /// Loads all weights but the embedding, which is read a row at a time. `files` outlives the decoder.
+  /// @param linears a layer's linears in place of the checkpoint's, for weights that are not on disk; one that is empty
+  /// (n = 0) is loaded all the same.
   /// @throws error naming a tensor that is missing, misshapen or stored in an unknown way.
-  decoder(const checkpoint& files, const config& settings);
+  decoder(const checkpoint& files, const config& settings,
+          const std::function<layer_linears(index_t)>& linears = nullptr);
 
   /// Forgets every sequence, then reads these. @returns logits (sequences, vocabulary) of the id that follows each, valid
   /// until the next call. @throws error for an empty sequence, one longer than the context, or an id outside the
@@ -44,7 +51,7 @@ class decoder {
  private:
   struct layer {
     std::vector<float> input_norm, post_norm;
-    std::array<resident_linear, 7> w;  ///< by projection
+    layer_linears w;
     const resident_linear& at(projection p) const { return w[static_cast<size_t>(p)]; }
   };
   /// Keys and values (tokens, head_dim) of one head of one sequence in one layer.

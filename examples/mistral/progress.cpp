@@ -7,8 +7,9 @@
 
 namespace nibble::mistral {
 
-progress::progress(std::string what, index_t steps)
+progress::progress(std::string what, index_t steps, std::string unit)
     : what_(std::move(what)),
+      unit_(std::move(unit)),
       steps_(steps),
       terminal_(::isatty(STDERR_FILENO) != 0),
       start_(std::chrono::steady_clock::now()) {}
@@ -24,7 +25,7 @@ void progress::at(index_t done, const std::string& note) {
     left =
         ", " + duration_text(spent.count() / static_cast<double>(done) * static_cast<double>(steps_ - done)) + " left";
   if (!terminal_) {
-    std::fprintf(stderr, "%s: layer %lld of %lld%s%s%s\n", what_.c_str(), static_cast<long long>(done),
+    std::fprintf(stderr, "%s: %s %lld of %lld%s%s%s\n", what_.c_str(), unit_.c_str(), static_cast<long long>(done),
                  static_cast<long long>(steps_), left.c_str(), note.empty() ? "" : ", ", note.c_str());
     return;
   }

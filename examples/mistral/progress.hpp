@@ -12,8 +12,8 @@ namespace nibble::mistral {
 
 class progress {
  public:
-  /// @param what a verb, as in "quantizing". @param steps in all.
-  progress(std::string what, index_t steps);
+  /// @param what a verb, as in "quantizing". @param steps in all. @param unit what a step is.
+  progress(std::string what, index_t steps, std::string unit = "layer");
   ~progress();
   progress(const progress&) = delete;
   progress& operator=(const progress&) = delete;
@@ -22,7 +22,7 @@ class progress {
   void at(index_t done, const std::string& note = "");
 
  private:
-  std::string what_;
+  std::string what_, unit_;
   index_t steps_;
   bool terminal_, open_ = false;
   std::chrono::steady_clock::time_point start_;

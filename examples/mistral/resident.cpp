@@ -4,9 +4,11 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "nibble/host/gemm.hpp"
+#include "nibble/host/pack.hpp"
 
 namespace nibble::mistral {
 
@@ -60,6 +62,35 @@ void resident_linear::multiply(matrix<const float> x, matrix<float> y) const {
     case dtype::bf16:
       return multiply_as<bf16>(*this, x, y);
   }
+}
+
+void resident_linear::set_params(matrix<const params> p) {
+  const index_t count = p.rows * p.cols;
+  scales = resident_bytes(count * size_of(type));
+  for (index_t i = 0; i < count; ++i) {
+    const float scale = p.data[i].scale;
+    const uint16_t half = type == dtype::f16 ? fp16_bits(scale) : bf16_bits(scale);
+    if (type == dtype::f32)
+      std::memcpy(scales.data() + 4 * i, &scale, 4);
+    else
+      std::memcpy(scales.data() + 2 * i, &half, 2);
+  }
+  if (symmetric) return;
+  zeros = resident_bytes(count);
+  for (index_t i = 0; i < count; ++i) zeros.data()[i] = static_cast<std::byte>(p.data[i].zero);
+}
+
+resident_linear pack_resident(matrix<const uint8_t> codes, matrix<const params> p, int bits, index_t group,
+                              bool symmetric, dtype type) {
+  resident_linear w;
+  w.n = codes.rows, w.k = codes.cols, w.bits = bits, w.group = group < w.k ? group : -1;
+  w.type = type, w.symmetric = symmetric;
+  const layout::compressed_tensors along{bits};
+  const index_t words = along.packed(w.n, w.k).cols;
+  w.weights = resident_bytes(4 * w.n * words);
+  host::pack(along, codes, {reinterpret_cast<uint32_t*>(w.weights.data()), w.n, words});
+  w.set_params(p);
+  return w;
 }
 
 }  // namespace nibble::mistral

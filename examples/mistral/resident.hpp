@@ -11,6 +11,7 @@
 
 #include "nibble/half.hpp"
 #include "nibble/matrix.hpp"
+#include "nibble/scheme.hpp"
 
 namespace nibble::mistral {
 
@@ -45,6 +46,13 @@ struct resident_linear {
   index_t bytes() const { return weights.size() + scales.size() + zeros.size(); }
   /// y (m, n) = x (m, k) · Wᵀ in fp32; a row of y depends on its row of x alone.
   void multiply(matrix<const float> x, matrix<float> y) const;
+  /// Fills scales and zeros from p (n, groups), whose scales `type` holds exactly. @pre type and symmetric are set.
+  void set_params(matrix<const params> p);
 };
+
+/// From codes (n, k), one a byte, and params (n, groups). @param group inputs that share a scale; −1: all.
+/// @param type of the scales.
+resident_linear pack_resident(matrix<const uint8_t> codes, matrix<const params> p, int bits, index_t group,
+                              bool symmetric, dtype type);
 
 }  // namespace nibble::mistral

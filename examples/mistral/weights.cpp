@@ -109,20 +109,7 @@ class packed_weights : public linear_weights {
     w.n = n_, w.k = k_, w.bits = layout_.bits, w.group = width_ < k_ ? width_ : -1;
     w.type = scale_type_, w.symmetric = symmetric_;
     w.weights = transposed ? strings() : copied(weight_.data, weight_.bytes);
-    const auto count = static_cast<index_t>(params_.size());
-    w.scales = resident_bytes(count * size_of(scale_type_));
-    for (index_t i = 0; i < count; ++i) {
-      const float scale = params_[static_cast<size_t>(i)].scale;
-      const uint16_t half = scale_type_ == dtype::f16 ? fp16_bits(scale) : bf16_bits(scale);
-      if (scale_type_ == dtype::f32)
-        std::memcpy(w.scales.data() + 4 * i, &scale, 4);
-      else
-        std::memcpy(w.scales.data() + 2 * i, &half, 2);
-    }
-    if (symmetric_) return w;
-    w.zeros = resident_bytes(count);
-    for (index_t i = 0; i < count; ++i)
-      w.zeros.data()[i] = static_cast<std::byte>(params_[static_cast<size_t>(i)].zero);
+    w.set_params({params_.data(), n_, ceil_div(k_, width_)});
     return w;
   }
 

@@ -4,15 +4,17 @@
 /// far the two are apart on the same windows.
 #include <unistd.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
-#include "mistral/evaluation_text.hpp"
+#include "mistral/generation.hpp"
 #include "mistral/program.hpp"
+#include "mistral/questions.hpp"
+#include "mistral/results.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
 
@@ -41,9 +43,9 @@ void add_options(CLI::App& app, options& o) {
                  "The model's directory: dense, or packed as compressed-tensors or AutoAWQ; required")
       ->type_name("DIR");
   app.add_option("--text", o.text,
-                 "The text to score, UTF-8: a .jsonl by lines (text, or prompt and answer), each by itself; any other "
-                 "file as one "
-                 "text; required")
+                 "The text to score, UTF-8; required. A .jsonl has an object a line, each a text by itself: text, or "
+                 "prompt and answer (or a list of answers), which are also asked: up to 50 tokens, the most probable "
+                 "each time, compared with the answers; any other file is one text")
       ->type_name("FILE");
   app.add_option("--window", o.windows.window, "Ids read at once; never more than the model's context")
       ->check(whole(1, longest))
@@ -66,6 +68,17 @@ void add_options(CLI::App& app, options& o) {
       ->type_name("[FILE]");
 }
 
+/// What a model answers to the questions of the text.
+answered_questions ask(const opened_model& m, const tokenizer& tok, const std::vector<question>& questions) {
+  decoder model(m.files, m.settings);
+  const auto all = static_cast<long long>(questions.size());
+  const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  return answer_questions(model, tok, questions, stop_ids(m.files.directory(), m.settings), [=](nibble::index_t done) {
+    if (terminal)
+      std::fprintf(stderr, done < all ? "\ranswer %lld of %lld" : "\r\033[K", static_cast<long long>(done), all);
+  });
+}
+
 /// A line that counts the layers done, on a terminal only.
 evaluation_progress progress_line() {
   if (!::isatty(STDERR_FILENO)) return nullptr;
@@ -75,43 +88,51 @@ evaluation_progress progress_line() {
   };
 }
 
-/// What the figures were measured on.
-struct measured_text {
-  std::string sha256;
-  std::size_t documents = 0;
-  nibble::index_t window = 0, stride = 0;  ///< of the longest window
+/// What was measured of the model --against, if there is one, and of the model.
+struct figures {
+  measured_on text;
+  std::vector<evaluation> models;
+  std::vector<question> questions;
+  std::vector<answered_questions> answered;  ///< by `models`; empty without questions
 
-  measured_text(const evaluation_text& text, const std::vector<nibble::mistral::window>& windows, const options& o)
-      : sha256(text.sha256), documents(text.documents.size()) {
-    for (const auto& w : windows) window = std::max(window, w.length);
-    stride = std::min(o.windows.stride, window);
-  }
+  const evaluation& own() const { return models.back(); }
+  const evaluation* first() const { return models.size() > 1 ? &models.front() : nullptr; }
 };
 
-nlohmann::ordered_json as_json(const options& o, const evaluation& own, const evaluation* first,
-                               const measured_text& text, double seconds) {
-  nlohmann::ordered_json out = {{"model", o.model},
-                                {"text", o.text},
-                                {"text_sha256", text.sha256},
-                                {"documents", text.documents},
-                                {"window", text.window},
-                                {"stride", text.stride},
-                                {"windows", own.windows},
-                                {"tokens", own.tokens},
-                                {"perplexity", own.perplexity},
-                                {"standard_error", own.standard_error}};
-  if (first) {
+nlohmann::ordered_json as_json(const options& o, const figures& f, double seconds) {
+  const evaluation& own = f.own();
+  nlohmann::ordered_json out = {{"model", o.model}, {"text", o.text}};
+  f.text.add_to(out);
+  out["perplexity"] = own.perplexity;
+  out["standard_error"] = own.standard_error;
+  if (!f.answered.empty()) add_answers(out, f.answered.back().figures);
+  if (const evaluation* first = f.first()) {
     out["against"] = {
         {"model", o.against}, {"perplexity", first->perplexity}, {"standard_error", first->standard_error}};
+    if (!f.answered.empty()) add_answers(out["against"], f.answered.front().figures);
     out["increase"] = own.increase;
     out["increase_standard_error"] = own.increase_standard_error;
     add_shift(out, own);
   }
+  if (!f.answered.empty()) out["answers"] = answers_json(f.questions, f.answered);
   out["seconds"] = seconds;
   return out;
 }
 
-void print(const options& o, const evaluation& own, const evaluation* first, const measured_text& text) {
+void print_shift(const evaluation& own) {
+  std::printf("KL divergence  %8.5f nats, 99 %% of positions at most %.5f\n", own.shift.divergence,
+              own.shift.divergence_99);
+  std::printf("same top token %8.2f %%\n", 100.0 * own.shift.agreement);
+  std::printf("\nids read             KL      99 %%   same top\n");
+  for (const position_shift& part : own.by_position)
+    std::printf("%5lld … %-5lld %10.5f %9.5f %8.2f %%\n", static_cast<long long>(part.first + 1),
+                static_cast<long long>(part.last), part.divergence, part.divergence_99, 100.0 * part.agreement);
+}
+
+void print(const options& o, const figures& f) {
+  const measured_on& text = f.text;
+  const evaluation& own = f.own();
+  const evaluation* first = f.first();
   const auto error_of = [](double value) {
     char text[32] = "";
     if (!std::isnan(value)) std::snprintf(text, sizeof(text), " ± %.3f", value);
@@ -125,16 +146,41 @@ void print(const options& o, const evaluation& own, const evaluation* first, con
     std::printf("perplexity     %8.3f%s  %s\n", first->perplexity, error_of(first->standard_error).c_str(),
                 o.against.c_str());
   std::printf("perplexity     %8.3f%s  %s\n", own.perplexity, error_of(own.standard_error).c_str(), o.model.c_str());
-  if (!first) return;
-  std::printf("increase       %+8.3f%s  (%+.2f %%)\n", own.increase, error_of(own.increase_standard_error).c_str(),
-              100.0 * own.increase / first->perplexity);
-  std::printf("KL divergence  %8.5f nats, 99 %% of positions below %.5f\n", own.shift.divergence,
-              own.shift.divergence_99);
-  std::printf("same top token %8.2f %%\n", 100.0 * own.shift.agreement);
-  std::printf("\nids read             KL      99 %%   same top\n");
-  for (const position_shift& part : own.by_position)
-    std::printf("%5lld … %-5lld %10.5f %9.5f %8.2f %%\n", static_cast<long long>(part.first + 1),
-                static_cast<long long>(part.last), part.divergence, part.divergence_99, 100.0 * part.agreement);
+  if (first)
+    std::printf("increase       %+8.3f%s  (%+.2f %%)\n", own.increase, error_of(own.increase_standard_error).c_str(),
+                100.0 * own.increase / first->perplexity);
+  if (first) print_shift(own);
+  if (f.answered.empty()) return;
+  std::vector<std::pair<std::string, const answer_figures*>> rows;
+  if (first) rows.emplace_back(o.against, &f.answered.front().figures);
+  rows.emplace_back(o.model, &f.answered.back().figures);
+  std::printf("\n%s", answers_table(rows).c_str());
+}
+
+figures measure(const options& o) {
+  const opened_model own(o.model);
+  const auto tok = open_tokenizer(o.model);
+  const evaluation_text text = read_evaluation_text(o.text, *tok);
+  check_room(text, own.settings.context);
+  const std::vector<window> windows = plan_windows(text, own.settings.context, o.windows);
+  std::optional<opened_model> first;
+  std::vector<evaluated_model> models;
+  if (!o.against.empty()) {
+    first.emplace(o.against);
+    if (read_evaluation_text(o.text, *open_tokenizer(o.against)).ids != text.ids)
+      throw error("the tokenizers of " + o.model + " and " + o.against + " give " + o.text +
+                  " different ids, so the models cannot be compared on it");
+    models.push_back({first->files, first->settings, nullptr});
+  }
+  models.push_back({own.files, own.settings, nullptr});
+  figures f;
+  f.text = {text, windows, o.windows};
+  f.models = evaluate(models, text.ids, windows, progress_line());
+  f.questions = text.questions;
+  if (f.questions.empty()) return f;
+  if (first) f.answered.push_back(ask(*first, *tok, f.questions));
+  f.answered.push_back(ask(own, *tok, f.questions));
+  return f;
 }
 
 int run(const options& o) {
@@ -143,26 +189,11 @@ int run(const options& o) {
   if (o.threads > 0) nibble::host::set_threads(o.threads);
   if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
   const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
-  const opened_model own(o.model);
-  const evaluation_text text = read_evaluation_text(o.text, *open_tokenizer(o.model));
-  const std::vector<window> windows = plan_windows(text, own.settings.context, o.windows);
-  std::vector<evaluation> results;
-  if (o.against.empty()) {
-    results = evaluate({{own.files, own.settings, nullptr}}, text.ids, windows, progress_line());
-  } else {
-    const opened_model first(o.against);
-    if (read_evaluation_text(o.text, *open_tokenizer(o.against)).ids != text.ids)
-      throw error("the tokenizers of " + o.model + " and " + o.against + " give " + o.text +
-                  " different ids, so the models cannot be compared on it");
-    results = evaluate({{first.files, first.settings, nullptr}, {own.files, own.settings, nullptr}}, text.ids, windows,
-                       progress_line());
-  }
-  const evaluation* first = results.size() > 1 ? &results.front() : nullptr;
-  const measured_text measured(text, windows, o);
-  if (!o.print_json || !o.json.empty()) print(o, results.back(), first, measured);
+  const figures f = measure(o);
+  if (!o.print_json || !o.json.empty()) print(o, f);
   if (!o.print_json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  const std::string json = as_json(o, results.back(), first, measured, seconds.count()).dump(2) + "\n";
+  const std::string json = as_json(o, f, seconds.count()).dump(2) + "\n";
   if (o.json.empty()) {
     std::fputs(json.c_str(), stdout);
   } else {

@@ -28,7 +28,7 @@ TEST_CASE("answers are compared in lower case, without punctuation and articles,
                                                        {"(A)", "a"},
                                                        {"the", "the"},
                                                        {"non\u00a0breaking\u3000space", "non breaking space"},
-                                                       {"東京タワー", "東京タワー"},
+                                                       {"東京タワー、とても", "東 京 タ ワ ー と て も"},
                                                        {"?!", ""},
                                                        {"", ""}};
   for (const auto& [text, expected] : pairs) CHECK(normalised_answer(text) == expected);
@@ -48,6 +48,7 @@ TEST_CASE("an answer is exact when it is an accepted one, and contained when its
   CHECK(judged("out of the box thinking", {"out of a box"}).contained);
   CHECK(judged("A.", {"A"}).exact);
   CHECK_FALSE(judged("It is a cat", {"A"}).contained);
+  CHECK(judged("東京タワーです", {"東京"}).contained);
   CHECK_FALSE(judged("", {"paris"}).contained);
 }
 

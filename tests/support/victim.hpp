@@ -19,6 +19,20 @@ namespace nibble::test {
 
 using words = std::vector<std::string>;
 
+/// What `err` holds besides notes and progress.
+inline std::string sentence_of(const std::string& program, const std::string& err) {
+  std::istringstream lines(err);
+  std::string sentence;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind(program + ": note: ", 0) == 0) continue;
+    if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0) continue;
+    CHECK(sentence.empty());
+    sentence = line;
+  }
+  CHECK(sentence.rfind(program + ": ", 0) == 0);
+  return sentence;
+}
+
 /// A whole small model, and every program run on it.
 struct victim {
   temporary_directory root;
@@ -108,20 +122,6 @@ struct victim {
     file[key] = value;
     write_bytes(model / "config.json", file.dump());
     return before;
-  }
-
-  /// What `err` holds besides notes and progress.
-  static std::string sentence_of(const std::string& program, const std::string& err) {
-    std::istringstream lines(err);
-    std::string sentence;
-    for (std::string line; std::getline(lines, line);) {
-      if (line.rfind(program + ": note: ", 0) == 0) continue;
-      if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0) continue;
-      CHECK(sentence.empty());
-      sentence = line;
-    }
-    CHECK(sentence.rfind(program + ": ", 0) == 0);
-    return sentence;
   }
 };
 
