@@ -174,6 +174,8 @@ TEST_CASE("help lists every option with what it is unless given, and the exit st
                              "[42]",
                              "--evaluate FILE",
                              "--json FILE",
+                             "--baseline-results FILE.json",
+                             "--allow-overlap",
                              "--max-regression",
                              "--max-shard-size SIZE",
                              "[5GB]",
