@@ -111,8 +111,17 @@ void job::check_packings() const {
 }
 
 void job::warn() const {
+  warn_of_unmatched();
   warn_of_split_sets();
   for (const std::string& warning : findings.warnings) std::fprintf(stderr, "awq_mistral: note: %s\n", warning.c_str());
+}
+
+/// A misspelt pattern in what is to be left as it was would go unseen until the model answers badly.
+void job::warn_of_unmatched() const {
+  for (const std::string& text : o.how.unmatched(linears()))
+    std::fprintf(stderr, "awq_mistral: note: %s: \"%s\" matches no linear of the model%s\n",
+                 o.recipe.empty() ? "--ignore" : o.recipe.c_str(), text.substr(0, 200).c_str(),
+                 text.rfind("re:", 0) == 0 ? " (patterns match from the start of a name)" : "");
 }
 
 /// vLLM runs q, k and v as one linear, gate and up as another, and takes the first one's packing for all of them.

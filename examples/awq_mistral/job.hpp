@@ -39,7 +39,9 @@ struct job {
   void check_packings() const;
   void read_evaluated();
   void read_samples();
+  /// Tells the user what is odd, and no reason to stop.
   void warn() const;
+  void warn_of_unmatched() const;
   void warn_of_split_sets() const;
   void check_tensors() const;
   void check_finite(index_t layer, const layer_weights& w) const;

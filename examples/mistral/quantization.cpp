@@ -264,6 +264,24 @@ bool quantization::ignores(const std::string& name) const {
   return false;
 }
 
+std::vector<std::string> quantization::unmatched(const std::vector<std::string>& linears) const {
+  std::vector<std::string> idle;
+  const auto test = [&](const std::vector<std::string>& texts, const patterns& compiled) {
+    for (size_t i = 0; i < texts.size(); ++i) {
+      const auto matches = [&](const std::string& name, const char* of_class) {
+        if (awq_) return texts[i] == of_class || name.find(texts[i]) != std::string::npos;
+        return match_target(name, of_class, texts[i], compiled[i].get()) != matched::not_at_all;
+      };
+      const bool any = matches("model.embed_tokens", "Embedding") ||
+                       std::any_of(linears.begin(), linears.end(), [&](const auto& l) { return matches(l, "Linear"); });
+      if (!any && std::find(idle.begin(), idle.end(), texts[i]) == idle.end()) idle.push_back(texts[i]);
+    }
+  };
+  for (size_t g = 0; g < groups_.size(); ++g) test(groups_[g].targets, target_patterns_[g]);
+  test(ignore_, ignore_patterns_);
+  return idle;
+}
+
 json quantization_json(const packing& how, const std::vector<std::string>& ignore) {
   return how.format == packed_format::compressed_tensors ? compressed_tensors_json({{how, {"Linear"}}}, ignore)
                                                          : awq_json(how, ignore);

@@ -65,6 +65,8 @@ class quantization {
   /// Whether a group asks for the embedding, which stays as it was whatever a group asks for.
   bool targets_embedding() const;
   bool ignores(const std::string& name) const;
+  /// Those targets and entries of `ignore` that match none of these linears, nor the embedding.
+  std::vector<std::string> unmatched(const std::vector<std::string>& linears) const;
 
   const std::vector<packing_group>& groups() const { return groups_; }
   const std::vector<std::string>& ignore() const { return ignore_; }

@@ -5,23 +5,19 @@
 #include "recipe.hpp"
 
 #include <algorithm>
-#include <cctype>
-#include <cmath>
-#include <initializer_list>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "error.hpp"
 #include "file.hpp"
 #include "json.hpp"
+#include "mapping.hpp"
 #include "yaml.hpp"
 
 namespace nibble::mistral {
 namespace {
 
 using json = nlohmann::ordered_json;
-using keys = std::vector<std::string>;
 
 constexpr index_t largest_group = 1 << 24;
 constexpr int largest_grid = 1000;
@@ -43,23 +39,6 @@ const keys weights_used = {"num_bits",        "type",    "symmetric", "group_siz
                            "block_structure", "dynamic", "actorder",  "scale_dtype"};
 const keys weights_without_effect = {"observer", "observer_kwargs", "zp_dtype"};
 
-bool contains(const keys& all, const std::string& key) {
-  return std::find(all.begin(), all.end(), key) != all.end();
-}
-
-keys operator+(keys a, const keys& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
-bool is_none(const json& value) {
-  return value.is_null() || (value.is_structured() && value.empty());
-}
-
-std::string shown(const std::string& text) {
-  return excerpt(json(text));
-}
-
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
@@ -70,101 +49,6 @@ bool is_stage(std::string key) {
   if (digits > 0 && digits < key.size() && key[digits - 1] == '_') key.resize(digits - 1);
   return ends_with(key, "_stage");
 }
-
-/// Reads one mapping: keys once each, by name, the way pydantic takes them ("4" for 4, "false" for false).
-class mapping {
- public:
-  /// @throws error for a value that is no mapping, and for a key that is neither used nor known to change nothing.
-  mapping(const json& value, std::string where, const keys& used, const keys& ignored, keys& without_effect)
-      : value_(value.is_null() ? json::object() : value), where_(std::move(where)) {
-    if (!value_.is_object()) throw error(where_ + " must be a mapping of keys, but is " + excerpt(value_));
-    for (const auto& [key, given] : value_.items()) {
-      if (contains(used, key)) continue;
-      if (!contains(ignored, key))
-        throw error(where_ + ": the key " + shown(key) + " is not known; " + listed(used + ignored) + " are");
-      const std::string name = where_.substr(where_.rfind(", ") + 2) + "." + key;
-      if (!is_none(given) && !contains(without_effect, name)) without_effect.push_back(name);
-    }
-  }
-
-  const std::string& where() const { return where_; }
-
-  /// The value of `key`; null when it is absent, null or empty.
-  const json* get(const char* key) const {
-    const auto found = value_.find(key);
-    return found == value_.end() || is_none(*found) ? nullptr : &*found;
-  }
-
-  [[noreturn]] void refuse(const char* key, const std::string& why) const {
-    throw error(where_ + ": \"" + key + "\" is " + excerpt(*get(key)) + ", " + why);
-  }
-
-  index_t integer(const char* key, index_t low, index_t high, index_t otherwise) const {
-    const json* found = get(key);
-    if (!found) return otherwise;
-    double number = std::nan("");
-    if (found->is_number()) number = found->get<double>();
-    if (const auto* text = found->get_ptr<const std::string*>()) {
-      char* end = nullptr;
-      number = std::strtod(text->c_str(), &end);
-      if (text->empty() || *end != '\0') number = std::nan("");
-    }
-    if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high)) || number != std::floor(number))
-      refuse(key, "and must be an integer from " + std::to_string(low) + " to " + std::to_string(high));
-    return static_cast<index_t>(number);
-  }
-
-  bool boolean(const char* key, bool otherwise) const {
-    const json* found = get(key);
-    if (!found) return otherwise;
-    if (found->is_boolean()) return found->get<bool>();
-    const std::string word = found->is_string() ? lower(found->get<std::string>()) : "";
-    if (word == "true" || word == "yes" || word == "on") return true;
-    if (word == "false" || word == "no" || word == "off") return false;
-    refuse(key, "and must be true or false");
-  }
-
-  /// A word, in lower case; empty when there is none.
-  std::string word(const char* key) const {
-    const json* found = get(key);
-    if (!found) return "";
-    if (!found->is_string()) refuse(key, "and must be a word");
-    return lower(found->get<std::string>());
-  }
-
-  /// A list of strings, or one string.
-  keys strings(const char* key, const keys& otherwise) const {
-    const json* found = get(key);
-    if (!found) return otherwise;
-    return strings_of(*found, where_ + ": \"" + key + "\"");
-  }
-
-  static keys strings_of(const json& value, const std::string& where) {
-    if (value.is_string()) return {value.get<std::string>()};
-    keys all;
-    for (const json& entry : value.is_array() ? value : json::array({nullptr})) {
-      if (!entry.is_string()) throw error(where + " must be a list of names, but holds " + excerpt(entry));
-      all.push_back(entry.get<std::string>());
-    }
-    return all;
-  }
-
-  static std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-    return text;
-  }
-
-  static std::string listed(const keys& all) {
-    std::string text;
-    for (size_t i = 0; i < all.size(); ++i)
-      if (all[i].back() != '_') text += (text.empty() ? "" : i + 1 == all.size() ? " and " : ", ") + all[i];
-    return text;
-  }
-
- private:
-  json value_;
-  std::string where_;
-};
 
 struct modifier {
   std::string name;
@@ -251,11 +135,9 @@ class recipe_reader {
 
   void read_awq(const mapping& m) {
     if (const json* mappings = m.get("mappings")) check_mappings(m, *mappings);
-    const std::string both = m.get("duo_scaling") && m.get("duo_scaling")->is_string() ? m.word("duo_scaling") : "";
-    if (both == "both")
-      out_.duo_scaling = both;
-    else
-      out_.duo_scaling = m.boolean("duo_scaling", true) ? "true" : "false";
+    const json* duo = m.get("duo_scaling");
+    if (duo && duo->is_string() && *duo != "both") m.refuse("duo_scaling", "and must be true, false or both");
+    out_.duo_scaling = duo && duo->is_string() ? "both" : m.boolean("duo_scaling", true) ? "true" : "false";
     out_.grid = static_cast<int>(m.integer("n_grid", 1, largest_grid, 20));
     if (out_.grid > 1 && out_.grid < 4) m.refuse("n_grid", "and must be 1 (no search) or at least 4");
   }
@@ -308,12 +190,12 @@ class recipe_reader {
     }
     if (!scheme->is_object()) m.refuse("scheme", "and must be a scheme's name, or a mapping of names to targets");
     for (const auto& [name, of] : scheme->items())
-      out_.groups.push_back({preset(m, name), mapping::strings_of(of, m.where() + ", scheme, " + shown(name))});
+      out_.groups.push_back({preset(m, name), strings_of(of, m.where() + ", scheme, " + shown(name))});
   }
 
   /// W4A16 and its like: weights of that many bits, symmetric, groups of 128.
   static packing preset(const mapping& m, const std::string& name) {
-    const std::string known = mapping::lower(name);
+    const std::string known = lower(name);
     const bool plain =
         known.size() == 5 && known[0] == 'w' && known[1] >= '2' && known[1] <= '8' && known.substr(2) == "a16";
     if (plain) return {packed_format::compressed_tensors, known[1] - '0', true, 128};

@@ -3,7 +3,11 @@
 
 #include <catch2/catch.hpp>
 
+#include <algorithm>
+#include <tuple>
+
 #include "support/files.hpp"
+#include "support/golden.hpp"
 
 using namespace nibble;
 using namespace nibble::mistral;
@@ -44,4 +48,113 @@ TEST_CASE("a recipe written names the modifiers and their arguments, and reads a
   const std::string plain = test::read_bytes(out / "recipe.yaml");
   CHECK_THAT(plain, !Contains("AWQModifier") && Contains("strategy: channel") && Contains("ignore: []"));
   CHECK_FALSE(read(plain).awq);
+}
+
+TEST_CASE("recipes that llm-compressor wrote, and older ones, mean what it takes them to mean") {
+  const auto golden_file = golden("recipe/recipes.json");
+  REQUIRE(golden_file.at("recipes").size() == 6);
+  for (const auto& [name, wanted] : golden_file.at("recipes").items()) {
+    CAPTURE(name);
+    const recipe found = read_recipe(std::string(test::golden_directory) + "/recipe/" + name);
+    CHECK(found.awq == wanted.at("awq"));
+    CHECK(found.duo_scaling == wanted.at("duo_scaling"));
+    CHECK(found.grid == wanted.at("n_grid"));
+    CHECK(found.ignore == wanted.at("ignore").get<std::vector<std::string>>());
+    REQUIRE(found.groups.size() == wanted.at("groups").size());
+    for (size_t i = 0; i < found.groups.size(); ++i) {
+      const auto& group = wanted.at("groups")[i];
+      CHECK(found.groups[i].targets == group.at("targets").get<std::vector<std::string>>());
+      CHECK(found.groups[i].how == packing{ct, group.at("bits"), group.at("symmetric"), group.at("group_size")});
+    }
+    const test::temporary_directory out;
+    write_recipe(out.path(), found);
+    const recipe again = read_recipe(out / "recipe.yaml");
+    CHECK(again.awq == found.awq);
+    if (found.awq) CHECK(std::tie(again.duo_scaling, again.grid) == std::tie(found.duo_scaling, found.grid));
+    CHECK(again.ignore == found.ignore);
+    REQUIRE(again.groups.size() == found.groups.size());
+    for (size_t i = 0; i < again.groups.size(); ++i) {
+      CHECK(again.groups[i].how == found.groups[i].how);
+      CHECK(again.groups[i].targets == found.groups[i].targets);
+    }
+  }
+}
+
+TEST_CASE("keys that change nothing here are taken, and named") {
+  const recipe found = read_recipe(std::string(test::golden_directory) + "/recipe/groups.yaml");
+  const std::vector<std::string> named = {"AWQModifier.requires_calibration_data", "group_0.weights.zp_dtype",
+                                          "group_0.weights.observer",
+                                          "QuantizationModifier.bypass_divisibility_checks"};
+  for (const std::string& key : named)
+    CHECK(std::find(found.without_effect.begin(), found.without_effect.end(), key) != found.without_effect.end());
+  const recipe device = read_recipe(std::string(test::golden_directory) + "/recipe/older_api.yaml");
+  CHECK(std::count(device.without_effect.begin(), device.without_effect.end(), "AWQModifier.offload_device") == 1);
+}
+
+TEST_CASE("the group of every module is the one that compressed-tensors finds") {
+  const auto file = golden("recipe/matching.json");
+  const auto modules = file.at("modules").get<std::vector<std::string>>();
+  REQUIRE(modules.size() == 86);
+  REQUIRE(file.at("cases").size() > 30);
+  for (const auto& one : file.at("cases")) {
+    CAPTURE(one.at("targets").dump(), one.at("ignore").dump());
+    std::vector<packing_group> groups;
+    for (const auto& targets : one.at("targets"))
+      groups.push_back({{ct, static_cast<int>(groups.size()) + 2, true, 32}, targets.get<std::vector<std::string>>()});
+    const quantization q(groups, one.at("ignore").get<std::vector<std::string>>(), "recipe.yaml");
+    const auto wanted = one.at("bits").get<std::string>();
+    for (size_t i = 0; i < modules.size(); ++i) {
+      CAPTURE(modules[i]);
+      if (modules[i] == "model.embed_tokens") {
+        CHECK(q.targets_embedding() == (wanted[i] != '-'));
+        CHECK_FALSE(q.of(modules[i]));
+        continue;
+      }
+      const auto how = q.of(modules[i]);
+      CHECK((how ? static_cast<char>('0' + how->bits) : '-') == wanted[i]);
+    }
+  }
+}
+
+TEST_CASE("a checkpoint's quantization_config gives every linear what its recipe gave it") {
+  const auto file = golden("recipe/matching.json");
+  auto linears = file.at("modules").get<std::vector<std::string>>();
+  linears.erase(linears.begin());  // the embedding
+  for (const auto& one : file.at("cases")) {
+    CAPTURE(one.at("targets").dump(), one.at("ignore").dump());
+    std::vector<packing_group> groups;
+    for (const auto& targets : one.at("targets"))
+      groups.push_back({{ct, static_cast<int>(groups.size()) + 2, true, 32}, targets.get<std::vector<std::string>>()});
+    const quantization q(groups, one.at("ignore").get<std::vector<std::string>>(), "recipe.yaml");
+    if (std::none_of(linears.begin(), linears.end(), [&](const auto& name) { return q.of(name).has_value(); }))
+      continue;
+    config model;
+    model.json["quantization_config"] = quantization_json(q, linears);
+    const auto read_back = quantization::read(model, "config.json");
+    size_t patterns = 0;
+    for (const packing_group& group : read_back->groups())
+      for (const std::string& target : group.targets) patterns += target.rfind("re:", 0) == 0;
+    CHECK(patterns == 0);  // which of two patterns wins, vLLM decides otherwise
+    for (const std::string& name : linears) {
+      CAPTURE(name);
+      CHECK(read_back->of(name) == q.of(name));
+    }
+  }
+}
+
+TEST_CASE("an AutoAWQ format takes a recipe of one packing, and its ignored linears by name") {
+  const std::vector<std::string> linears = {"model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj", "lm_head"};
+  const packing how = {packed_format::awq_gemm, 4, false, 64};
+  const quantization one({{how, {"re:.*_proj"}}}, {"re:.*layers\\.1\\."}, "recipe.yaml");
+  config model;
+  model.json["quantization_config"] = quantization_json(one, linears);
+  CHECK(model.json["quantization_config"]["modules_to_not_convert"] ==
+        nlohmann::ordered_json::array({"model.layers.1.mlp.up_proj"}));
+  const auto read_back = quantization::read(model, "config.json");
+  for (const std::string& name : linears) CHECK(read_back->of(name) == one.of(name));
+  packing other = how;
+  other.group = 32;
+  const quantization two({{how, {"Linear"}}, {other, {"re:.*11"}}}, {"lm_head"}, "recipe.yaml");
+  CHECK_THAT(test::refusal([&] { quantization_json(two, linears); }),
+             Contains("--format awq-gemm") && Contains("groups of 64") && Contains("groups of 32"));
 }
