@@ -174,7 +174,7 @@ TEST_CASE("awq_mistral shows an earlier run beside its own, and gates perplexity
   CHECK(answers.at("models").back().at("accuracy") < 0.5);
 }
 
-TEST_CASE("--baseline-results and --allow-overlap without a text to evaluate are refused") {
+TEST_CASE("options --baseline-results and --allow-overlap without a text to evaluate are refused") {
   for (const words& more : {words{"--baseline-results", "figures.json"}, {"--allow-overlap"}}) {
     words arguments = {"--output", "never-written"};
     arguments.insert(arguments.end(), more.begin(), more.end());
