@@ -84,7 +84,8 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
   const std::string group = "Quantization";
   app.add_option("--recipe", o.recipe,
                  "llm-compressor's recipe.yaml: which linears to quantize and how, each group its own way, instead of "
-                 "--scheme, --group-size, --ignore, --method, --duo-scaling and --n-grid")
+                 "--scheme, --group-size, --ignore, --method, --duo-scaling and --n-grid; "
+                 "examples/awq_mistral/recipes holds two")
       ->type_name("FILE")
       ->group(group);
   app.add_option("--scheme", o.scheme, "W4A16_ASYM, W4A16, W8A16, W8A16_ASYM, W3A16_ASYM, W3A16 or W2A16_ASYM")

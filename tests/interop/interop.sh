@@ -8,6 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 build=${1:-$root/build}
+recipes=$root/examples/awq_mistral/recipes
 text=$root/examples/awq_mistral/text/heldout-persuasion.txt
 window=510 # vLLM wants room for a token of its own in the model's context of 512
 windows=${WINDOWS:-20}
@@ -54,12 +55,19 @@ if [ -n "${TRANSFORMERS:-}" ]; then
   compare transformers "$TRANSFORMERS" transformers_perplexity.py W4A16_ASYM-channel
   write W4A16_ASYM-32-sharded --scheme W4A16_ASYM --group-size 32 --max-shard-size 1MB
   compare transformers "$TRANSFORMERS" transformers_perplexity.py W4A16_ASYM-32-sharded
-  if "$TRANSFORMERS" "$here/recipe.py" "$work/W4A16_ASYM" > "$work/log" 2>&1; then
-    say W4A16_ASYM llm-compressor "recipe" "loads" ""
-  else
-    tail -5 "$work/log"
-    failed=1
-  fi
+  for recipe in four_bits mixed; do
+    write recipe-$recipe --recipe "$recipes/$recipe.yaml"
+    compare transformers "$TRANSFORMERS" transformers_perplexity.py recipe-$recipe
+  done
+  for name in W4A16_ASYM recipe-four_bits recipe-mixed; do
+    if "$TRANSFORMERS" "$here/recipe.py" "$work/$name" > "$work/log" 2>&1; then
+      say $name llm-compressor recipe means same
+    else
+      tail -5 "$work/log"
+      say $name llm-compressor recipe "" FAILED
+      failed=1
+    fi
+  done
 else
   echo "left out: transformers with compressed-tensors; name an interpreter in TRANSFORMERS"
 fi
@@ -68,6 +76,8 @@ if [ -n "${VLLM:-}" ]; then
     [ -d "$work/$scheme" ] || write $scheme --scheme $scheme
     compare vLLM "$VLLM" vllm_perplexity.py $scheme
   done
+  [ -d "$work/recipe-four_bits" ] || write recipe-four_bits --recipe "$recipes/four_bits.yaml"
+  compare vLLM "$VLLM" vllm_perplexity.py recipe-four_bits
 else
   echo "left out: vLLM; name an interpreter in VLLM"
 fi
