@@ -222,30 +222,14 @@ void check_recipe_alone(const CLI::App& app, const awq_options& o) {
       throw usage_error(std::string(option) + " contradicts --recipe " + o.recipe + ", which decides it; leave it out");
 }
 
-/// A file to be written after the work: what would fail then fails before it, and no half of it is ever seen.
-class pending_file {
- public:
-  /// @param name empty: none. @param output the run's, which is not there or gives way to a new one at the end.
-  pending_file(const std::string& name, const std::string& output) : name_(name), partial_(name + ".partial") {
-    namespace fs = std::filesystem;
-    if (name_.empty()) return;
-    if (fs::is_directory(name_)) throw error(name_ + " is a directory, and a file is to be written there");
-    const auto place = fs::weakly_canonical(fs::absolute(name_)), whole = fs::weakly_canonical(fs::absolute(output));
-    if (std::mismatch(whole.begin(), whole.end(), place.begin(), place.end()).first == whole.end())
-      throw usage_error(name_ + " lies in " + output + ", which is replaced as a whole; write it elsewhere");
-    const removed_at_exit partial{partial_};
-    write_file(partial_, "");
-  }
-  void finish(const std::function<std::string()>& text) const {
-    if (name_.empty()) return;
-    const removed_at_exit partial{partial_};
-    write_file(partial_, text());
-    rename_file(partial_, name_);
-  }
-
- private:
-  std::string name_, partial_;
-};
+/// @throws usage_error for a file that would lie in the run's output, which gives way to a new one at the end.
+void check_outside(const std::string& file, const std::string& output) {
+  namespace fs = std::filesystem;
+  if (file.empty()) return;
+  const auto place = fs::weakly_canonical(fs::absolute(file)), whole = fs::weakly_canonical(fs::absolute(output));
+  if (std::mismatch(whole.begin(), whole.end(), place.begin(), place.end()).first == whole.end())
+    throw usage_error(file + " lies in " + output + ", which is replaced as a whole; write it elsewhere");
+}
 
 int run(const CLI::App& app, awq_options& o, const words& w) {
   if (o.output.empty()) throw usage_error("--output is required: the directory to write");
@@ -260,12 +244,13 @@ int run(const CLI::App& app, awq_options& o, const words& w) {
     std::fputs(plan_of(o).c_str(), stdout);
     return 0;
   }
-  const pending_file json(o.json, o.output), report(o.report, o.output);
+  for (const std::string& file : {o.json, o.report}) check_outside(file, o.output);
+  const pending_file json(o.json), report(o.report);
   const pass_result r = run_pass(o);
   std::printf("%s\nwritten to %s\n", table(o, r).c_str(), o.output.c_str());
   const auto figures = to_json(o, r);
-  json.finish([&] { return readable(figures) + "\n"; });
-  report.finish([&] { return report_html(figures); });
+  if (!o.json.empty()) json.finish(readable(figures) + "\n");
+  if (!o.report.empty()) report.finish(report_html(figures));
   const std::vector<std::string> worse = regressions(o, r);
   for (const std::string& each : worse) std::fprintf(stderr, "awq_mistral: %s\n", each.c_str());
   return worse.empty() ? 0 : regressed;

@@ -197,8 +197,7 @@ void print_figures(const nlohmann::ordered_json& f, const generation_times& t) {
 int run(const options& o) {
   check(o);
   if (o.threads > 0) nibble::host::set_threads(o.threads);
-  if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
-  const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
+  const pending_file file(o.json);
   const auto start = std::chrono::steady_clock::now();
   const config settings = read_config(o.model);
   const auto tok = open_tokenizer(o.model);
@@ -221,12 +220,10 @@ int run(const options& o) {
   if (!o.print_json) return 0;
   const std::string json =
       as_json(o, prompts, answers, text, figures).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  if (o.json.empty()) {
+  if (o.json.empty())
     std::fputs(json.c_str(), stdout);
-  } else {
-    write_file(o.json + ".partial", json);
-    rename_file(o.json + ".partial", o.json);
-  }
+  else
+    file.finish(json);
   return 0;
 }
 

@@ -126,6 +126,21 @@ removed_at_exit::~removed_at_exit() {
   if (!path.empty()) ::unlink(path.c_str());
 }
 
+pending_file::pending_file(const std::filesystem::path& path) : path_(path), partial_(path) {
+  if (path_.empty()) return;
+  if (std::filesystem::is_directory(path_))
+    throw error(path_.string() + " is a directory, and a file is to be written there");
+  partial_ += ".partial";
+  const removed_at_exit partial{partial_};
+  write_file(partial_, "");
+}
+
+void pending_file::finish(std::string_view text) const {
+  const removed_at_exit partial{partial_};
+  write_file(partial_, text);
+  rename_file(partial_, path_);
+}
+
 void forget_cached(const std::filesystem::path& file) {
   const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) return;

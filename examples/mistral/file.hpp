@@ -56,6 +56,18 @@ struct removed_at_exit {
   ~removed_at_exit();
 };
 
+/// A file to be written after the work: what would fail then fails before it, and no half of it is ever seen.
+class pending_file {
+ public:
+  /// @param path empty: none. @throws error naming it when it cannot be written.
+  explicit pending_file(const std::filesystem::path& path);
+  /// @pre the path is not empty. @throws error naming the file.
+  void finish(std::string_view text) const;
+
+ private:
+  std::filesystem::path path_, partial_;
+};
+
 /// Asks the system to drop what it holds of a file in memory, so that reading it reads the disk.
 void forget_cached(const std::filesystem::path& file);
 

@@ -187,19 +187,16 @@ int run(const options& o) {
   const auto start = std::chrono::steady_clock::now();
   if (o.model.empty() || o.text.empty()) throw usage_error("--model and --text are required");
   if (o.threads > 0) nibble::host::set_threads(o.threads);
-  if (!o.json.empty()) write_file(o.json + ".partial", "");  // fails now where it would fail after the work
-  const removed_at_exit partial{o.json.empty() ? "" : o.json + ".partial"};
+  const pending_file file(o.json);
   const figures f = measure(o);
   if (!o.print_json || !o.json.empty()) print(o, f);
   if (!o.print_json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const std::string json = as_json(o, f, seconds.count()).dump(2) + "\n";
-  if (o.json.empty()) {
+  if (o.json.empty())
     std::fputs(json.c_str(), stdout);
-  } else {
-    write_file(o.json + ".partial", json);
-    rename_file(o.json + ".partial", o.json);
-  }
+  else
+    file.finish(json);
   return 0;
 }
 

@@ -24,6 +24,14 @@ recipe read(const std::string& text) {
   return read_recipe(root / "recipe.yaml");
 }
 
+/// What a case of matching.json asks for: its groups have 2 bits, 3, …, so that bits tell which group a module fell to.
+quantization quantization_of(const nlohmann::ordered_json& one) {
+  std::vector<packing_group> groups;
+  for (const auto& targets : one.at("targets"))
+    groups.push_back({{ct, static_cast<int>(groups.size()) + 2, true, 32}, targets.get<std::vector<std::string>>()});
+  return quantization(groups, one.at("ignore").get<std::vector<std::string>>(), "recipe.yaml");
+}
+
 }  // namespace
 
 TEST_CASE("a recipe written names the modifiers and their arguments, and reads as what was written") {
@@ -98,10 +106,7 @@ TEST_CASE("the group of every module is the one that compressed-tensors finds") 
   REQUIRE(file.at("cases").size() > 30);
   for (const auto& one : file.at("cases")) {
     CAPTURE(one.at("targets").dump(), one.at("ignore").dump());
-    std::vector<packing_group> groups;
-    for (const auto& targets : one.at("targets"))
-      groups.push_back({{ct, static_cast<int>(groups.size()) + 2, true, 32}, targets.get<std::vector<std::string>>()});
-    const quantization q(groups, one.at("ignore").get<std::vector<std::string>>(), "recipe.yaml");
+    const quantization q = quantization_of(one);
     const auto wanted = one.at("bits").get<std::string>();
     for (size_t i = 0; i < modules.size(); ++i) {
       CAPTURE(modules[i]);
@@ -122,10 +127,7 @@ TEST_CASE("a checkpoint's quantization_config gives every linear what its recipe
   linears.erase(linears.begin());  // the embedding
   for (const auto& one : file.at("cases")) {
     CAPTURE(one.at("targets").dump(), one.at("ignore").dump());
-    std::vector<packing_group> groups;
-    for (const auto& targets : one.at("targets"))
-      groups.push_back({{ct, static_cast<int>(groups.size()) + 2, true, 32}, targets.get<std::vector<std::string>>()});
-    const quantization q(groups, one.at("ignore").get<std::vector<std::string>>(), "recipe.yaml");
+    const quantization q = quantization_of(one);
     if (std::none_of(linears.begin(), linears.end(), [&](const auto& name) { return q.of(name).has_value(); }))
       continue;
     config model;
