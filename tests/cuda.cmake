@@ -11,11 +11,13 @@ file(GLOB kernel_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernel
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.hpp)
 file(GLOB launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.cuh)
+file(GLOB device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
+     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/detail/*.cuh ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/tuning/*.cuh)
 set(cuda_flags -std=c++17 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/kernels
                -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
                -Werror all-warnings -Xcompiler -Wall,-Wextra -c -o /dev/null)
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty.cu "")
-foreach(header IN LISTS device_headers kernel_headers launchers)
+foreach(header IN LISTS device_headers kernel_headers launchers device_code)
   add_test(NAME "${header} compiles alone under nvcc"
            COMMAND ${NIBBLE_NVCC} ${cuda_flags} -include ${header} ${CMAKE_CURRENT_BINARY_DIR}/empty.cu)
 endforeach()
@@ -36,9 +38,9 @@ add_executable(nvrtc cuda/nvrtc.cpp)
 target_include_directories(nvrtc SYSTEM PRIVATE ${NIBBLE_NVRTC_INCLUDE_DIR})
 target_link_libraries(nvrtc PRIVATE ${NIBBLE_NVRTC})
 nibble_compile(nvrtc)
-foreach(source IN LISTS device_headers ITEMS nibble/kernels/status.hpp nibble/kernels/tuning.hpp
+foreach(source IN LISTS device_headers device_code ITEMS nibble/kernels/status.hpp nibble/kernels/tuning.hpp
         ${CMAKE_CURRENT_SOURCE_DIR}/cuda/rows.cu)
-  get_filename_component(name ${source} NAME)
+  string(REPLACE "${CMAKE_CURRENT_SOURCE_DIR}/" "" name ${source})
   add_test(NAME "${name} compiles under NVRTC"
            COMMAND nvrtc sm_90 ${source} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/kernels
                    ${NIBBLE_NVRTC_INCLUDE_DIR} ${NIBBLE_NVRTC_INCLUDE_DIR}/cccl)

@@ -8,7 +8,7 @@ packages=(cmake ninja-build g++ pkg-config nlohmann-json3-dev libsentencepiece-d
           libopenblas-dev libssl-dev libyaml-cpp-dev ccache)
 case ${1:-} in
   programs) ;;
-  tests) packages+=(catch2 libbenchmark-dev) ;;
+  tests) packages+=(catch2 libbenchmark-dev libboost-context-dev) ;;
   *) echo "usage: $0 programs|tests" >&2; exit 2 ;;
 esac
 

@@ -5,7 +5,7 @@
 ///
 ///     struct quantize {
 ///       static constexpr int architectures[] = {80, 90};
-///       constexpr policy operator()(int sm) const { return sm >= 90 ? policy{256, 16} : policy{256, 8}; }
+///       NIBBLE_HOST_DEVICE constexpr policy operator()(int sm) const { return sm >= 90 ? policy{256, 16} : policy{256, 8}; }
 ///     };
 #pragma once
 
@@ -19,6 +19,12 @@ template <class Tuning, int Sm>
 struct tuned {
   static constexpr int sm = Sm;
   static constexpr auto value = Tuning{}(Sm);
+};
+
+/// A number as a type, for what a launcher chooses and a kernel takes as its template argument.
+template <int Value>
+struct constant {
+  static constexpr int value = Value;
 };
 
 #if !defined(__CUDACC_RTC__)  // whoever compiles at run time knows the device already

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Part of device.cuh: arithmetic that rounds once an operation whatever flags a kernel is compiled with, so that it gives the
+/// bits of the reference. A plain a · b + c becomes one fused operation unless --fmad=false says otherwise.
+#pragma once
+
+#include "nibble/core.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace device {
+
+// clang-format off
+__device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline float subtract(float a, float b) { return __fsub_rn(a, b); }
+__device__ inline float multiply(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float divide(float a, float b) { return __fdiv_rn(a, b); }
+__device__ inline float square_root(float a) { return __fsqrt_rn(a); }
+/// a · b + c, rounded once.
+__device__ inline float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+__device__ inline double add(double a, double b) { return __dadd_rn(a, b); }
+__device__ inline double subtract(double a, double b) { return __dsub_rn(a, b); }
+__device__ inline double multiply(double a, double b) { return __dmul_rn(a, b); }
+__device__ inline double divide(double a, double b) { return __ddiv_rn(a, b); }
+__device__ inline double square_root(double a) { return __dsqrt_rn(a); }
+__device__ inline double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+// clang-format on
+
+}  // namespace device
+NIBBLE_NAMESPACE_END

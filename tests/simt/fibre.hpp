@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// A fibre with a stack of its own, and what the sanitizers have to be told about it. NIBBLE_SIMT_ASAN and
+/// NIBBLE_SIMT_TSAN say which of them the kernels are built with.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <boost/context/detail/fcontext.hpp>
+#include <cstddef>
+#include <cstdlib>
+#include <vector>
+
+#if NIBBLE_SIMT_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if NIBBLE_SIMT_TSAN
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* object);
+void __tsan_release(void* object);
+void __tsan_ignore_thread_begin();
+void __tsan_ignore_thread_end();
+}
+#endif
+
+namespace simt {
+
+/// What came before release(object) comes before what follows acquire(object).
+inline void release([[maybe_unused]] char& object) {
+#if NIBBLE_SIMT_TSAN
+  __tsan_release(&object);
+#endif
+}
+inline void acquire([[maybe_unused]] char& object) {
+#if NIBBLE_SIMT_TSAN
+  __tsan_acquire(&object);
+#endif
+}
+
+/// While one lives, ThreadSanitizer overlooks what this fibre does to memory: the executor's own lists are no part of the kernel.
+struct overlooked {
+#if NIBBLE_SIMT_TSAN
+  overlooked() {
+    __tsan_ignore_thread_begin();
+  }
+  ~overlooked() {
+    __tsan_ignore_thread_end();
+  }
+#else
+  overlooked() {}
+  ~overlooked() {}
+#endif
+  overlooked(const overlooked&) = delete;
+  overlooked& operator=(const overlooked&) = delete;
+};
+
+/// Stacks, with a page below each that faults; kept for the next launch.
+class stack_pool {
+ public:
+  static constexpr std::size_t page = 4096, size = 128 * 1024;
+  /// The lowest byte of `size`.
+  char* take() {
+    char* stack = nullptr;
+    if (free_.empty()) {
+      void* p =
+          ::mmap(nullptr, page + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (p == MAP_FAILED || ::mprotect(p, page, PROT_NONE) != 0) std::abort();
+      stack = static_cast<char*>(p) + page;
+    } else {
+      stack = free_.back();
+      free_.pop_back();
+    }
+    return stack;
+  }
+  void give_back(char* stack) { free_.push_back(stack); }
+
+ private:
+  std::vector<char*> free_;
+};
+
+class fibre {
+ public:
+  fibre() : stack_(pool().take()) {}
+  ~fibre() {
+#if NIBBLE_SIMT_TSAN
+    if (tsan_) __tsan_destroy_fiber(tsan_);
+#endif
+    pool().give_back(stack_);
+  }
+  fibre(const fibre&) = delete;
+  fibre& operator=(const fibre&) = delete;
+
+  /// The next enter() runs `body` from its beginning. @pre the fibre has not begun, or its body has ended.
+  void start(void (*body)()) {
+#if NIBBLE_SIMT_ASAN
+    __asan_unpoison_memory_region(stack_, stack_pool::size);
+#elif NIBBLE_SIMT_TSAN
+    // A fresh mapping, that ThreadSanitizer forgets who wrote to this stack.
+    if (::mmap(stack_, stack_pool::size, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+      std::abort();
+    if (tsan_) __tsan_destroy_fiber(tsan_);
+    tsan_ = __tsan_create_fiber(0);
+#endif
+    body_ = body;
+    ended_ = false;
+    inside_ = boost::context::detail::make_fcontext(stack_ + stack_pool::size, stack_pool::size, &fibre::begin);
+  }
+
+  /// From outside: runs the fibre until it leaves or its body ends.
+  void enter() {
+#if NIBBLE_SIMT_TSAN
+    outer_tsan_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(tsan_, no_sync);
+#endif
+#if NIBBLE_SIMT_ASAN
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, stack_, stack_pool::size);
+#endif
+    inside_ = boost::context::detail::jump_fcontext(inside_, this).fctx;
+#if NIBBLE_SIMT_ASAN
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  }
+
+  /// From inside: goes back to who entered.
+  void leave() {
+#if NIBBLE_SIMT_TSAN
+    __tsan_switch_to_fiber(outer_tsan_, no_sync);
+#endif
+#if NIBBLE_SIMT_ASAN
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(ended_ ? nullptr : &fake, outer_stack_, outer_size_);
+#endif
+    outside_ = boost::context::detail::jump_fcontext(outside_, nullptr).fctx;
+#if NIBBLE_SIMT_ASAN
+    __sanitizer_finish_switch_fiber(fake, &outer_stack_, &outer_size_);
+#endif
+  }
+
+ private:
+  static void begin(boost::context::detail::transfer_t from) {
+    fibre& f = *static_cast<fibre*>(from.data);
+#if NIBBLE_SIMT_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &f.outer_stack_, &f.outer_size_);
+#endif
+    f.outside_ = from.fctx;
+    f.body_();
+    f.ended_ = true;
+    f.leave();
+    std::abort();
+  }
+  static stack_pool& pool() {
+    static stack_pool all;
+    return all;
+  }
+
+  char* stack_;
+  void (*body_)() = nullptr;
+  bool ended_ = false;
+  boost::context::detail::fcontext_t inside_ = nullptr, outside_ = nullptr;
+#if NIBBLE_SIMT_TSAN
+  static constexpr unsigned no_sync = 1;  ///< a switch orders nothing
+  void *tsan_ = nullptr, *outer_tsan_ = nullptr;
+#endif
+#if NIBBLE_SIMT_ASAN
+  const void* outer_stack_ = nullptr;
+  std::size_t outer_size_ = 0;
+#endif
+};
+
+}  // namespace simt
