@@ -19,7 +19,7 @@ using namespace nibble;
 
 namespace {
 
-constexpr index_t n = 28672, k = 8192, group = 128, most_tokens = 8;
+constexpr index_t n = 28672, k = 8192, group = 128, most_tokens = 128;
 
 /// Random bits: as codes they are all as likely, as bf16 or fp16 they are cleared of infinities.
 std::vector<uint32_t> random_words(index_t count, uint32_t mask) {
@@ -105,29 +105,37 @@ void packed(benchmark::State& state) {
   });
 }
 
+void add(const std::string& name, void (*f)(benchmark::State&)) {
+  auto* b = benchmark::RegisterBenchmark(name.c_str(), f);
+  b->ArgNames({"tokens", "threads"})->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(0.5);
+  for (const int tokens : {1, 2, 4, 8, 128}) b->Args({tokens, 2});
+}
+
 template <class Kernel>
-void add(const std::string& kernel) {
-  const auto one = [&](const std::string& weights, void (*f)(benchmark::State&)) {
-    auto* b = benchmark::RegisterBenchmark((kernel + "/" + weights).c_str(), f);
-    b->ArgNames({"tokens", "threads"})->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(0.5);
-    for (const int tokens : {1, 2, 4, 8}) b->Args({tokens, 2});
-  };
-  one("bf16", dense<Kernel, bf16>);
-  one("fp16", dense<Kernel, fp16>);
-  one("8 bits", packed<Kernel, 8>);
-  one("4 bits", packed<Kernel, 4>);
-  one("3 bits", packed<Kernel, 3>);
-  one("2 bits", packed<Kernel, 2>);
+void add_dense(const std::string& kernel) {
+  add(kernel + "/bf16", dense<Kernel, bf16>);
+  add(kernel + "/fp16", dense<Kernel, fp16>);
+}
+
+template <class Kernel>
+void add_packed(const std::string& kernel) {
+  add(kernel + "/8 bits", packed<Kernel, 8>);
+  add(kernel + "/4 bits", packed<Kernel, 4>);
+  add(kernel + "/3 bits", packed<Kernel, 3>);
+  add(kernel + "/2 bits", packed<Kernel, 2>);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
 #if defined(__GNUC__) && defined(__x86_64__)
-  if (host::detail::has_avx512()) add<host::detail::avx512_kernel>("avx512");
-  if (host::detail::has_avx2()) add<host::detail::avx2_kernel>("avx2");
+  if (host::detail::has_avx512()) add_dense<host::detail::avx512_kernel>("avx512");
+  if (host::detail::has_vnni()) add_packed<host::detail::vnni_kernel>("avx512");
+  if (host::detail::has_avx2()) add_dense<host::detail::avx2_kernel>("avx2");
+  if (host::detail::has_avx2()) add_packed<host::detail::avx2_kernel>("avx2");
 #endif
-  add<host::detail::plain_kernel>("plain");
+  add_dense<host::detail::plain_kernel>("plain");
+  add_packed<host::detail::plain_kernel>("plain");
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -60,23 +60,40 @@ struct problem {
   std::vector<float> by_reference() const {
     return result([](auto... a) { reference::gemm(a...); });
   }
+  std::vector<float> by_mathematics() const {
+    std::vector<float> y;
+    for (index_t t = 0; t < m; ++t)
+      for (index_t i = 0; i < n; ++i)
+        y.push_back(gemm(inputs().row(t), k, l, word_matrix(), scale_matrix(), zero_matrix(), group, i));
+    return y;
+  }
   template <class Kernel>
   std::vector<float> by_kernel() const {
     return result([](auto... a) { host::detail::gemm_packed<Kernel>(a...); });
   }
-  /// Σ x·w in double, and Σ |x·w|.
+  /// Σ x·w in double, and how far sums of rounded inputs may be from it.
   std::pair<double, double> exact(index_t t, index_t i) const {
-    double sum = 0, magnitude = 0;
-    for (index_t j = 0; j < k; ++j) {
-      const index_t g = group < 0 ? 0 : j / group;
+    const index_t run = gemm_run(l.bits, group);
+    double sum = 0, rounding = 0, magnitude = 0;
+    for (index_t first = 0; first < k; first += run) {
+      const index_t end = std::min(k, first + run), g = group < 0 ? 0 : first / group;
       const int zero = symmetric ? 1 << (l.bits - 1) : zeros[static_cast<size_t>(i * groups + g)];
-      const double w = (codes[static_cast<size_t>(i * k + j)] - zero) *
-                       static_cast<double>(static_cast<float>(scales[static_cast<size_t>(i * groups + g)]));
-      sum += static_cast<double>(x[static_cast<size_t>(t * k + j)]) * w;
-      magnitude += std::fabs(static_cast<double>(x[static_cast<size_t>(t * k + j)]) * w);
+      const auto scale = static_cast<double>(static_cast<float>(scales[static_cast<size_t>(i * groups + g)]));
+      double largest = 0, unit = 0x1p-126;
+      for (index_t j = first; j < end; ++j) largest = std::max(largest, std::fabs(input(t, j)));
+      while (largest > 32767 * unit) unit *= 2;
+      for (index_t j = first; j < end; ++j) {
+        const double w = (codes[static_cast<size_t>(i * k + j)] - zero) * scale;
+        sum += input(t, j) * w;
+        rounding += unit / 2 * std::fabs(w);
+        magnitude += (std::fabs(input(t, j)) + unit / 2) * std::fabs(w);
+      }
     }
-    return {sum, magnitude};
+    // A run's sum is rounded twice, a lane adds ⌈k/16u⌉ of them, the tree has four levels.
+    const double roundings = std::ceil(static_cast<double>(k) / static_cast<double>(16 * run)) + 6;
+    return {sum, rounding + roundings * 0x1.001p-24 * magnitude};
   }
+  double input(index_t t, index_t j) const { return static_cast<double>(x[static_cast<size_t>(t * k + j)]); }
 };
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -88,11 +105,12 @@ template <class Scale>
 void check_equal(const problem<Scale>& p) {
   CAPTURE(p.l.bits, p.m, p.n, p.k, p.group, p.symmetric);
   const auto expected = p.by_reference();
+  CHECK(same_bits(p.by_mathematics(), expected));
   CHECK(same_bits(p.result([](auto... a) { host::gemm(a...); }), expected));
   CHECK(same_bits(p.template by_kernel<host::detail::plain_kernel>(), expected));
 #if defined(__GNUC__) && defined(__x86_64__)
   if (host::detail::has_avx2()) CHECK(same_bits(p.template by_kernel<host::detail::avx2_kernel>(), expected));
-  if (host::detail::has_avx512()) CHECK(same_bits(p.template by_kernel<host::detail::avx512_kernel>(), expected));
+  if (host::detail::has_vnni()) CHECK(same_bits(p.template by_kernel<host::detail::vnni_kernel>(), expected));
 #endif
 }
 
@@ -160,10 +178,11 @@ TEST_CASE("a product is the same bits for any number of threads, and a token's a
 }
 
 TEST_CASE("a NaN or an infinity in a token makes its own outputs not finite, and no other token's") {
-  for (const float bad : {NAN, INFINITY, -INFINITY})
+  for (const float bad : {NAN, -NAN, INFINITY, -INFINITY})
     for (const int bits : {2, 3, 4, 8}) {
       problem<float> p(bits, 3, 5, 256, 64, false);
       p.x[static_cast<size_t>(p.k + 77)] = bad;
+      check_equal(p);
       const auto y = p.result([](auto... a) { host::gemm(a...); });
       for (index_t i = 0; i < p.n; ++i) {
         CHECK(std::isfinite(y[static_cast<size_t>(i)]));
@@ -175,9 +194,9 @@ TEST_CASE("a NaN or an infinity in a token makes its own outputs not finite, and
 
 TEST_CASE("gemm over packed codes equals the reference bit for bit: widths, groups, remainders of every extent") {
   for (int bits = 1; bits <= 8; ++bits)
-    for (const index_t group : {-1, 16, 24, 32, 64, 128, 256, 1000}) {
-      for (const index_t k : {1, 31, 128, 384, 520}) {
-        if (group > 0 && k % group != 0 && group < k && k != 520) continue;
+    for (const index_t group : {-1, 7, 12, 16, 24, 32, 64, 128, 256, 512, 1000}) {
+      for (const index_t k : {1, 31, 128, 384, 520, 1100}) {
+        if (group > 0 && k % group != 0 && group < k && k != 520 && k != 1100) continue;
         check_equal(problem<float>(bits, 3, 5, k, group, (k + bits) % 2 == 0));
       }
       check_equal(problem<bf16>(bits, 1, 9, 768, group, false));
@@ -185,17 +204,64 @@ TEST_CASE("gemm over packed codes equals the reference bit for bit: widths, grou
     }
 }
 
-TEST_CASE("a packed product is within the bound of float sums of the exact one") {
-  for (const int bits : {2, 3, 4, 8}) {
-    const problem<float> p(bits, 2, 7, 1000, 40, false, 5);
-    const auto y = p.result([](auto... a) { host::gemm(a...); });
-    for (index_t t = 0; t < p.m; ++t)
-      for (index_t i = 0; i < p.n; ++i) {
-        const auto [sum, magnitude] = p.exact(t, i);
-        // Each product is rounded thrice (difference exact, weight, product), each lane adds k/16, the tree four.
-        const double bound = (1000.0 / 16 + 8) * 0x1p-24 * magnitude;
-        CHECK(std::fabs(static_cast<double>(y[static_cast<size_t>(t * p.n + i)]) - sum) <= bound);
-        CHECK(magnitude > 0);
-      }
+TEST_CASE(
+    "a run's unit is the smallest power of two that holds its largest input in 16 bits, not finite for NaN or inf") {
+  std::mt19937 engine(7);
+  std::vector<float> all = {0.0f,         1.0f,
+                            32767.0f,     std::nextafter(32767.0f, 1e9f),
+                            32768.0f,     65534.0f,
+                            0x1.fffcp+9f, 0x1p-149f,
+                            0x1p-126f,    0x1.fffffep+127f,
+                            -3.0f};
+  for (int i = 0; i < 20000; ++i) all.push_back(bit_cast<float>(static_cast<uint32_t>(engine())));
+  for (const float x : all) {
+    const float unit = run_unit(magnitude_bits(x));
+    if (!std::isfinite(x)) {
+      CHECK(std::isnan(unit));
+      CHECK(run_integer(x, unit) == 0);
+      continue;
+    }
+    int exponent = 0;
+    const double most = std::fabs(static_cast<double>(x));
+    CHECK(std::frexp(unit, &exponent) == 0.5f);
+    CHECK(most <= 32767.0 * static_cast<double>(unit));
+    CHECK((unit == 0x1p-126f || most > 32767.0 * static_cast<double>(unit) / 2));
+    CHECK(run_integer(x, unit) ==
+          static_cast<int32_t>(std::nearbyint(static_cast<double>(x) / static_cast<double>(unit))));
   }
+}
+
+TEST_CASE("inputs of every magnitude, ties, zeros and the widest sums are the same bits on every path") {
+  std::mt19937 engine(11);
+  for (const int bits : {2, 3, 4, 8}) {
+    problem<float> p(bits, 5, 6, 640, 64, false, 9);
+    for (index_t j = 0; j < p.k; ++j) {
+      p.x[static_cast<size_t>(j)] = std::ldexp(p.x[static_cast<size_t>(j)], static_cast<int>(engine() % 260) - 149);
+      p.x[static_cast<size_t>(p.k + j)] = j / 40 % 2 == 0 ? 0.0f : -0.0f;
+      p.x[static_cast<size_t>(2 * p.k + j)] = static_cast<float>(engine() % 65535) / 2 - 16383.5f;  // ties to even
+      p.x[static_cast<size_t>(3 * p.k + j)] = 32767.0f, p.x[static_cast<size_t>(4 * p.k + j)] = -32767.0f;
+    }
+    check_equal(p);
+    for (const uint8_t zero : {uint8_t(0), uint8_t(255)}) {
+      p.zeros.assign(p.zeros.size(), zero);
+      p.words.assign(p.words.size(), zero == 0 ? ~0u : 0u);
+      check_equal(p);
+    }
+  }
+}
+
+TEST_CASE("a packed product is within the bound of rounded inputs and float sums of the exact one") {
+  for (int bits = 1; bits <= 8; ++bits)
+    for (const index_t group : {-1, 40, 64, 20, 7}) {
+      const problem<float> p(bits, 2, 7, 1000, group, false, 5);
+      const auto y = p.result([](auto... a) { host::gemm(a...); });
+      double worst = 0;
+      for (index_t t = 0; t < p.m; ++t)
+        for (index_t i = 0; i < p.n; ++i) {
+          const auto [sum, bound] = p.exact(t, i);
+          worst = std::max(worst, std::fabs(static_cast<double>(y[static_cast<size_t>(t * p.n + i)]) - sum) / bound);
+        }
+      CHECK(worst <= 1);
+      CHECK(worst > 1e-3);
+    }
 }

@@ -4,8 +4,8 @@
 /// its stored form, threads over tiles of its rows.
 ///     host::gemm(x, w, y)                                      dense w (n, k): float, fp16 or bf16
 ///     host::gemm(x, layout, words, scales, zeros, group, y)    codes in 32-bit words (n, ⌈k·bits/32⌉)
-/// Codes of 2, 4 and 8 bits are multiplied out of their words; other widths, and groups that end inside a word, row by
-/// row through floats in cache.
+/// Codes of 2, 4 and 8 bits are multiplied out of their words; other widths, and groups that end inside a word, as a code a
+/// byte, which AVX-512 makes in registers and others in cache.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,9 @@
 #include "nibble/gemm.hpp"
 #include "nibble/host/gemm/avx2.hpp"
 #include "nibble/host/gemm/avx512.hpp"
+#include "nibble/host/gemm/inputs.hpp"
 #include "nibble/host/gemm/plain.hpp"
+#include "nibble/host/gemm/vnni.hpp"
 #include "nibble/host/pack.hpp"
 #include "nibble/host/parallel.hpp"
 
@@ -30,24 +32,12 @@ constexpr index_t gemm_tile(index_t row_bytes) noexcept {
   return clamp(round_up((index_t(1) << 17) / max(row_bytes, index_t(1)), gemm_rows), index_t(gemm_rows), index_t(256));
 }
 
-/// x (m, k) as kernels read it: with `run` inputs to a word, element 16·run·b + 16·s + l is input 16·run·b + run·l + s,
-/// zeros past the end.
-class arranged_inputs {
+/// x (m, k) with every row filled up with zeros to whole vectors.
+class padded_inputs {
  public:
-  arranged_inputs(matrix<const float> x, index_t run) : stride_(round_up(x.cols, gemm_lanes * run)) {
-    data_.assign(static_cast<size_t>(x.rows * stride_), 0.0f);
-    parallel_for(ceil_div(x.rows, gemm_tokens), [&](index_t tile) {
-      for (index_t t = tile * gemm_tokens; t < min(x.rows, (tile + 1) * gemm_tokens); ++t) {
-        float* to = data_.data() + t * stride_;
-        const float* from = x.row(t);
-        const index_t block = gemm_lanes * run, whole = run == 1 ? 0 : x.cols / block * block;
-        for (index_t first = 0; first < whole; first += block)
-          for (index_t s = 0; s < run; ++s)
-            for (index_t l = 0; l < gemm_lanes; ++l) to[first + gemm_lanes * s + l] = from[first + run * l + s];
-        for (index_t j = whole; j < x.cols; ++j)
-          to[run == 1 ? j : whole + j % run * gemm_lanes + (j - whole) / run] = from[j];
-      }
-    });
+  explicit padded_inputs(matrix<const float> x) : stride_(round_up(x.cols, gemm_lanes)) {
+    data_.resize(static_cast<size_t>(x.rows * stride_));
+    for (index_t t = 0; t < x.rows; ++t) std::copy_n(x.row(t), x.cols, data_.data() + t * stride_);
   }
   const float* row(index_t t) const { return data_.data() + t * stride_; }
   index_t stride() const { return stride_; }
@@ -58,20 +48,19 @@ class arranged_inputs {
 };
 
 /// Calls f(rows, tokens, row, token), the first two as constants, until `rows` rows by `tokens` tokens are covered.
-template <class F>
+/// @tparam Rows  at once where there are two tokens or more; of one token it is four.
+template <int Rows, class F>
 void over_products(index_t rows, index_t tokens, F&& f) {
-  using one = std::integral_constant<int, 1>;
-  using two = std::integral_constant<int, 2>;
-  using four = std::integral_constant<int, 4>;
-  const auto over_tokens = [&](auto count, index_t row) {
-    index_t t = 0;
-    for (; t + 4 <= tokens; t += 4) f(count, four{}, row, t);
-    if (t + 2 <= tokens) f(count, two{}, row, t), t += 2;
-    if (t < tokens) f(count, one{}, row, t);
+  const auto over_rows = [&](auto most, auto count, index_t token) {
+    index_t row = 0;
+    for (; row + most.value <= rows; row += most.value) f(most, count, row, token);
+    for (; row < rows; ++row) f(std::integral_constant<int, 1>{}, count, row, token);
   };
-  index_t row = 0;
-  for (; row + gemm_rows <= rows; row += gemm_rows) over_tokens(four{}, row);
-  for (; row < rows; ++row) over_tokens(one{}, row);
+  const std::integral_constant<int, Rows> most{};
+  index_t token = 0;
+  for (; token + 4 <= tokens; token += 4) over_rows(most, std::integral_constant<int, 4>{}, token);
+  if (token + 2 <= tokens) over_rows(most, std::integral_constant<int, 2>{}, token), token += 2;
+  if (token < tokens) over_rows(std::integral_constant<int, 4>{}, std::integral_constant<int, 1>{}, token);
 }
 
 /// Tokens whose x stays in the second-level cache while the rows of a tile pass.
@@ -82,124 +71,183 @@ void over_token_blocks(index_t tokens, F&& f) {
 
 template <class Kernel, class T>
 void gemm_dense(matrix<const float> x, matrix<const T> w, matrix<float> y) {
-  const arranged_inputs in(x, 1);
+  const padded_inputs in(x);
   const index_t tile_rows = gemm_tile(w.cols * static_cast<index_t>(sizeof(T)));
   parallel_for(ceil_div(w.rows, tile_rows), [&](index_t tile) {
     const index_t first = tile * tile_rows, rows = min(tile_rows, w.rows - first);
     over_token_blocks(x.rows, [&](index_t token, index_t tokens) {
-      over_products(rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
-        const gemm_output_view o{in.row(token + at), in.stride(), &y(token + at, first + row), y.stride};
+      over_products<4>(rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
+        const gemm_output_view<float> o{in.row(token + at), in.stride(), &y(token + at, first + row), y.stride};
         Kernel::template dense<T, r.value, t.value>(w.row(first + row), w.stride, w.cols, o);
       });
     });
   });
 }
 
-/// The parameters of a tile's rows as floats: one a group where groups are whole blocks of 16 words, else one a word.
+/// The parameters of a tile's rows as packed_rows has them: one a group where groups are whole blocks or divide a block
+/// into 2, 4, 8 or 16, else one a word.
 struct tile_params {
-  std::vector<float> scales, zeros;
-  index_t per_row, blocks_a_param;
+  std::vector<float> scales;
+  std::vector<int32_t> zeros;
+  index_t per_row, blocks_a_param, params_a_block;
 
+  /// @param width  inputs of a group. @param run  of a word.
   template <class Scale>
-  void read(matrix<const Scale> stored, matrix<const uint8_t> zero_points, int bits, index_t words, index_t run,
+  void read(matrix<const Scale> stored, matrix<const uint8_t> zero_points, int bits, index_t blocks, index_t run,
             index_t width) {
-    const bool by_group = stored.cols == 1 || width % (gemm_lanes * run) == 0;
-    per_row = by_group ? stored.cols : round_up(words, gemm_lanes);
-    blocks_a_param = !by_group ? 0 : stored.cols == 1 ? ceil_div(words, gemm_lanes) : width / (gemm_lanes * run);
-    scales.resize(static_cast<size_t>(stored.rows * per_row));
+    const bool whole = stored.cols == 1 || width % (gemm_lanes * run) == 0;
+    const index_t share = width / run;  // words of a group
+    blocks_a_param = !whole ? 0 : stored.cols == 1 ? blocks : share / gemm_lanes;
+    params_a_block = whole ? 1 : gemm_lanes % share == 0 ? gemm_lanes / share : gemm_lanes;
+    per_row = whole ? stored.cols : blocks * params_a_block;
+    const index_t copies = whole || gemm_lanes % share == 0 ? 1 : share;
+    scales.resize(static_cast<size_t>(stored.rows * per_row + gemm_lanes));
     zeros.resize(scales.size());
-    const auto middle = static_cast<float>(1 << (bits - 1));
-    const auto zero_of = [&](index_t row, index_t g) {
-      return zero_points.data ? static_cast<float>(zero_points(row, g)) : middle;
-    };
+    constexpr int32_t both_halves = 0x10001;
+    const int32_t middle = (1 << (bits - 1)) * both_halves;
     vectorised([&] {
       for (index_t row = 0; row < stored.rows; ++row) {
-        float *scale = scales.data() + row * per_row, *zero = zeros.data() + row * per_row;
-        if (by_group) {
+        float* scale = scales.data() + row * per_row;
+        int32_t* zero = zeros.data() + row * per_row;
+        if (copies == 1) {
           for (index_t g = 0; g < stored.cols; ++g) scale[g] = load(stored(row, g));
-          for (index_t g = 0; g < stored.cols; ++g) zero[g] = zero_of(row, g);
-          continue;
+          if (zero_points.data)
+            for (index_t g = 0; g < stored.cols; ++g) zero[g] = zero_points(row, g) * both_halves;
+          else
+            std::fill(zero, zero + stored.cols, middle);
+        } else {
+          for (index_t at = 0; at < min(per_row, stored.cols * copies); ++at) {
+            scale[at] = load(stored(row, at / copies));
+            zero[at] = zero_points.data ? zero_points(row, at / copies) * both_halves : middle;
+          }
         }
-        const index_t share = width / run;  // words of a group
-        for (index_t g = 0; g < stored.cols; ++g) {
-          const index_t end = g + 1 < stored.cols ? (g + 1) * share : per_row;
-          std::fill(scale + g * share, scale + end, load(stored(row, g)));
-          std::fill(zero + g * share, zero + end, zero_of(row, g));
-        }
+        const index_t end = min(per_row, stored.cols * copies);  // lanes past k, whose inputs are zeros
+        std::fill(scale + end, scale + per_row, 0.0f);
+        std::fill(zero + end, zero + per_row, 0);
       }
     });
   }
 };
 
-template <class Kernel, int Bits, class Scale>
-void gemm_words(matrix<const float> x, matrix<const uint32_t> words, matrix<const Scale> scales,
-                matrix<const uint8_t> zeros, index_t width, matrix<float> y) {
-  constexpr index_t run = 32 / Bits;
-  const arranged_inputs in(x, run);
-  const index_t tile_rows = gemm_tile(words.cols * 4);
-  parallel_for(ceil_div(words.rows, tile_rows), [&](index_t tile) {
-    const index_t first = tile * tile_rows, rows = min(tile_rows, words.rows - first);
-    thread_local tile_params p;
-    p.read(scales.rows_at(first, rows), zeros.data ? zeros.rows_at(first, rows) : zeros, Bits, words.cols, run, width);
-    over_token_blocks(x.rows, [&](index_t token, index_t tokens) {
-      over_products(rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
-        const gemm_output_view o{in.row(token + at), in.stride(), &y(token + at, first + row), y.stride};
-        const packed_rows w{
-            words.row(first + row),           words.stride, words.cols,      p.scales.data() + row * p.per_row,
-            p.zeros.data() + row * p.per_row, p.per_row,    p.blocks_a_param};
-        Kernel::template words<Bits, r.value, t.value>(w, o);
-      });
+/// Kernel::words<Bits> for codes that are the words' own.
+template <class Kernel, int Bits>
+struct words_of {
+  template <int Rows, int Tokens>
+  static void multiply(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o) {
+    Kernel::template words<Bits, Rows, Tokens>(w, o);
+  }
+};
+/// Kernel::strings, for codes that lie across words.
+template <class Kernel>
+struct strings_of {
+  template <int Rows, int Tokens>
+  static void multiply(const packed_rows& w, const gemm_output_view<input_block<2>>& o) {
+    Kernel::template strings<Rows, Tokens>(w, o);
+  }
+};
+
+/// A packed W as a tile of its rows is multiplied.
+template <class Scale>
+struct packed_weights {
+  int bits;
+  matrix<const uint32_t> words;
+  matrix<const Scale> scales;
+  matrix<const uint8_t> zeros;
+  index_t width;  ///< inputs of a group
+  packed_weights rows_at(index_t first, index_t rows) const {
+    return {bits, words.rows_at(first, rows), scales.rows_at(first, rows),
+            zeros.data ? zeros.rows_at(first, rows) : zeros, width};
+  }
+};
+
+/// y (m, rows): all tokens against a few rows of W, whose words stay in cache.
+template <class Product, int Pairs, int Run, class Scale>
+void multiply_tile(const block_inputs<Pairs, Run>& in, const packed_weights<Scale>& w, matrix<float> y) {
+  thread_local tile_params p;
+  p.read(w.scales, w.zeros, w.bits, in.blocks(), Run, w.width);
+  over_token_blocks(y.rows, [&](index_t token, index_t tokens) {
+    over_products<2>(w.words.rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
+      const gemm_output_view<input_block<Pairs>> o{in.row(token + at), in.blocks(), &y(token + at, row), y.stride};
+      const packed_rows rows{w.words.row(row),
+                             w.words.stride,
+                             w.words.cols,
+                             w.bits,
+                             in.blocks(),
+                             p.scales.data() + row * p.per_row,
+                             p.zeros.data() + row * p.per_row,
+                             p.per_row,
+                             p.blocks_a_param,
+                             p.params_a_block};
+      Product::template multiply<r.value, t.value>(rows, o);
     });
   });
 }
 
-/// Any width and group: a few rows at a time become codes, then floats, in cache.
-template <class Kernel, class Scale>
-void gemm_through_floats(matrix<const float> x, layout::compressed_tensors l, matrix<const uint32_t> words,
-                         matrix<const Scale> scales, matrix<const uint8_t> zeros, index_t width, matrix<float> y) {
-  const index_t k = x.cols;
-  const arranged_inputs in(x, 1);
-  parallel_for(ceil_div(words.rows, gemm_rows), [&](index_t tile) {
-    const index_t first = tile * gemm_rows, rows = min(index_t(gemm_rows), words.rows - first);
-    thread_local std::vector<uint8_t> codes;
-    thread_local std::vector<float> weights;
-    codes.resize(static_cast<size_t>(rows * k));
-    weights.resize(codes.size());
-    unpack(l, words.rows_at(first, rows), matrix<uint8_t>(codes.data(), rows, k));
-    vectorised([&] {
+template <class Product, int Pairs, int Run, class Scale>
+void gemm_words(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+  const block_inputs<Pairs, Run> in(x);
+  const index_t tile_rows = gemm_tile(w.words.cols * 4);
+  parallel_for(ceil_div(w.words.rows, tile_rows), [&](index_t tile) {
+    const index_t first = tile * tile_rows, rows = min(tile_rows, w.words.rows - first);
+    multiply_tile<Product>(in, w.rows_at(first, rows), y.cols_at(first, rows));
+  });
+}
+
+/// Any width and group: rows at a time become a code a byte, Run of them a word, in cache.
+template <class Kernel, int Run, class Scale>
+void gemm_through_bytes(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+  const block_inputs<2, Run> in(x);
+  const index_t k = x.cols, word_count = ceil_div(k, Run), tile_rows = gemm_tile(word_count * 4);
+  parallel_for(ceil_div(w.words.rows, tile_rows), [&](index_t tile) {
+    const index_t first = tile * tile_rows, rows = min(tile_rows, w.words.rows - first);
+    thread_local std::vector<uint32_t> words;
+    words.assign(static_cast<size_t>(rows * word_count), 0);
+    const layout::compressed_tensors l{w.bits};
+    if constexpr (Run == 4) {
+      auto* bytes = reinterpret_cast<uint8_t*>(words.data());
+      unpack(l, w.words.rows_at(first, rows), matrix<uint8_t>(bytes, rows, k, 4 * word_count));
+    } else {
       for (index_t row = 0; row < rows; ++row)
-        for (index_t g = 0; g < scales.cols; ++g) {
-          const float scale = load(scales(first + row, g));
-          const float zero =
-              zeros.data ? static_cast<float>(zeros(first + row, g)) : static_cast<float>(1 << (l.bits - 1));
-          const uint8_t* code = codes.data() + row * k;
-          float* weight = weights.data() + row * k;
-          for (index_t j = g * width; j < min(k, (g + 1) * width); ++j)
-            weight[j] = (static_cast<float>(code[j]) - zero) * scale;
-        }
-    });
-    over_products(rows, x.rows, [&](auto r, auto t, index_t row, index_t at) {
-      const gemm_output_view o{in.row(at), in.stride(), &y(at, first + row), y.stride};
-      Kernel::template dense<float, r.value, t.value>(weights.data() + row * k, k, k, o);
-    });
+        for (index_t j = 0; j < k; ++j)
+          words[static_cast<size_t>(row * k + j)] = code_at(l, w.words, w.words.rows, k, first + row, j);
+    }
+    packed_weights<Scale> of_tile = w.rows_at(first, rows);
+    of_tile.words = matrix<const uint32_t>(words.data(), rows, word_count);
+    multiply_tile<words_of<Kernel, 8>>(in, of_tile, y.cols_at(first, rows));
   });
 }
 
 template <class Kernel, class Scale>
 void gemm_packed(matrix<const float> x, layout::compressed_tensors l, matrix<const uint32_t> words,
                  matrix<const Scale> scales, matrix<const uint8_t> zeros, index_t group, matrix<float> y) {
-  const index_t width = group < 0 ? x.cols : group;
-  if (gemm_run(l.bits, group) == 1) return gemm_through_floats<Kernel>(x, l, words, scales, zeros, width, y);
-  if (l.bits == 2) return gemm_words<Kernel, 2>(x, words, scales, zeros, width, y);
-  if (l.bits == 4) return gemm_words<Kernel, 4>(x, words, scales, zeros, width, y);
-  gemm_words<Kernel, 8>(x, words, scales, zeros, width, y);
+  const packed_weights<Scale> w{l.bits, words, scales, zeros, group < 0 ? x.cols : group};
+  const index_t run = gemm_run(l.bits, group);
+  if (run == 1) return gemm_through_bytes<Kernel, 1>(x, w, y);
+  if (run * l.bits == 32) {
+    if (l.bits == 2) return gemm_words<words_of<Kernel, 2>, 8, 16>(x, w, y);
+    if (l.bits == 4) return gemm_words<words_of<Kernel, 4>, 4, 8>(x, w, y);
+    return gemm_words<words_of<Kernel, 8>, 2, 4>(x, w, y);
+  }
+  if constexpr (Kernel::reads_strings)
+    gemm_words<strings_of<Kernel>, 2, 4>(x, w, y);
+  else
+    gemm_through_bytes<Kernel, 4>(x, w, y);
 }
 
-/// f(kernel), the fastest this machine runs.
+/// f(kernel), the fastest this machine runs on dense weights.
 template <class F>
-void with_gemm_kernel(F&& f) {
+void with_dense_kernel(F&& f) {
 #if defined(__GNUC__) && defined(__x86_64__)
   if (has_avx512()) return f(avx512_kernel{});
+  if (has_avx2()) return f(avx2_kernel{});
+#endif
+  f(plain_kernel{});
+}
+/// f(kernel), the fastest this machine runs on packed ones.
+template <class F>
+void with_packed_kernel(F&& f) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (has_vnni()) return f(vnni_kernel{});
   if (has_avx2()) return f(avx2_kernel{});
 #endif
   f(plain_kernel{});
@@ -210,7 +258,7 @@ void with_gemm_kernel(F&& f) {
 /// y (m, n) = x (m, k) · w (n, k)ᵀ; T float, fp16 or bf16.
 template <class T>
 void gemm(matrix<const float> x, matrix<const T> w, matrix<float> y) {
-  detail::with_gemm_kernel([&](auto kernel) { detail::gemm_dense<decltype(kernel)>(x, w, y); });
+  detail::with_dense_kernel([&](auto kernel) { detail::gemm_dense<decltype(kernel)>(x, w, y); });
 }
 
 /// y (m, n) = x (m, k) · Wᵀ of the codes in words; scales (n, groups) float, fp16 or bf16; zeros (n, groups), null where
@@ -218,7 +266,7 @@ void gemm(matrix<const float> x, matrix<const T> w, matrix<float> y) {
 template <class Scale>
 void gemm(matrix<const float> x, layout::compressed_tensors l, matrix<const uint32_t> words, matrix<const Scale> scales,
           matrix<const uint8_t> zeros, index_t group, matrix<float> y) {
-  detail::with_gemm_kernel(
+  detail::with_packed_kernel(
       [&](auto kernel) { detail::gemm_packed<decltype(kernel)>(x, l, words, scales, zeros, group, y); });
 }
 

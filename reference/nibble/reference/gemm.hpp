@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// x · Wᵀ over dense or packed weights, as plain loops that add in the order nibble/gemm.hpp states.
+/// x · Wᵀ over dense or packed weights, as plain loops that round inputs and add in the order nibble/gemm.hpp states.
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <vector>
 
 #include "nibble/half.hpp"
@@ -14,19 +15,45 @@ NIBBLE_NAMESPACE_BEGIN
 namespace reference {
 namespace detail {
 
-/// Σ of a[j] · b[j]: run r of `run` inputs goes to lane r mod 16; lanes are folded in halves.
-inline float lane_dot(const float* a, const float* b, index_t k, index_t run) {
-  std::array<float, 16> lane{};
-  size_t at = 0;
-  for (index_t first = 0; first < k; first += run, at = (at + 1) % 16)
-    for (index_t j = first; j < k && j < first + run; ++j) {
-      const float product = a[j] * b[j];
-      lane[at] = lane[at] + product;
-    }
+/// Lanes folded in halves.
+inline float lane_total(std::array<float, 16> lane) {
   for (const size_t width : {8u, 4u, 2u, 1u})
     for (size_t l = 0; l < width; ++l) lane[l] = lane[l] + lane[l + width];
   return lane[0];
 }
+
+/// Σ of a[j] · b[j], product j in lane j mod 16.
+inline float lane_dot(const float* a, const float* b, index_t k) {
+  std::array<float, 16> lane{};
+  for (index_t j = 0; j < k; ++j) {
+    const float product = a[j] * b[j];
+    const auto at = static_cast<size_t>(j % 16);
+    lane[at] = lane[at] + product;
+  }
+  return lane_total(lane);
+}
+
+/// Inputs as integers, and the unit of each run of them.
+struct run_inputs {
+  std::vector<int32_t> integers;
+  std::vector<float> units;
+
+  run_inputs(const float* x, index_t k, index_t run) {
+    for (index_t first = 0; first < k; first += run) {
+      const float *begin = x + first, *end = x + (first + run < k ? first + run : k);
+      float largest = 0.0f, unit = 0x1p-126f;
+      bool finite = true;
+      for (const float* at = begin; at < end; ++at) {
+        finite = finite && std::isfinite(*at);
+        largest = std::fmax(largest, std::fabs(*at));
+      }
+      while (finite && unit * 32767.0f < largest) unit *= 2.0f;
+      units.push_back(finite ? unit : NAN);
+      for (const float* at = begin; at < end; ++at)
+        integers.push_back(finite ? static_cast<int32_t>(std::nearbyint(*at / unit)) : 0);
+    }
+  }
+};
 
 /// The b-bit code at position j of a row's string of bits, bit by bit.
 inline int string_code(const uint32_t* row, index_t j, int bits) {
@@ -46,7 +73,7 @@ void gemm(matrix<const float> x, matrix<const T> w, matrix<float> y) {
   std::vector<float> row(static_cast<size_t>(w.cols));
   for (index_t i = 0; i < w.rows; ++i) {
     for (index_t j = 0; j < w.cols; ++j) row[static_cast<size_t>(j)] = static_cast<float>(w(i, j));
-    for (index_t t = 0; t < x.rows; ++t) y(t, i) = detail::lane_dot(x.row(t), row.data(), w.cols, 1);
+    for (index_t t = 0; t < x.rows; ++t) y(t, i) = detail::lane_dot(x.row(t), row.data(), w.cols);
   }
 }
 
@@ -56,16 +83,24 @@ template <class Scale>
 void gemm(matrix<const float> x, layout::compressed_tensors l, matrix<const uint32_t> words, matrix<const Scale> scales,
           matrix<const uint8_t> zeros, index_t group, matrix<float> y) {
   const index_t k = x.cols, width = group < 0 ? k : group;
-  index_t run = l.bits == 2 ? 16 : l.bits == 4 ? 8 : l.bits == 8 ? 4 : 1;
-  if (group > 0 && group % run != 0) run = 1;
-  std::vector<float> row(static_cast<size_t>(k));
-  for (index_t i = 0; i < words.rows; ++i) {
-    for (index_t j = 0; j < k; ++j) {
-      const int zero = zeros.data ? zeros(i, j / width) : 1 << (l.bits - 1);
-      const float steps = static_cast<float>(detail::string_code(words.row(i), j, l.bits) - zero);
-      row[static_cast<size_t>(j)] = steps * static_cast<float>(scales(i, j / width));
+  index_t run = l.bits == 2 ? 16 : l.bits == 4 ? 8 : 4;
+  if (group > 0 && group % run != 0) run = group % 4 == 0 ? 4 : 1;
+  for (index_t t = 0; t < x.rows; ++t) {
+    const detail::run_inputs in(x.row(t), k, run);
+    for (index_t i = 0; i < words.rows; ++i) {
+      std::array<float, 16> lane{};
+      for (index_t r = 0; r * run < k; ++r) {
+        const index_t g = r * run / width;
+        const int zero = zeros.data ? zeros(i, g) : 1 << (l.bits - 1);
+        int64_t sum = 0;
+        for (index_t j = r * run; j < k && j < (r + 1) * run; ++j)
+          sum += (detail::string_code(words.row(i), j, l.bits) - zero) * in.integers[static_cast<size_t>(j)];
+        const float counted = static_cast<float>(sum) * in.units[static_cast<size_t>(r)];
+        const float product = counted * static_cast<float>(scales(i, g));
+        lane[static_cast<size_t>(r % 16)] = lane[static_cast<size_t>(r % 16)] + product;
+      }
+      y(t, i) = detail::lane_total(lane);
     }
-    for (index_t t = 0; t < x.rows; ++t) y(t, i) = detail::lane_dot(x.row(t), row.data(), k, run);
   }
 }
 

@@ -53,8 +53,8 @@ struct row_sums {
           sums[Half][T], _mm256_mul_ps(_mm256_loadu_ps(x + static_cast<index_t>(T) * stride + 8 * Half), weight))),
      ...);
   }
-  template <std::size_t... T>
-  NIBBLE_AVX2 void store(const gemm_output_view& o, index_t row, std::index_sequence<T...>) const noexcept {
+  template <class In, std::size_t... T>
+  NIBBLE_AVX2 void store(const gemm_output_view<In>& o, index_t row, std::index_sequence<T...>) const noexcept {
     ((o.y[static_cast<index_t>(T) * o.y_stride + row] = total(sums[0][T], sums[1][T])), ...);
   }
   /// lane_sums::total.
@@ -68,50 +68,75 @@ struct row_sums {
 
 template <int Bits, int Tokens>
 struct packed_row_avx2 {
-  static constexpr index_t run = 32 / Bits;
-  static constexpr auto steps = std::make_index_sequence<static_cast<std::size_t>(run)>{};
+  using in_block = input_block<16 / Bits>;
+  static constexpr auto pairs = std::make_index_sequence<16 / Bits>{};
   row_sums<Tokens> sums;
-  __m256i word;
-  __m256 scale, zero;
+  __m256i word, whole[Tokens];
 
-  template <int Half, std::size_t Step>
-  NIBBLE_AVX2 void step(const float* x, index_t stride) noexcept {
-    __m256i code = _mm256_srli_epi32(word, Bits * static_cast<int>(Step));
-    if constexpr (Step + 1 < static_cast<std::size_t>(run))
-      code = _mm256_and_si256(code, _mm256_set1_epi32((1 << Bits) - 1));
-    const __m256 weight = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(code), zero), scale);
-    sums.template add<Half>(weight, x + static_cast<index_t>(Step) * gemm_lanes, stride, sums.tokens);
-  }
   /// 8 words, of which the last `8 − here` are not there; zeros in x make up for them.
-  template <int Half, std::size_t... S>
-  NIBBLE_AVX2 void half(const uint32_t* words, index_t here, const float* x, index_t stride,
-                        std::index_sequence<S...>) noexcept {
-    if (here >= 8) {
-      word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
-    } else {
-      const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-      const __m256i present = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(max(here, index_t(0)))), lane);
-      word = _mm256_maskload_epi32(reinterpret_cast<const int*>(words), present);
-    }
-    (step<Half, S>(x, stride), ...);
+  NIBBLE_AVX2 static __m256i load(const uint32_t* words, index_t here) noexcept {
+    if (here >= 8) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    const __m256i present = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(max(here, index_t(0)))), lane);
+    return _mm256_maskload_epi32(reinterpret_cast<const int*>(words), present);
   }
-  NIBBLE_AVX2 void multiply(const packed_rows& w, const gemm_output_view& o, index_t row) noexcept {
+  /// Adds the products of the code in each half of every word, P codes up.
+  template <std::size_t P, int Half, std::size_t... T>
+  NIBBLE_AVX2 void pair(const in_block* x, index_t stride, __m256i zero, std::index_sequence<T...>) noexcept {
+    constexpr int up = static_cast<int>(P) * Bits;
+    __m256i code = _mm256_srli_epi16(word, up);
+    if constexpr (up + Bits < 16) code = _mm256_and_si256(code, _mm256_set1_epi16((1 << Bits) - 1));
+    code = _mm256_sub_epi16(code, zero);
+    ((whole[T] = _mm256_add_epi32(
+          whole[T], _mm256_madd_epi16(code, _mm256_load_si256(reinterpret_cast<const __m256i*>(
+                                                x[static_cast<index_t>(T) * stride].pairs[P] + 8 * Half))))),
+     ...);
+  }
+  template <int Half, std::size_t... P, std::size_t... T>
+  NIBBLE_AVX2 void half(const in_block* x, index_t stride, __m256 scale, __m256i zero, std::index_sequence<P...>,
+                        std::index_sequence<T...>) noexcept {
+    ((whole[T] = _mm256_setzero_si256()), ...);
+    (pair<P, Half>(x, stride, zero, sums.tokens), ...);
+    ((sums.sums[Half][T] = _mm256_add_ps(
+          sums.sums[Half][T],
+          _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(whole[T]),
+                                      _mm256_load_ps(x[static_cast<index_t>(T) * stride].units + 8 * Half)),
+                        scale))),
+     ...);
+  }
+  NIBBLE_AVX2 static __m256 scale_of(const float* from, __m256i at, bool shared) noexcept {
+    return shared ? _mm256_set1_ps(*from) : _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at);
+  }
+  NIBBLE_AVX2 static __m256i zero_of(const int32_t* from, __m256i at, bool shared) noexcept {
+    return shared ? _mm256_set1_epi32(*from)
+                  : _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), at);
+  }
+  NIBBLE_AVX2 void multiply(const packed_rows& w, const gemm_output_view<in_block>& o, index_t row) noexcept {
     const uint32_t* words = w.words + row * w.stride;
-    const float *scales = w.scales + row * w.per_row, *zeros = w.zeros + row * w.per_row;
+    const float* scales = w.scales + row * w.per_row;
+    const int32_t* zeros = w.zeros + row * w.per_row;
+    // Lane l of half h has parameter (8h + l) · p / 16 of its block's p: a half begins p/2 on.
+    const index_t of_half = w.params_a_block / 2;
+    const __m256i lane = _mm256_mullo_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0),
+                                            _mm256_set1_epi32(static_cast<int>(w.params_a_block)));
+    const __m256i at = _mm256_srli_epi32(lane, 4);
     sums.clear(sums.tokens);
-    const float* x = o.x;
-    index_t left = 0;  // blocks of the group to come
-    for (index_t first = 0; first < w.count; first += gemm_lanes, x += gemm_lanes * run) {
-      const index_t here = w.count - first;
-      if (w.blocks_a_param == 0) {
-        scale = load_half(scales + first), zero = load_half(zeros + first);
-      } else if (left-- == 0) {
-        scale = _mm256_set1_ps(*scales++), zero = _mm256_set1_ps(*zeros++);
-        left = w.blocks_a_param - 1;
-      }
-      half<0>(words + first, here, x, o.x_stride, steps);
-      if (w.blocks_a_param == 0) scale = load_half(scales + first + 8), zero = load_half(zeros + first + 8);
-      half<1>(words + first + 8, here - 8, x, o.x_stride, steps);
+    index_t param = 0, left = w.blocks_a_param;  // of the group: its number, and its blocks to come
+    for (index_t b = 0; b < w.blocks; ++b) {
+      const in_block* x = o.x + b;
+      const index_t here = w.count - b * gemm_lanes;
+      const bool shared = w.blocks_a_param > 0;
+      word = load(words + b * gemm_lanes, here);
+      half<0>(x, o.x_stride, scale_of(scales + param, at, shared), zero_of(zeros + param, at, shared), pairs,
+              sums.tokens);
+      word = load(words + b * gemm_lanes + 8, here - 8);
+      const index_t second = shared ? param : param + of_half;
+      half<1>(x, o.x_stride, scale_of(scales + second, at, shared), zero_of(zeros + second, at, shared), pairs,
+              sums.tokens);
+      if (!shared)
+        param += w.params_a_block;
+      else if (--left == 0)
+        ++param, left = w.blocks_a_param;
     }
     sums.store(o, row, sums.tokens);
   }
@@ -125,7 +150,7 @@ struct dense_row_avx2 {
     sums.template add<0>(load_half(w), x, stride, sums.tokens);
     sums.template add<1>(load_half(w + 8), x, stride, sums.tokens);
   }
-  NIBBLE_AVX2 void multiply(const T* w, index_t k, const gemm_output_view& o, index_t row) noexcept {
+  NIBBLE_AVX2 void multiply(const T* w, index_t k, const gemm_output_view<float>& o, index_t row) noexcept {
     sums.clear(sums.tokens);
     const index_t whole = k / gemm_lanes * gemm_lanes;
     for (index_t j = 0; j < whole; j += gemm_lanes) step(w + j, o.x + j, o.x_stride);
@@ -139,8 +164,10 @@ struct dense_row_avx2 {
 };
 
 struct avx2_kernel {
+  static constexpr bool reads_strings = false;
+
   template <int Bits, int Rows, int Tokens>
-  NIBBLE_AVX2_ENTRY static void words(const packed_rows& w, const gemm_output_view& o) {
+  NIBBLE_AVX2_ENTRY static void words(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o) {
     for (index_t row = 0; row < Rows; ++row) {
       packed_row_avx2<Bits, Tokens> r;
       r.multiply(w, o, row);
@@ -148,7 +175,7 @@ struct avx2_kernel {
   }
 
   template <class T, int Rows, int Tokens>
-  NIBBLE_AVX2_ENTRY static void dense(const T* w, index_t stride, index_t k, const gemm_output_view& o) {
+  NIBBLE_AVX2_ENTRY static void dense(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) {
     for (index_t row = 0; row < Rows; ++row) {
       dense_row_avx2<T, Tokens> r;
       r.multiply(w + row * stride, k, o, row);

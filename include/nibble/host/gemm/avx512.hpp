@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The inner products of host::gemm in 512-bit vectors, the same bits as the plain loops. Of 2 and 4 bits a code becomes
-/// its weight by one permutation: a register holds the 16 (or four times the 4) weights that a group's codes can mean, and
-/// a permutation looks at the low four bits of each word only, so no mask is needed, just a shift from code to code.
+/// The inner products of host::gemm over dense weights in 512-bit vectors, the same bits as the plain loops.
 #pragma once
 
 #include <utility>
@@ -79,85 +77,12 @@ struct register_tile {
     ((sums[R][T] = add_product(sums[R][T], in, weights[R])), ...);
   }
   template <std::size_t... R>
-  NIBBLE_AVX512 void store(const gemm_output_view& o, std::index_sequence<R...>) const noexcept {
+  NIBBLE_AVX512 void store(const gemm_output_view<float>& o, std::index_sequence<R...>) const noexcept {
     (store_row<R>(o, tokens), ...);
   }
   template <std::size_t R, std::size_t... T>
-  NIBBLE_AVX512 void store_row(const gemm_output_view& o, std::index_sequence<T...>) const noexcept {
+  NIBBLE_AVX512 void store_row(const gemm_output_view<float>& o, std::index_sequence<T...>) const noexcept {
     ((o.y[static_cast<index_t>(T) * o.y_stride + static_cast<index_t>(R)] = fold(sums[R][T])), ...);
-  }
-};
-
-/// Weights of packed codes: `Shared` where a group is whole blocks, so that its weights are looked up, not computed.
-template <int Bits, int Rows, int Tokens, bool Shared>
-struct packed_tile {
-  static constexpr index_t run = 32 / Bits;
-  explicit packed_tile(const packed_rows& rows) : w(rows) {}
-  const packed_rows& w;
-  register_tile<Rows, Tokens> tile;
-  __m512i word[Rows];
-  __m512 scale[Rows], zero[Rows];  // where not Shared
-  __m512 meaning[Rows];            // of each code, where Shared
-
-  template <std::size_t... R>
-  NIBBLE_AVX512 void load(index_t first, __mmask16 present, std::index_sequence<R...>) noexcept {
-    ((word[R] = _mm512_maskz_loadu_epi32(present, w.words + static_cast<index_t>(R) * w.stride + first)), ...);
-    if constexpr (!Shared) {
-      ((scale[R] = load_lanes(w.scales + static_cast<index_t>(R) * w.per_row + first)), ...);
-      ((zero[R] = load_lanes(w.zeros + static_cast<index_t>(R) * w.per_row + first)), ...);
-    }
-  }
-  template <std::size_t... R>
-  NIBBLE_AVX512 void look_up(index_t param, __m512 codes, std::index_sequence<R...>) noexcept {
-    ((meaning[R] = weight_of(codes, _mm512_set1_ps(w.scales[static_cast<index_t>(R) * w.per_row + param]),
-                             _mm512_set1_ps(w.zeros[static_cast<index_t>(R) * w.per_row + param]))),
-     ...);
-    if constexpr (Bits == 8) {
-      ((scale[R] = _mm512_set1_ps(w.scales[static_cast<index_t>(R) * w.per_row + param])), ...);
-      ((zero[R] = _mm512_set1_ps(w.zeros[static_cast<index_t>(R) * w.per_row + param])), ...);
-    }
-  }
-  NIBBLE_AVX512 static __m512 weight_of(__m512 code, __m512 scale, __m512 zero) noexcept {
-    return _mm512_mul_ps(_mm512_sub_ps(code, zero), scale);
-  }
-  template <std::size_t R>
-  NIBBLE_AVX512 void next_weight(__m512 codes) noexcept {
-    if constexpr (Bits == 8) {
-      const __m512i code = _mm512_and_si512(word[R], _mm512_set1_epi32(255));
-      tile.weights[R] = weight_of(_mm512_maskz_cvtepi32_ps(all_lanes, code), scale[R], zero[R]);
-    } else if constexpr (Shared) {
-      tile.weights[R] = _mm512_maskz_permutexvar_ps(all_lanes, word[R], meaning[R]);
-    } else {
-      tile.weights[R] = weight_of(_mm512_maskz_permutexvar_ps(all_lanes, word[R], codes), scale[R], zero[R]);
-    }
-    word[R] = _mm512_maskz_srli_epi32(all_lanes, word[R], Bits);
-  }
-  template <std::size_t... R>
-  NIBBLE_AVX512 void step(const float* x, index_t stride, __m512 codes, std::index_sequence<R...>) noexcept {
-    (next_weight<R>(codes), ...);
-    tile.add(x, stride, tile.tokens);
-  }
-  template <std::size_t... S>
-  NIBBLE_AVX512 void block(const float* x, index_t stride, __m512 codes, std::index_sequence<S...>) noexcept {
-    (step(x + static_cast<index_t>(S) * gemm_lanes, stride, codes, tile.rows), ...);
-  }
-  NIBBLE_AVX512 void multiply(const gemm_output_view& o) noexcept {
-    const __m512 codes = _mm512_maskz_cvtepi32_ps(
-        all_lanes, _mm512_and_si512(_mm512_set1_epi32((1 << Bits) - 1),
-                                    _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)));
-    tile.clear(tile.rows);
-    const float* x = o.x;
-    index_t param = 0, left = 0;  // of the group: its number, and its blocks to come
-    for (index_t first = 0; first < w.count; first += gemm_lanes, x += gemm_lanes * run) {
-      const index_t here = w.count - first;
-      load(first, static_cast<__mmask16>(here >= gemm_lanes ? 0xffffu : (1u << here) - 1), tile.rows);
-      if (Shared && left-- == 0) {
-        look_up(param++, codes, tile.rows);
-        left = w.blocks_a_param - 1;
-      }
-      block(x, o.x_stride, codes, std::make_index_sequence<run>{});
-    }
-    tile.store(o, tile.rows);
   }
 };
 
@@ -171,7 +96,7 @@ struct dense_tile {
     ((tile.weights[R] = load_lanes(w + static_cast<index_t>(R) * stride)), ...);
     tile.add(x, x_stride, tile.tokens);
   }
-  NIBBLE_AVX512 void multiply(const T* w, index_t stride, index_t k, const gemm_output_view& o) noexcept {
+  NIBBLE_AVX512 void multiply(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) noexcept {
     tile.clear(tile.rows);
     const index_t whole = k / gemm_lanes * gemm_lanes;
     for (index_t j = 0; j < whole; j += gemm_lanes) step(w + j, stride, o.x + j, o.x_stride, tile.rows);
@@ -187,19 +112,8 @@ struct dense_tile {
 };
 
 struct avx512_kernel {
-  template <int Bits, int Rows, int Tokens>
-  NIBBLE_AVX512_ENTRY static void words(const packed_rows& w, const gemm_output_view& o) {
-    if (w.blocks_a_param > 0) {
-      packed_tile<Bits, Rows, Tokens, true> t(w);
-      t.multiply(o);
-    } else {
-      packed_tile<Bits, Rows, Tokens, false> t(w);
-      t.multiply(o);
-    }
-  }
-
   template <class T, int Rows, int Tokens>
-  NIBBLE_AVX512_ENTRY static void dense(const T* w, index_t stride, index_t k, const gemm_output_view& o) {
+  NIBBLE_AVX512_ENTRY static void dense(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) {
     dense_tile<T, Rows, Tokens> t;
     t.multiply(w, stride, k, o);
   }

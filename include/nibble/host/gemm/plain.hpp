@@ -5,6 +5,7 @@
 #pragma once
 
 #include "nibble/gemm.hpp"
+#include "nibble/host/gemm/inputs.hpp"
 #include "nibble/host/quantize.hpp"
 #include "nibble/host/simd.hpp"
 
@@ -12,35 +13,41 @@ NIBBLE_NAMESPACE_BEGIN
 namespace host {
 namespace detail {
 
-/// Rows of packed codes beside their parameters as floats. A block is 16 words.
+/// Rows of packed codes beside their parameters. A lane is a word of codes, a block 16 of them.
 struct packed_rows {
   const uint32_t* words;   ///< row r at words + r · stride
   index_t stride, count;   ///< words from row to row, words in a row
-  const float* scales;     ///< row r at scales + r · per_row
-  const float* zeros;      ///< the same shape
+  int bits;                ///< of a code
+  index_t blocks;          ///< of a row, the last one short or whole
+  const float* scales;     ///< row r at scales + r · per_row, 16 more than there are
+  const int32_t* zeros;    ///< of the same shape, in both halves of an integer
   index_t per_row;         ///< parameters a row
-  index_t blocks_a_param;  ///< blocks that share a parameter; 0: every word has its own, up to a whole block
+  index_t blocks_a_param;  ///< blocks that share a parameter; 0: a block has several
+  index_t params_a_block;  ///< 1, 2, 4, 8 or 16; lane l has number l · params_a_block / 16
 };
 
 /// y[t · y_stride + r] = row r of W against token t of x, whose inputs lie in the order the kernel reads them, filled up
 /// with zeros to a whole block.
+template <class In>
 struct gemm_output_view {
-  const float* x;
+  const In* x;
   index_t x_stride;
   float* y;
   index_t y_stride;
 };
 
 struct plain_kernel {
+  static constexpr bool reads_strings = false;
+
   template <int Bits, int Rows, int Tokens>
-  static void words(const packed_rows& w, const gemm_output_view& o) {
+  static void words(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o) {
     vectorised([&] {
       for (int r = 0; r < Rows; ++r) packed_row<Bits, Tokens>(w, o, r);
     });
   }
 
   template <class T, int Rows, int Tokens>
-  static void dense(const T* w, index_t stride, index_t k, const gemm_output_view& o) {
+  static void dense(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) {
     vectorised([&] {
       for (int r = 0; r < Rows; ++r) dense_row<T, Tokens>(w + r * stride, k, o, r);
     });
@@ -48,36 +55,41 @@ struct plain_kernel {
 
  private:
   template <int Bits, int Tokens>
-  static void packed_row(const packed_rows& w, const gemm_output_view& o, index_t r) {
-    constexpr index_t run = 32 / Bits;
+  static void packed_row(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o, index_t r) {
+    constexpr uint32_t mask = (1u << Bits) - 1;
     lane_sums sums[Tokens];
     const uint32_t* row = w.words + r * w.stride;
-    const float *scales = w.scales + r * w.per_row, *zeros = w.zeros + r * w.per_row;
-    const float* x = o.x;
-    for (index_t first = 0, block = 0; first < w.count; first += gemm_lanes, ++block, x += gemm_lanes * run) {
+    const float* scales = w.scales + r * w.per_row;
+    const int32_t* zeros = w.zeros + r * w.per_row;
+    for (index_t b = 0; b < w.blocks; ++b) {
       uint32_t word[gemm_lanes] = {};
+      const index_t first = b * gemm_lanes;
       for (index_t l = 0; l < min(gemm_lanes, w.count - first); ++l) word[l] = row[first + l];
-      float scale[gemm_lanes], zero[gemm_lanes];
+      float scale[gemm_lanes];
+      int32_t zero[gemm_lanes];
+      const index_t param = w.blocks_a_param > 0 ? b / w.blocks_a_param : b * w.params_a_block;
       for (index_t l = 0; l < gemm_lanes; ++l) {
-        const index_t at = w.blocks_a_param > 0 ? block / w.blocks_a_param : first + l;
-        scale[l] = scales[at], zero[l] = zeros[at];
+        const index_t at = w.blocks_a_param > 0 ? param : param + l * w.params_a_block / gemm_lanes;
+        scale[l] = scales[at], zero[l] = zeros[at] & 0xffff;
       }
-      for (index_t s = 0; s < run; ++s) {
-        float weight[gemm_lanes];
+      for (int t = 0; t < Tokens; ++t) {
+        const auto& in = o.x[t * o.x_stride + b];
+        int32_t sum[gemm_lanes] = {};
+        for (int p = 0; p < 16 / Bits; ++p)
+          for (index_t l = 0; l < gemm_lanes; ++l) {
+            const int32_t pair = in.pairs[p][l];
+            sum[l] += (static_cast<int32_t>(word[l] >> (Bits * p) & mask) - zero[l]) * static_cast<int16_t>(pair) +
+                      (static_cast<int32_t>(word[l] >> (Bits * p + 16) & mask) - zero[l]) * (pair >> 16);
+          }
         for (index_t l = 0; l < gemm_lanes; ++l)
-          weight[l] = (static_cast<float>(static_cast<int32_t>(word[l] >> (Bits * s) & ((1u << Bits) - 1))) - zero[l]) *
-                      scale[l];
-        for (int t = 0; t < Tokens; ++t) {
-          const float* in = x + t * o.x_stride + s * gemm_lanes;
-          for (index_t l = 0; l < gemm_lanes; ++l) sums[t].lanes[l] += in[l] * weight[l];
-        }
+          sums[t].lanes[l] += static_cast<float>(sum[l]) * in.units[l] * scale[l];
       }
     }
     for (int t = 0; t < Tokens; ++t) o.y[t * o.y_stride + r] = sums[t].total();
   }
 
   template <class T, int Tokens>
-  static void dense_row(const T* w, index_t k, const gemm_output_view& o, index_t r) {
+  static void dense_row(const T* w, index_t k, const gemm_output_view<float>& o, index_t r) {
     lane_sums sums[Tokens];
     for (index_t j = 0; j < k; j += gemm_lanes) {
       float weight[gemm_lanes] = {};
