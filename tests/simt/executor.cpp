@@ -72,7 +72,7 @@ struct array_state {
 };
 
 struct block_state {
-  explicit block_state(std::size_t size) : threads(size) {}
+  explicit block_state(std::size_t size) : threads(size), warps((size + 31) / 32) {}
   uint3 index{};
   std::vector<thread_state> threads;
   std::vector<array_state> arrays;
@@ -80,14 +80,14 @@ struct block_state {
   unsigned alive = 0, arrived = 0;
   unsigned votes = 0, elected = 0;  ///< at the barrier that threads come to, and at the last one
   place barrier{"", 0};             ///< where those that arrived wait
-  // Made anew for each block: ThreadSanitizer must not take two blocks that follow each other here for ordered.
-  std::unique_ptr<order_state> order;
-  std::unique_ptr<warp_state[]> warps;
+  order_state order{};
+  std::vector<warp_state> warps;
 };
 
 /// Threads that may be in flight at once, and blocks.
 constexpr std::size_t most_threads = 1024, most_blocks = 4;
 constexpr std::size_t most_static_bytes = 48 * 1024;
+constexpr std::uint64_t most_idle_yields = 10'000'000;
 
 struct launch_state {
   work of;
@@ -96,17 +96,20 @@ struct launch_state {
   std::vector<thread_state*> ready;
   std::uint64_t next_block = 0, all_blocks;
   thread_state* running = nullptr;
-  char begin = 0, end = 0;  ///< ordering objects: the launch comes after what stands before it, and before what follows
+  /// Ordering objects: the launch comes after what stands before it, and before what follows; what one thread did before
+  /// its fence comes before what another does after a later one.
+  char begin = 0, end = 0, fence = 0;
+  std::uint64_t idle_yields = 0;  ///< since a thread last ended or met others
 };
 
 launch_state* current = nullptr;
 std::mutex one_launch;
 int sm = 90;
-std::uint64_t seed = [] {
+const std::uint64_t seed = [] {
   const char* text = std::getenv("NIBBLE_SIMT_SEED");
   return text ? std::strtoull(text, nullptr, 10) : 1;
 }();
-std::uint64_t launches = 0;
+std::uint64_t schedule = 1, launches = 0;  ///< launches since the schedule was set
 
 thread_state& running() {
   return *current->running;
@@ -144,6 +147,7 @@ void thread_body() {
   for (const copy& c : t.copies) allow(c.to, c.bytes);
   t.copies.clear();
   t.now = state::ended;
+  current->idle_yields = 0;
 }
 
 void begin_block(block_state& b) {
@@ -153,8 +157,6 @@ void begin_block(block_state& b) {
              static_cast<unsigned>(number / grid.x / grid.y)};
   b.alive = static_cast<unsigned>(b.threads.size());
   b.static_bytes = 0;
-  b.order = std::make_unique<order_state>();
-  b.warps = std::make_unique<warp_state[]>((b.alive + 31) / 32);
   for (unsigned i = 0; i < b.alive; ++i) {
     thread_state& t = b.threads[i];
     t.block = &b;
@@ -214,8 +216,9 @@ void run(const work& w) {
   const std::lock_guard<std::mutex> one(one_launch);
   const overlooked own;
   const std::size_t threads = std::size_t(w.block.x) * w.block.y * w.block.z;
-  launch_state launch{w, random_numbers(seed + 0x10001 * ++launches),  {}, {},
-                      0, std::uint64_t(w.grid.x) * w.grid.y * w.grid.z};
+  launch_state launch{w,  random_numbers((seed << 40) + (schedule << 20) + ++launches),
+                      {}, {},
+                      0,  std::uint64_t(w.grid.x) * w.grid.y * w.grid.z};
   current = &launch;
   release(launch.begin);
   blockDim = dim3(w.block.x, w.block.y, w.block.z);
@@ -246,19 +249,20 @@ void fail(place at, const char* format, ...) {
   va_start(arguments, format);
   std::vsnprintf(text, sizeof(text), format, arguments);
   va_end(arguments);
-  std::fprintf(stderr, "%s:%d: %s [%s, block (%u, %u, %u), thread (%u, %u, %u), NIBBLE_SIMT_SEED=%llu]\n", at.file,
-               at.line, text, current ? kernel_name(current->of.kernel).c_str() : "no kernel", blockIdx.x, blockIdx.y,
-               blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, static_cast<unsigned long long>(seed));
+  const std::string name = current ? kernel_name(current->of.kernel) : "no kernel";
+  std::fprintf(stderr, "%s:%d: %s [%s, block %s, thread %s, schedule %llu of NIBBLE_SIMT_SEED=%llu]\n", at.file,
+               at.line, text, name.c_str(), triple(blockIdx).c_str(), triple(threadIdx).c_str(),
+               static_cast<unsigned long long>(schedule), static_cast<unsigned long long>(seed));
   std::abort();
 }
 
 void forbid([[maybe_unused]] const void* p, [[maybe_unused]] std::size_t bytes) noexcept {
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
   __asan_poison_memory_region(p, bytes);
 #endif
 }
 void allow([[maybe_unused]] const void* p, [[maybe_unused]] std::size_t bytes) noexcept {
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
   __asan_unpoison_memory_region(p, bytes);
 #endif
 }
@@ -269,8 +273,8 @@ void set_architecture(int sm_) noexcept {
 int architecture() noexcept {
   return sm;
 }
-void set_seed(std::uint64_t seed_) noexcept {
-  seed = seed_;
+void set_schedule(unsigned number) noexcept {
+  schedule = number;
   launches = 0;
 }
 
@@ -278,14 +282,20 @@ unsigned lane() noexcept {
   return running().number % 32;
 }
 
-void yield() {
+void fence() {
+  acquire(current->fence);
+  release(current->fence);
+}
+
+void yield(place at) {
   const overlooked own;
+  if (++current->idle_yields > most_idle_yields) fail(at, "threads wait for memory that no thread changes any more");
   make_ready(running());
   wait();
 }
 
-void maybe_yield() {
-  if (current->draw.below(4) == 0) yield();
+void maybe_yield(place at) {
+  if (current->draw.below(4) == 0) yield(at);
 }
 
 unsigned block_barrier(place at, bool vote) {
@@ -297,7 +307,7 @@ unsigned block_barrier(place at, bool vote) {
   if (b.arrived > 0 && (b.barrier.line != at.line || std::strcmp(b.barrier.file, at.file) != 0))
     fail(at, "divergent barriers: %u threads of the block wait at %s:%d", b.arrived, b.barrier.file, b.barrier.line);
   b.barrier = at;
-  char& order = b.order->now();
+  char& order = b.order.now();
   release(order);
   t.now = state::at_barrier;
   t.operation = "a barrier";
@@ -305,10 +315,11 @@ unsigned block_barrier(place at, bool vote) {
   t.mask = 0;
   b.votes += vote ? 1 : 0;
   if (++b.arrived == b.threads.size()) {
+    current->idle_yields = 0;
     b.arrived = 0;
     b.elected = b.votes;
     b.votes = 0;
-    ++b.order->turn;
+    ++b.order.turn;
     for (thread_state& u : b.threads) make_ready(u);
   }
   wait();
@@ -350,6 +361,7 @@ void meet(const char* operation, std::uint32_t mask, void* operand, finish_funct
   t.mask = mask;
   t.operand = operand;
   if (all) {
+    current->idle_yields = 0;
     finish(operands, mask);
     ++meeting.turn;
     for (unsigned i = 0; i < 32; ++i)

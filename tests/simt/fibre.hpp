@@ -11,15 +11,14 @@
 #include <cstdlib>
 #include <vector>
 
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* object);
 void __tsan_release(void* object);
@@ -32,19 +31,19 @@ namespace simt {
 
 /// What came before release(object) comes before what follows acquire(object).
 inline void release([[maybe_unused]] char& object) {
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
   __tsan_release(&object);
 #endif
 }
 inline void acquire([[maybe_unused]] char& object) {
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
   __tsan_acquire(&object);
 #endif
 }
 
 /// While one lives, ThreadSanitizer overlooks what this fibre does to memory: the executor's own lists are no part of the kernel.
 struct overlooked {
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
   overlooked() {
     __tsan_ignore_thread_begin();
   }
@@ -59,86 +58,85 @@ struct overlooked {
   overlooked& operator=(const overlooked&) = delete;
 };
 
-/// Stacks, with a page below each that faults; kept for the next launch.
-class stack_pool {
- public:
+/// A stack with a page below it that faults, and ThreadSanitizer's idea of the fibre that runs on it.
+struct fibre_place {
   static constexpr std::size_t page = 4096, size = 128 * 1024;
-  /// The lowest byte of `size`.
-  char* take() {
-    char* stack = nullptr;
-    if (free_.empty()) {
-      void* p =
-          ::mmap(nullptr, page + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (p == MAP_FAILED || ::mprotect(p, page, PROT_NONE) != 0) std::abort();
-      stack = static_cast<char*>(p) + page;
-    } else {
-      stack = free_.back();
-      free_.pop_back();
-    }
-    return stack;
+  char* stack = nullptr;  ///< its lowest byte
+#if defined(NIBBLE_SIMT_TSAN)
+  void* tsan = nullptr;
+#endif
+};
+
+/// Kept for the next fibre. What runs on one place comes, for ThreadSanitizer, before what runs there later.
+class fibre_places {
+ public:
+  fibre_place take() {
+    if (free_.empty()) return make();
+    const fibre_place p = free_.back();
+    free_.pop_back();
+    return p;
   }
-  void give_back(char* stack) { free_.push_back(stack); }
+  void give_back(fibre_place p) { free_.push_back(p); }
 
  private:
-  std::vector<char*> free_;
+  static fibre_place make() {
+    fibre_place p;
+    void* const memory =
+        ::mmap(nullptr, p.page + p.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || ::mprotect(memory, p.page, PROT_NONE) != 0) std::abort();
+    p.stack = static_cast<char*>(memory) + p.page;
+#if defined(NIBBLE_SIMT_TSAN)
+    p.tsan = __tsan_create_fiber(0);
+#endif
+    return p;
+  }
+  std::vector<fibre_place> free_;
 };
 
 class fibre {
  public:
-  fibre() : stack_(pool().take()) {}
-  ~fibre() {
-#if NIBBLE_SIMT_TSAN
-    if (tsan_) __tsan_destroy_fiber(tsan_);
-#endif
-    pool().give_back(stack_);
-  }
+  fibre() : place_(places().take()) {}
+  ~fibre() { places().give_back(place_); }
   fibre(const fibre&) = delete;
   fibre& operator=(const fibre&) = delete;
 
   /// The next enter() runs `body` from its beginning. @pre the fibre has not begun, or its body has ended.
   void start(void (*body)()) {
-#if NIBBLE_SIMT_ASAN
-    __asan_unpoison_memory_region(stack_, stack_pool::size);
-#elif NIBBLE_SIMT_TSAN
-    // A fresh mapping, that ThreadSanitizer forgets who wrote to this stack.
-    if (::mmap(stack_, stack_pool::size, PROT_READ | PROT_WRITE,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
-      std::abort();
-    if (tsan_) __tsan_destroy_fiber(tsan_);
-    tsan_ = __tsan_create_fiber(0);
+#if defined(NIBBLE_SIMT_ASAN)
+    __asan_unpoison_memory_region(place_.stack, place_.size);
 #endif
     body_ = body;
     ended_ = false;
-    inside_ = boost::context::detail::make_fcontext(stack_ + stack_pool::size, stack_pool::size, &fibre::begin);
+    inside_ = boost::context::detail::make_fcontext(place_.stack + place_.size, place_.size, &fibre::begin);
   }
 
   /// From outside: runs the fibre until it leaves or its body ends.
   void enter() {
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
     outer_tsan_ = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(tsan_, no_sync);
+    __tsan_switch_to_fiber(place_.tsan, no_sync);
 #endif
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, stack_, stack_pool::size);
+    __sanitizer_start_switch_fiber(&fake, place_.stack, place_.size);
 #endif
     inside_ = boost::context::detail::jump_fcontext(inside_, this).fctx;
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
   }
 
   /// From inside: goes back to who entered.
   void leave() {
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
     __tsan_switch_to_fiber(outer_tsan_, no_sync);
 #endif
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(ended_ ? nullptr : &fake, outer_stack_, outer_size_);
 #endif
     outside_ = boost::context::detail::jump_fcontext(outside_, nullptr).fctx;
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
     __sanitizer_finish_switch_fiber(fake, &outer_stack_, &outer_size_);
 #endif
   }
@@ -146,7 +144,7 @@ class fibre {
  private:
   static void begin(boost::context::detail::transfer_t from) {
     fibre& f = *static_cast<fibre*>(from.data);
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
     __sanitizer_finish_switch_fiber(nullptr, &f.outer_stack_, &f.outer_size_);
 #endif
     f.outside_ = from.fctx;
@@ -155,20 +153,20 @@ class fibre {
     f.leave();
     std::abort();
   }
-  static stack_pool& pool() {
-    static stack_pool all;
+  static fibre_places& places() {
+    static fibre_places all;
     return all;
   }
 
-  char* stack_;
+  fibre_place place_;
   void (*body_)() = nullptr;
   bool ended_ = false;
   boost::context::detail::fcontext_t inside_ = nullptr, outside_ = nullptr;
-#if NIBBLE_SIMT_TSAN
+#if defined(NIBBLE_SIMT_TSAN)
   static constexpr unsigned no_sync = 1;  ///< a switch orders nothing
-  void *tsan_ = nullptr, *outer_tsan_ = nullptr;
+  void* outer_tsan_ = nullptr;
 #endif
-#if NIBBLE_SIMT_ASAN
+#if defined(NIBBLE_SIMT_ASAN)
   const void* outer_stack_ = nullptr;
   std::size_t outer_size_ = 0;
 #endif

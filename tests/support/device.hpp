@@ -136,9 +136,9 @@ class device_matrix {
 template <class F>
 void under_schedules(int count, F f) {
 #if defined(NIBBLE_SIMT)
-  for (int seed = 1; seed <= count; ++seed) {
-    CAPTURE(seed);
-    simt::set_seed(static_cast<std::uint64_t>(seed));
+  for (unsigned schedule = 1; schedule <= static_cast<unsigned>(count); ++schedule) {
+    CAPTURE(schedule);
+    simt::set_schedule(schedule);
     f();
   }
 #else

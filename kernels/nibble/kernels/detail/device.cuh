@@ -168,9 +168,18 @@ __device__ inline uint32_t atomic_exchange(uint32_t* p, uint32_t value) {
   return atomicExch(p, value);
 }
 
-/// Writes before it are seen by all the device before writes after it.
+/// Between a write and the atomic or flag that tells of it, and between seeing that and reading what was written.
 __device__ inline void fence() {
   __threadfence();
+}
+/// A flag in global memory: who sees the value that store_release wrote sees what its thread did before.
+__device__ inline uint32_t load_acquire(const uint32_t* p) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+__device__ inline void store_release(uint32_t* p, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
 /// A T of 1, 2, 4, 8 or 16 bytes in one access. @pre p is aligned to sizeof(T).

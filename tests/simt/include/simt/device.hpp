@@ -150,7 +150,7 @@ template <class T, class F>
 T atomic(T* p, F f, place at) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "an atomic has 4 or 8 bytes");
   check_aligned(p, sizeof(T), "an atomic", at);
-  simt::maybe_yield();
+  simt::maybe_yield(at);
   auto* const bits = reinterpret_cast<integer<T>*>(p);
   auto before = __atomic_load_n(bits, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(bits, &before, bit_cast<integer<T>>(f(bit_cast<T>(before))), false,
@@ -185,7 +185,16 @@ inline uint32_t atomic_exchange(uint32_t* p, uint32_t value, place at = place::h
       p, [=](uint32_t) { return value; }, at);
 }
 inline void fence() {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  simt::fence();
+}
+inline uint32_t load_acquire(const uint32_t* p, place at = place::here()) {
+  detail::check_aligned(p, sizeof(*p), "a load", at);
+  simt::yield(at);
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+inline void store_release(uint32_t* p, uint32_t value, place at = place::here()) {
+  detail::check_aligned(p, sizeof(*p), "a store", at);
+  __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
 template <class T>

@@ -42,8 +42,8 @@ void run(const work& w);
 void set_architecture(int sm) noexcept;
 int architecture() noexcept;
 
-/// The schedule of the launches to come. At first the number in NIBBLE_SIMT_SEED, or 1.
-void set_seed(std::uint64_t seed) noexcept;
+/// Which of the schedules that NIBBLE_SIMT_SEED (1 where it is not set) stands for the launches to come follow; 1 at first.
+void set_schedule(unsigned number) noexcept;
 
 /// Ends the program with a sentence about the running thread.
 [[noreturn]] void fail(place at, const char* format, ...) __attribute__((format(printf, 2, 3)));
@@ -51,10 +51,12 @@ void set_seed(std::uint64_t seed) noexcept;
 /// The running thread's place in its warp, and its warp's lanes.
 unsigned lane() noexcept;
 
-/// Lets other threads run.
-void yield();
-/// As yield, now and then: between two threads' atomics there may be a third's.
-void maybe_yield();
+/// Lets other threads run, for a thread that waits for one of them to write.
+void yield(place at);
+/// As yield, now and then: between two atomics of one thread there may be another's.
+void maybe_yield(place at);
+/// What this thread did before comes before what others do after a later fence of theirs.
+void fence();
 
 /// Waits for the whole block. What threads wrote before it, all of them see after it.
 /// @returns how many threads came with `vote`.
