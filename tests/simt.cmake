@@ -31,3 +31,18 @@ nibble_compile(simt_tests)
 target_compile_options(simt_tests PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
 set_target_properties(simt_tests PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
 catch_discover_tests(simt_tests TEST_PREFIX "on the SIMT executor: " EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
+
+# The examples' forward pass on CUDA, and the host's beside it.
+if(NIBBLE_EXAMPLES)
+  file(GLOB mistral_cuda_tests CONFIGURE_DEPENDS mistral_cuda/*.cu)
+  file(GLOB mistral_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/*.cu)
+  set_source_files_properties(${mistral_cuda_tests} ${mistral_cuda_sources} PROPERTIES LANGUAGE CXX)
+  add_executable(mistral_simt_tests ${mistral_cuda_tests} ${mistral_cuda_sources})
+  target_link_libraries(mistral_simt_tests PRIVATE simt catch_main test_places mistral nibble_kernels)
+  target_include_directories(mistral_simt_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  nibble_compile(mistral_simt_tests)
+  target_compile_options(mistral_simt_tests PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
+  set_target_properties(mistral_simt_tests PROPERTIES ENABLE_EXPORTS ON)
+  catch_discover_tests(mistral_simt_tests TEST_PREFIX "on the SIMT executor: " EXTRA_ARGS --warn NoTests
+                       PROPERTIES TIMEOUT 900)
+endif()

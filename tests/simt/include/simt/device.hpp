@@ -257,6 +257,7 @@ inline double multiply(double a, double b) { return a * b; }
 inline double divide(double a, double b) { return a / b; }
 inline double square_root(double a) { return std::sqrt(a); }
 inline double fused(double a, double b, double c) { return std::fma(a, b, c); }
+inline float exp2(float x) { return std::exp2(x); }
 // clang-format on
 
 }  // namespace device

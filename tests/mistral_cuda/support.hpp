@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What the tests of the forward pass on CUDA share.
+#pragma once
+
+#include <cstring>
+#include <limits>
+
+#include "support/device.hpp"
+#include "support/model.hpp"
+
+namespace nibble::test {
+
+/// Nearest bf16 of a number: half a unit in the last of 8 bits.
+inline constexpr double bf16_rounding = 0x1p-8;
+inline constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+
+/// Uniform in [-scale, scale), reproducible by `name`.
+inline owned<float> random_matrix(index_t rows, index_t cols, const char* name, float scale = 1.0f) {
+  owned<float> x(rows, cols);
+  x.data = random_values(3, name, rows * cols, 0.0f, scale);
+  return x;
+}
+
+template <class T>
+owned<T> stored_as(const owned<float>& x) {
+  owned<T> y(x.rows, x.cols);
+  for (std::size_t i = 0; i < x.data.size(); ++i) y.data[i] = T(x.data[i]);
+  return y;
+}
+
+template <class T>
+bool same_bytes(const owned<T>& a, const owned<T>& b) {
+  return a.data.size() == b.data.size() &&
+         std::memcmp(static_cast<const void*>(a.data.data()), static_cast<const void*>(b.data.data()),
+                     a.data.size() * sizeof(T)) == 0;
+}
+
+/// A pointer that is aligned to nothing.
+template <class T>
+T* askew(T* p) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(p) + 1);
+}
+
+}  // namespace nibble::test
