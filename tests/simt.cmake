@@ -25,8 +25,8 @@ file(GLOB executor_tests CONFIGURE_DEPENDS simt/*.cu)
 set_source_files_properties(${kernel_tests} ${executor_tests} PROPERTIES LANGUAGE CXX)
 add_executable(simt_tests ${kernel_tests} ${executor_tests})
 target_link_libraries(simt_tests PRIVATE simt catch_main test_places nibble_host nibble_reference nibble_kernels
-                                         nlohmann_json::nlohmann_json)
-target_include_directories(simt_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+                                         nlohmann_json::nlohmann_json ${BLAS_LIBRARIES})
+target_include_directories(simt_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CBLAS_INCLUDE_DIR})
 nibble_compile(simt_tests)
 target_compile_options(simt_tests PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
 set_target_properties(simt_tests PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
