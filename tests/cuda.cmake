@@ -1,5 +1,5 @@
-# Where there is a CUDA toolkit: every header and the rows inside a kernel under nvcc, the device-side ones under NVRTC.
-# Nothing here needs a GPU.
+# Where there is a CUDA toolkit: every header, the rows inside a kernel and the kernels under nvcc, what runs on a device
+# under NVRTC too. Only NIBBLE_CUDA needs a GPU, to run what it builds.
 find_program(NIBBLE_NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
 if(NOT NIBBLE_NVCC)
   string(APPEND left_out "left out: headers under nvcc and NVRTC, for there is no CUDA toolkit\n")
@@ -26,6 +26,20 @@ foreach(source IN LISTS sources)
   add_test(NAME "${source} compiles under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${CMAKE_CURRENT_SOURCE_DIR}/${source})
 endforeach()
 
+file(GLOB kernels CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} cuda/kernels/*.cu)
+foreach(source IN LISTS kernels)
+  add_test(NAME "${source} compiles under nvcc without spilling registers"
+           COMMAND ${NIBBLE_NVCC} ${cuda_flags} -Xptxas -v ${CMAKE_CURRENT_SOURCE_DIR}/${source})
+  set_tests_properties("${source} compiles under nvcc without spilling registers"
+                       PROPERTIES FAIL_REGULAR_EXPRESSION "[1-9][0-9]* bytes (stack frame|spill)")
+endforeach()
+
+if(NIBBLE_CUDA)
+  set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC} CACHE FILEPATH "CUDA compiler")
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a CACHE STRING "GPUs to compile the kernels' tests for")
+  add_subdirectory(cuda)
+endif()
+
 get_filename_component(cuda_root ${NIBBLE_NVCC} DIRECTORY)
 get_filename_component(cuda_root ${cuda_root} DIRECTORY)
 find_path(NIBBLE_NVRTC_INCLUDE_DIR nvrtc.h HINTS ${cuda_root} PATH_SUFFIXES include NO_CACHE)
@@ -38,7 +52,8 @@ add_executable(nvrtc cuda/nvrtc.cpp)
 target_include_directories(nvrtc SYSTEM PRIVATE ${NIBBLE_NVRTC_INCLUDE_DIR})
 target_link_libraries(nvrtc PRIVATE ${NIBBLE_NVRTC})
 nibble_compile(nvrtc)
-foreach(source IN LISTS device_headers device_code ITEMS nibble/kernels/status.hpp nibble/kernels/tuning.hpp
+list(TRANSFORM kernels PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
+foreach(source IN LISTS device_headers device_code kernels ITEMS nibble/kernels/status.hpp nibble/kernels/tuning.hpp
         ${CMAKE_CURRENT_SOURCE_DIR}/cuda/rows.cu)
   string(REPLACE "${CMAKE_CURRENT_SOURCE_DIR}/" "" name ${source})
   add_test(NAME "${name} compiles under NVRTC"

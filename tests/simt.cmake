@@ -6,6 +6,44 @@ if(NOT Boost_CONTEXT_FOUND)
   return()
 endif()
 
+file(GLOB kernel_tests CONFIGURE_DEPENDS *.cu simt/*.cu)
+file(GLOB mistral_cuda_tests CONFIGURE_DEPENDS mistral_cuda/*.cu)
+file(GLOB mistral_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/*.cu)
+
+# A switch of fibres takes g++'s ThreadSanitizer ten times as long as clang++'s, so that one builds these tests in a tree of
+# its own.
+if(NIBBLE_SANITIZE MATCHES thread AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  find_program(NIBBLE_clang++ clang++)
+  if(NOT NIBBLE_clang++)
+    string(APPEND left_out "left out: kernels under ThreadSanitizer, for there is no clang++\n")
+    return()
+  endif()
+  include(ExternalProject)
+  ExternalProject_Add(
+    simt_tests
+    SOURCE_DIR ${PROJECT_SOURCE_DIR}
+    BINARY_DIR ${PROJECT_BINARY_DIR}/clang
+    CMAKE_ARGS -DCMAKE_CXX_COMPILER=${NIBBLE_clang++} -DCMAKE_BUILD_TYPE=${CMAKE_BUILD_TYPE}
+               -DCMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER} -DNIBBLE_SANITIZE=${NIBBLE_SANITIZE}
+               -DNIBBLE_EXAMPLES=${NIBBLE_EXAMPLES}
+    BUILD_COMMAND ${CMAKE_COMMAND} --build . --target simt_tests
+    COMMAND ${CMAKE_COMMAND} --build . --target $<IF:$<BOOL:${NIBBLE_EXAMPLES}>,mistral_simt_tests,simt_tests>
+    BUILD_ALWAYS ON
+    INSTALL_COMMAND "")
+  function(watched_tests program)
+    foreach(source IN LISTS ARGN)
+      get_filename_component(name ${source} NAME_WE)
+      add_test(NAME "simt/${name}.cu of ${program} under ThreadSanitizer"
+               COMMAND ${PROJECT_BINARY_DIR}/clang/bin/${program} --filenames-as-tags "[#${name}]" --warn NoTests)
+    endforeach()
+  endfunction()
+  watched_tests(simt_tests ${kernel_tests})
+  if(NIBBLE_EXAMPLES)
+    watched_tests(mistral_simt_tests ${mistral_cuda_tests})
+  endif()
+  return()
+endif()
+
 # Sees no sanitizer itself, but tells them about its fibres: they are to watch the kernels.
 add_library(simt OBJECT simt/executor.cpp)
 target_include_directories(simt PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/simt/include)
@@ -20,29 +58,24 @@ endif()
 target_compile_features(simt PUBLIC cxx_std_17)
 target_compile_options(simt PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion -O2)
 
-file(GLOB kernel_tests CONFIGURE_DEPENDS *.cu)
-file(GLOB executor_tests CONFIGURE_DEPENDS simt/*.cu)
-set_source_files_properties(${kernel_tests} ${executor_tests} PROPERTIES LANGUAGE CXX)
-add_executable(simt_tests ${kernel_tests} ${executor_tests})
-target_link_libraries(simt_tests PRIVATE simt catch_main test_places nibble_host nibble_reference nibble_kernels
-                                         nlohmann_json::nlohmann_json ${BLAS_LIBRARIES})
-target_include_directories(simt_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CBLAS_INCLUDE_DIR})
-nibble_compile(simt_tests)
-target_compile_options(simt_tests PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
-set_target_properties(simt_tests PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
-catch_discover_tests(simt_tests TEST_PREFIX "on the SIMT executor: " EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
+# A program of tests whose .cu files are C++ here.
+function(simt_program name)
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
+  add_executable(${name} ${ARGN})
+  target_link_libraries(${name} PRIVATE simt catch_main test_places nibble_kernels)
+  target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  nibble_compile(${name})
+  target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
+  set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
+  catch_discover_tests(${name} TEST_PREFIX "simt/" EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
+endfunction()
+
+simt_program(simt_tests ${kernel_tests})
+target_link_libraries(simt_tests PRIVATE nibble_host nibble_reference nlohmann_json::nlohmann_json ${BLAS_LIBRARIES})
+target_include_directories(simt_tests PRIVATE ${CBLAS_INCLUDE_DIR})
 
 # The examples' forward pass on CUDA, and the host's beside it.
 if(NIBBLE_EXAMPLES)
-  file(GLOB mistral_cuda_tests CONFIGURE_DEPENDS mistral_cuda/*.cu)
-  file(GLOB mistral_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/*.cu)
-  set_source_files_properties(${mistral_cuda_tests} ${mistral_cuda_sources} PROPERTIES LANGUAGE CXX)
-  add_executable(mistral_simt_tests ${mistral_cuda_tests} ${mistral_cuda_sources})
-  target_link_libraries(mistral_simt_tests PRIVATE simt catch_main test_places mistral nibble_kernels)
-  target_include_directories(mistral_simt_tests PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
-  nibble_compile(mistral_simt_tests)
-  target_compile_options(mistral_simt_tests PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
-  set_target_properties(mistral_simt_tests PROPERTIES ENABLE_EXPORTS ON)
-  catch_discover_tests(mistral_simt_tests TEST_PREFIX "on the SIMT executor: " EXTRA_ARGS --warn NoTests
-                       PROPERTIES TIMEOUT 900)
+  simt_program(mistral_simt_tests ${mistral_cuda_tests} ${mistral_cuda_sources})
+  target_link_libraries(mistral_simt_tests PRIVATE mistral)
 endif()

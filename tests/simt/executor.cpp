@@ -267,6 +267,10 @@ void allow([[maybe_unused]] const void* p, [[maybe_unused]] std::size_t bytes) n
 #endif
 }
 
+void forget_fibres() {
+  fibre::places().clear();
+}
+
 void set_architecture(int sm_) noexcept {
   sm = sm_;
 }

@@ -19,6 +19,7 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* object);
 void __tsan_release(void* object);
@@ -77,6 +78,15 @@ class fibre_places {
     return p;
   }
   void give_back(fibre_place p) { free_.push_back(p); }
+  void clear() {
+    for (const fibre_place& p : free_) {
+#if defined(NIBBLE_SIMT_TSAN)
+      __tsan_destroy_fiber(p.tsan);
+#endif
+      ::munmap(p.stack - p.page, p.page + p.size);
+    }
+    free_.clear();
+  }
 
  private:
   static fibre_place make() {
@@ -99,6 +109,12 @@ class fibre {
   ~fibre() { places().give_back(place_); }
   fibre(const fibre&) = delete;
   fibre& operator=(const fibre&) = delete;
+
+  /// Of fibres that are no more.
+  static fibre_places& places() {
+    static fibre_places all;
+    return all;
+  }
 
   /// The next enter() runs `body` from its beginning. @pre the fibre has not begun, or its body has ended.
   void start(void (*body)()) {
@@ -153,11 +169,6 @@ class fibre {
     f.leave();
     std::abort();
   }
-  static fibre_places& places() {
-    static fibre_places all;
-    return all;
-  }
-
   fibre_place place_;
   void (*body_)() = nullptr;
   bool ended_ = false;

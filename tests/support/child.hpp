@@ -11,6 +11,10 @@
 #include <csignal>
 #include <string>
 
+#if defined(NIBBLE_SIMT)
+#include "simt/executor.hpp"
+#endif
+
 namespace nibble::test {
 
 struct last_words {
@@ -20,6 +24,9 @@ struct last_words {
 
 template <class F>
 last_words in_child(F f) {
+#if defined(NIBBLE_SIMT)
+  simt::forget_fibres();
+#endif
   int ends[2];
   REQUIRE(::pipe(ends) == 0);
   const pid_t child = ::fork();

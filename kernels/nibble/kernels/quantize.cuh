@@ -24,11 +24,11 @@ status check_quantize(matrix<From> from, matrix<const params> p, matrix<To> to, 
 /// start(items as a constant, grid, block, blocks across): by chunks of Items where both matrices allow them, else by single
 /// elements.
 template <int Items, class From, class To, class F>
-status launch_by_items(matrix<From> from, matrix<To> to, tuning::quantize_policy policy, F start) {
+status launch_by_items(matrix<From> from, matrix<To> to, index_t threads, index_t rows, F start) {
   const auto by = [&](auto items) {
     const index_t chunks = ceil_div(from.cols, items.value);
-    const index_t wide = power_of_two(chunks, policy.threads), high = policy.threads / wide;
-    const index_t across = ceil_div(chunks, wide), down = ceil_div(from.rows, high * policy.rows);
+    const index_t wide = power_of_two(chunks, threads), high = threads / wide;
+    const index_t across = ceil_div(chunks, wide), down = ceil_div(from.rows, high * rows);
     if (down > 0 && across > 2147483647 / down) return status::too_large;
     return start(items, extent3(across * down), extent3(wide, high), static_cast<unsigned>(across));
   };
@@ -51,7 +51,8 @@ status quantize(matrix<const T> w, matrix<const params> p, matrix<uint8_t> q, gr
       return launch(detail::quantize_kernel<decltype(tuned), items.value, Scheme, T>, grid, block, 0, stream, w, p, q,
                     g, s, across);
     };
-    return detail::launch_by_items<16 / int{sizeof(T)}>(w, q, tuned.value, start);
+    constexpr auto policy = tuned.value;
+    return detail::launch_by_items<16 / int{sizeof(T)}>(w, q, policy.threads, detail::rows_of<Scheme>(policy), start);
   });
 }
 
@@ -66,7 +67,8 @@ status dequantize(matrix<const uint8_t> q, matrix<const params> p, matrix<T> w, 
       return launch(detail::dequantize_kernel<decltype(tuned), items.value, Scheme, T>, grid, block, 0, stream, q, p, w,
                     g, s, across);
     };
-    return detail::launch_by_items<16 / int{sizeof(T)}>(q, w, tuned.value, start);
+    constexpr auto policy = tuned.value;
+    return detail::launch_by_items<16 / int{sizeof(T)}>(q, w, policy.threads, detail::rows_of<Scheme>(policy), start);
   });
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "nibble/kernels/detail/device.cuh"
+#include "nibble/kernels/tuning/quantize.cuh"
 #include "nibble/matrix.hpp"
 #include "nibble/quantize.hpp"
 #include "nibble/scheme.hpp"
@@ -11,6 +12,16 @@
 NIBBLE_NAMESPACE_BEGIN
 namespace kernels {
 namespace detail {
+
+/// Rows a thread works on.
+template <class Scheme>
+NIBBLE_HOST_DEVICE constexpr int rows_of(tuning::quantize_policy policy) {
+  return policy.rows;
+}
+template <>
+NIBBLE_HOST_DEVICE constexpr int rows_of<any_scheme>(tuning::quantize_policy policy) {
+  return policy.any_rows;
+}
 
 /// One thread's share of a matrix (rows, cols): `Items` columns from `col` on, in every `blockDim.y`-th of some rows. A block is
 /// blockDim.x · Items columns wide and blockDim.y · Rows rows high; blocks go along the columns first.
@@ -81,7 +92,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     quantize_kernel(matrix<const T> w, matrix<const params> p, matrix<uint8_t> q, group_shape g, Scheme s,
                     unsigned blocks_across) {
   const auto f = [=](T x, params of_group) { return nibble::quantize(static_cast<float>(x), of_group, s); };
-  map_groups<Items, Tuned::value.rows>(w, p, q, g, blocks_across, f);
+  map_groups<Items, rows_of<Scheme>(Tuned::value)>(w, p, q, g, blocks_across, f);
 }
 
 template <class Tuned, int Items, class Scheme, class T>
@@ -89,7 +100,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     dequantize_kernel(matrix<const uint8_t> q, matrix<const params> p, matrix<T> w, group_shape g, Scheme s,
                       unsigned blocks_across) {
   const auto f = [=](uint8_t code, params of_group) { return static_cast<T>(nibble::dequantize(code, of_group, s)); };
-  map_groups<Items, Tuned::value.rows>(q, p, w, g, blocks_across, f);
+  map_groups<Items, rows_of<Scheme>(Tuned::value)>(q, p, w, g, blocks_across, f);
 }
 
 }  // namespace detail

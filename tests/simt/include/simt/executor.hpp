@@ -45,6 +45,9 @@ int architecture() noexcept;
 /// Which of the schedules that NIBBLE_SIMT_SEED (1 where it is not set) stands for the launches to come follow; 1 at first.
 void set_schedule(unsigned number) noexcept;
 
+/// Frees what is kept from one launch to the next. In the child of a process that has fibres ThreadSanitizer sees nothing.
+void forget_fibres();
+
 /// Ends the program with a sentence about the running thread.
 [[noreturn]] void fail(place at, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
