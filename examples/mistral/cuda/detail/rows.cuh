@@ -10,6 +10,8 @@
 
 namespace nibble::mistral::cuda::detail {
 
+inline constexpr float log2_e = 1.44269504f;
+
 /// f(first column) for every `Items`-th column of [0, cols), shared out over the block.
 template <int Items, class F>
 __device__ void over_columns(index_t cols, F f) {
@@ -127,7 +129,6 @@ __global__ void __launch_bounds__(Tuned::value.threads)
 /// out = silu(gate) · up; gate is the left half of gate_up, up the right.
 template <class Tuned, int Items>
 __global__ void __launch_bounds__(Tuned::value.threads) swiglu_kernel(matrix<const float> gate_up, matrix<bf16> out) {
-  constexpr float log2_e = 1.44269504f;
   const float* const gate = gate_up.row(blockIdx.x);
   const float* const up = gate + out.cols;
   over_columns<Items>(out.cols, [&](index_t col) {

@@ -15,6 +15,13 @@
 NIBBLE_NAMESPACE_BEGIN
 namespace device {
 
+/// Two floats rounded to bf16 as a fragment's register holds them, `low` in the lower bits. The bits of a NaN are the hardware's.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
 /// D += A · B of fp16 or bf16, accumulated in float; in which order, the hardware keeps to itself.
 template <class T>
 __device__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

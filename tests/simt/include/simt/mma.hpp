@@ -52,6 +52,10 @@ void multiply(void* const* operands) {
 
 }  // namespace detail
 
+inline uint32_t pack_bf16(float low, float high) {
+  return uint32_t{bf16(low).bits} | uint32_t{bf16(high).bits} << 16;
+}
+
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], place at = place::here()) {
   detail::multiplied<float> mine{d, a, b};
