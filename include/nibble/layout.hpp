@@ -224,22 +224,51 @@ struct marlin_scales {
   NIBBLE_HOST_DEVICE constexpr extents packed(index_t n, index_t groups_) const noexcept { return {groups_, n}; }
 };
 
-/// Marlin: symmetric 4 bits, int32 [k/16, 2n]. A row is 16 inputs by all outputs, cut into 16 × 64 tiles of 128 words;
-/// a word is what one thread feeds to one 16 × 16 of mma.m16n8k16.
+/// Zero points of Marlin: int32 [groups, n·b/32], permuted within every 64 outputs as the scales of several groups are,
+/// also where there is one, then even before odd within each word. vLLM multiplies by 4 bits with them, not by 8.
+struct marlin_zeros {
+  using word = uint32_t;
+  static constexpr bool continues_below = false;
+  int bits = 4;
+  NIBBLE_HOST_DEVICE constexpr extents packed(index_t n, index_t groups_) const noexcept {
+    return {groups_, n * bits / 32};
+  }
+};
+
+/// Marlin: 4 or 8 bits, int32 [k/16, n·b/2]. A row is 16 inputs by all outputs, cut into 16 × 64 tiles of 32·b words;
+/// b words are what one thread feeds to four 16 × 16 of mma.m16n8k16. Engines make it from other formats as they load.
 struct marlin {
   using word = uint32_t;
   static constexpr bool continues_below = false;
-  static constexpr int bits = 4;
+  int bits = 4;
 
   NIBBLE_HOST_DEVICE static constexpr verdict can_pack(index_t n, index_t k, int bits_, index_t group) noexcept {
-    if (bits_ != 4) return {"Marlin packs 4 bits"};
+    if (bits_ != 4 && bits_ != 8) return {"Marlin packs 4 or 8 bits"};
     if (const verdict v = can_group(n, k, group); !v) return v;
-    if (n % 256 != 0) return {"Marlin needs outputs that are a multiple of 256"};
-    if (k % 128 != 0) return {"Marlin needs inputs that are a multiple of 128"};
-    if (group != 128 && group != -1) return {"Marlin needs a group size of 128 or -1"};
+    if (n % 64 != 0) return {"Marlin needs outputs that are a multiple of 64"};
+    if (k % 16 != 0) return {"Marlin needs inputs that are a multiple of 16"};
+    if (group != 32 && group != 64 && group != 128 && group != -1)
+      return {"Marlin needs a group size of 32, 64, 128 or -1"};
+    if (group > 0 && k % group != 0) return {"Marlin needs a group size that divides the inputs"};
     return {};
   }
-  NIBBLE_HOST_DEVICE constexpr extents packed(index_t n, index_t k) const noexcept { return {k / 16, 2 * n}; }
+  /// What vLLM multiplies by as it is; it fills other shapes up with zeros first.
+  NIBBLE_HOST_DEVICE static constexpr verdict can_multiply(index_t n, index_t k) noexcept {
+    if ((n % 64 == 0 && k % 128 == 0) || (n % 128 == 0 && k % 64 == 0)) return {};
+    return {"Marlin multiplies by outputs and inputs that are multiples of 64, one of them of 128"};
+  }
+  /// What the first Marlin kernel takes, whose words are the same.
+  NIBBLE_HOST_DEVICE static constexpr verdict original_can_pack(index_t n, index_t k, int bits_,
+                                                                index_t group) noexcept {
+    if (bits_ != 4) return {"the original Marlin packs 4 bits"};
+    if (const verdict v = can_group(n, k, group); !v) return v;
+    if (n % 256 != 0) return {"the original Marlin needs outputs that are a multiple of 256"};
+    if (k % 128 != 0) return {"the original Marlin needs inputs that are a multiple of 128"};
+    if (group != 128 && group != -1) return {"the original Marlin needs a group size of 128 or -1"};
+    return {};
+  }
+  NIBBLE_HOST_DEVICE constexpr extents packed(index_t n, index_t k) const noexcept { return {k / 16, n * bits / 2}; }
+  NIBBLE_HOST_DEVICE constexpr marlin_zeros zeros() const noexcept { return {bits}; }
   NIBBLE_HOST_DEVICE constexpr marlin_scales scales() const noexcept { return {}; }
 };
 

@@ -95,13 +95,14 @@ NIBBLE_HOST_DEVICE constexpr element source(gptq_zeros l, index_t, index_t, inde
   return {e.i, row, e.shift};
 }
 
-/// Nibble that holds element e of 8 in the order 0,2,4,6,1,3,5,7, which lets a GPU extract pairs with one mask.
-NIBBLE_HOST_DEVICE constexpr int32_t even_odd(index_t e) noexcept {
-  return static_cast<int32_t>((e & 1) * 4 + e / 2);
+/// Slot that holds element e of a word of `count`, even elements first: 0,2,4,6,1,3,5,7 or 0,2,1,3, which lets a GPU extract
+/// pairs with one mask.
+NIBBLE_HOST_DEVICE constexpr int32_t even_odd(index_t e, int32_t count = 8) noexcept {
+  return static_cast<int32_t>((e & 1) * (count / 2) + e / 2);
 }
-/// Its inverse: the element in a nibble.
-NIBBLE_HOST_DEVICE constexpr index_t odd_even(int32_t nibble) noexcept {
-  return (nibble & 3) * 2 + nibble / 4;
+/// Its inverse: the element in a slot.
+NIBBLE_HOST_DEVICE constexpr index_t odd_even(int32_t slot, int32_t count = 8) noexcept {
+  return slot % (count / 2) * 2 + slot / (count / 2);
 }
 
 NIBBLE_HOST_DEVICE constexpr int32_t slots(awq_gemm) noexcept {
@@ -153,20 +154,43 @@ NIBBLE_HOST_DEVICE constexpr element source(awq_gemv_fast, index_t, index_t, ind
   return {row * 4 + at / 64, col / 64 * 64 + at % 64 / 32 * 32 + 8 * b + 2 * a + c, 4 * slot};
 }
 
-/// In a 16 × 16 of (k, n), thread 4·(n % 8) + k % 8 / 2 of mma.m16n8k16 holds k % 2, k / 8 and n / 8 of both; four of
-/// those side by side in n make a tile, so that a thread's four words are one 16-byte load.
-NIBBLE_HOST_DEVICE constexpr int32_t slots(marlin) noexcept {
-  return 8;
+/// In a 16 × 16 of (k, n), thread 4·(n % 8) + k % 8 / 2 of mma.m16n8k16 holds k % 2, k / 8 and n / 8 of both: 8 codes, one
+/// word of 4 bits or two of 8. Four of those side by side in n make a tile, so that a thread's words follow one another.
+NIBBLE_HOST_DEVICE constexpr int32_t slots(marlin l) noexcept {
+  return 32 / l.bits;
 }
-NIBBLE_HOST_DEVICE constexpr place where(marlin, index_t, index_t, index_t i, index_t j) noexcept {
+NIBBLE_HOST_DEVICE constexpr place where(marlin l, index_t, index_t, index_t i, index_t j) noexcept {
+  const int32_t count = slots(l);
   const index_t thread = i % 8 * 4 + j % 8 / 2;
   const index_t held = i % 16 / 8 * 4 + j % 16 / 8 * 2 + j % 2;
-  return {j / 16, i / 64 * 128 + thread * 4 + i % 64 / 16, 4 * even_odd(held)};
+  return {j / 16, i / 64 * 32 * l.bits + thread * l.bits + i % 64 / 16 * (8 / count) + held / count,
+          l.bits * even_odd(held % count, count)};
 }
-NIBBLE_HOST_DEVICE constexpr element source(marlin, index_t, index_t, index_t row, index_t col, int32_t slot) noexcept {
-  const index_t thread = col % 128 / 4, held = odd_even(slot);
-  return {col / 128 * 64 + col % 4 * 16 + held / 4 * 8 + thread / 4,
-          row * 16 + held / 2 % 2 * 8 + thread % 4 * 2 + held % 2, 4 * slot};
+NIBBLE_HOST_DEVICE constexpr element source(marlin l, index_t, index_t, index_t row, index_t col,
+                                            int32_t slot) noexcept {
+  const int32_t count = slots(l), words = 8 / count;
+  const index_t thread = col % (32 * l.bits) / l.bits, of_thread = col % l.bits;
+  const index_t held = of_thread % words * count + odd_even(slot, count);
+  return {col / (32 * l.bits) * 64 + of_thread / words * 16 + held / 4 * 8 + thread / 4,
+          row * 16 + held / 2 % 2 * 8 + thread % 4 * 2 + held % 2, l.bits * slot};
+}
+
+/// Where 64 outputs lie as an 8 × 8 transposed; its own inverse.
+NIBBLE_HOST_DEVICE constexpr index_t marlin_turned(index_t i) noexcept {
+  return i / 64 * 64 + i % 8 * 8 + i % 64 / 8;
+}
+NIBBLE_HOST_DEVICE constexpr int32_t slots(marlin_zeros l) noexcept {
+  return 32 / l.bits;
+}
+NIBBLE_HOST_DEVICE constexpr place where(marlin_zeros l, index_t, index_t, index_t i, index_t j) noexcept {
+  const int32_t count = slots(l);
+  const index_t at = marlin_turned(i);
+  return {j, at / count, l.bits * even_odd(at % count, count)};
+}
+NIBBLE_HOST_DEVICE constexpr element source(marlin_zeros l, index_t, index_t, index_t row, index_t col,
+                                            int32_t slot) noexcept {
+  const int32_t count = slots(l);
+  return {marlin_turned(col * count + odd_even(slot, count)), row, l.bits * slot};
 }
 
 NIBBLE_HOST_DEVICE constexpr int32_t slots(bitsandbytes) noexcept {
@@ -221,25 +245,32 @@ NIBBLE_HOST_DEVICE constexpr extents where_scale(awq_gemv_fast_scales, index_t, 
 }
 /// With several groups, the 8 × 8 of every 64 outputs transposed; with one, o = 8b + 2a + c goes to 8a + 2b + c.
 NIBBLE_HOST_DEVICE constexpr extents where_scale(marlin_scales, index_t groups_, index_t i, index_t g) noexcept {
-  if (groups_ > 1) return {g, i / 64 * 64 + i % 8 * 8 + i % 64 / 8};
+  if (groups_ > 1) return {g, marlin_turned(i)};
   return {g, i / 32 * 32 + i % 8 / 2 * 8 + i % 32 / 8 * 2 + i % 2};
 }
 
 }  // namespace layout
 
-/// Word (row, col) of the packed `codes`. @pre every code is in [0, 2^bits); can_pack.
-template <class Layout>
-NIBBLE_HOST_DEVICE constexpr typename Layout::word word_at(Layout l, matrix<const uint8_t> codes, index_t row,
-                                                           index_t col) noexcept {
+/// Word (row, col) of packed codes (n, k), which codes(i, j) tells. @pre every code is in [0, 2^bits); can_pack.
+template <class Layout, class Codes>
+NIBBLE_HOST_DEVICE constexpr typename Layout::word word_of(Layout l, const Codes& codes, index_t n, index_t k,
+                                                           index_t row, index_t col) noexcept {
   uint32_t word = 0;
   for (int32_t slot = 0; slot < slots(l); ++slot) {
-    const layout::element e = source(l, codes.rows, codes.cols, row, col, slot);
+    const layout::element e = source(l, n, k, row, col, slot);
     if (e.shift >= 32) continue;
-    const bool inside = e.i < codes.rows && e.j < codes.cols;
+    const bool inside = e.i < n && e.j < k;
     const uint32_t value = inside ? stored(l, codes(e.i, e.j)) : filler(l);
     word |= e.shift < 0 ? value >> -e.shift : value << e.shift;
   }
   return static_cast<typename Layout::word>(word);
+}
+
+/// The same of a matrix of codes.
+template <class Layout>
+NIBBLE_HOST_DEVICE constexpr typename Layout::word word_at(Layout l, matrix<const uint8_t> codes, index_t row,
+                                                           index_t col) noexcept {
+  return word_of(l, codes, codes.rows, codes.cols, row, col);
 }
 
 /// Code (i, j) of the (n, k) codes packed in `words`.

