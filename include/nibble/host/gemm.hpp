@@ -27,9 +27,16 @@ namespace detail {
 /// Rows and tokens a kernel takes at once: sums, weights and a vector of x fit the registers.
 inline constexpr int gemm_rows = 4, gemm_tokens = 4;
 
-/// Rows a thread takes at a time: some 128 KiB of W, which stay in the second-level cache for the next tokens.
-constexpr index_t gemm_tile(index_t row_bytes) noexcept {
-  return clamp(round_up((index_t(1) << 17) / max(row_bytes, index_t(1)), gemm_rows), index_t(gemm_rows), index_t(256));
+/// Rows a thread takes at a time, of `rows`: 128 to 512 KiB of W, which stay in the second-level cache for the next tokens;
+/// no more than a 32nd of W where that allows it, since threads end together only as far as tiles are small.
+constexpr index_t gemm_tile(index_t row_bytes, index_t rows) noexcept {
+  const index_t bytes = clamp(row_bytes * rows / 32, index_t(1) << 17, index_t(1) << 19);
+  return clamp(round_up(bytes / max(row_bytes, index_t(1)), gemm_rows), index_t(gemm_rows), index_t(256));
+}
+
+/// Bytes from row `row` on to those that are read after `count` rows from it, if the tile has them.
+constexpr index_t fetched_ahead(index_t row_bytes, index_t row, index_t count, index_t rows) noexcept {
+  return row + 2 * count <= rows ? count * row_bytes : 0;
 }
 
 /// x (m, k) with every row filled up with zeros to whole vectors.
@@ -48,19 +55,21 @@ class padded_inputs {
 };
 
 /// Calls f(rows, tokens, row, token), the first two as constants, until `rows` rows by `tokens` tokens are covered.
-/// @tparam Rows  at once where there are two tokens or more; of one token it is four.
-template <int Rows, class F>
+/// @tparam Tokens  at once, 4 or 1.
+template <int Tokens, class F>
 void over_products(index_t rows, index_t tokens, F&& f) {
-  const auto over_rows = [&](auto most, auto count, index_t token) {
+  const auto over_rows = [&](auto count, index_t token) {
+    const std::integral_constant<int, gemm_rows> most{};
     index_t row = 0;
-    for (; row + most.value <= rows; row += most.value) f(most, count, row, token);
+    for (; row + gemm_rows <= rows; row += gemm_rows) f(most, count, row, token);
     for (; row < rows; ++row) f(std::integral_constant<int, 1>{}, count, row, token);
   };
-  const std::integral_constant<int, Rows> most{};
   index_t token = 0;
-  for (; token + 4 <= tokens; token += 4) over_rows(most, std::integral_constant<int, 4>{}, token);
-  if (token + 2 <= tokens) over_rows(most, std::integral_constant<int, 2>{}, token), token += 2;
-  if (token < tokens) over_rows(std::integral_constant<int, 4>{}, std::integral_constant<int, 1>{}, token);
+  if constexpr (Tokens == 4) {
+    for (; token + 4 <= tokens; token += 4) over_rows(std::integral_constant<int, 4>{}, token);
+    if (token + 2 <= tokens) over_rows(std::integral_constant<int, 2>{}, token), token += 2;
+  }
+  for (; token < tokens; ++token) over_rows(std::integral_constant<int, 1>{}, token);
 }
 
 /// Tokens whose x stays in the second-level cache while the rows of a tile pass.
@@ -72,13 +81,14 @@ void over_token_blocks(index_t tokens, F&& f) {
 template <class Kernel, class T>
 void gemm_dense(matrix<const float> x, matrix<const T> w, matrix<float> y) {
   const padded_inputs in(x);
-  const index_t tile_rows = gemm_tile(w.cols * static_cast<index_t>(sizeof(T)));
+  const index_t tile_rows = gemm_tile(w.cols * static_cast<index_t>(sizeof(T)), w.rows);
   parallel_for(ceil_div(w.rows, tile_rows), [&](index_t tile) {
     const index_t first = tile * tile_rows, rows = min(tile_rows, w.rows - first);
     over_token_blocks(x.rows, [&](index_t token, index_t tokens) {
       over_products<4>(rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
         const gemm_output_view<float> o{in.row(token + at), in.stride(), &y(token + at, first + row), y.stride};
-        Kernel::template dense<T, r.value, t.value>(w.row(first + row), w.stride, w.cols, o);
+        const index_t ahead = fetched_ahead(w.stride * static_cast<index_t>(sizeof(T)), row, r.value, rows);
+        Kernel::template dense<T, r.value, t.value>(w.row(first + row), w.stride, w.cols, ahead, o);
       });
     });
   });
@@ -91,10 +101,10 @@ struct tile_params {
   std::vector<int32_t> zeros;
   index_t per_row, blocks_a_param, params_a_block;
 
-  /// @param width  inputs of a group. @param run  of a word.
+  /// @param width  inputs of a group. @param run  of a word. @param zero_factor  that zero points are stored times.
   template <class Scale>
   void read(matrix<const Scale> stored, matrix<const uint8_t> zero_points, int bits, index_t blocks, index_t run,
-            index_t width) {
+            index_t width, int32_t zero_factor) {
     const bool whole = stored.cols == 1 || width % (gemm_lanes * run) == 0;
     const index_t share = width / run;  // words of a group
     blocks_a_param = !whole ? 0 : stored.cols == 1 ? blocks : share / gemm_lanes;
@@ -103,8 +113,7 @@ struct tile_params {
     const index_t copies = whole || gemm_lanes % share == 0 ? 1 : share;
     scales.resize(static_cast<size_t>(stored.rows * per_row + gemm_lanes));
     zeros.resize(scales.size());
-    constexpr int32_t both_halves = 0x10001;
-    const int32_t middle = (1 << (bits - 1)) * both_halves;
+    const int32_t middle = (1 << (bits - 1)) * zero_factor;
     vectorised([&] {
       for (index_t row = 0; row < stored.rows; ++row) {
         float* scale = scales.data() + row * per_row;
@@ -112,13 +121,13 @@ struct tile_params {
         if (copies == 1) {
           for (index_t g = 0; g < stored.cols; ++g) scale[g] = load(stored(row, g));
           if (zero_points.data)
-            for (index_t g = 0; g < stored.cols; ++g) zero[g] = zero_points(row, g) * both_halves;
+            for (index_t g = 0; g < stored.cols; ++g) zero[g] = zero_points(row, g) * zero_factor;
           else
             std::fill(zero, zero + stored.cols, middle);
         } else {
           for (index_t at = 0; at < min(per_row, stored.cols * copies); ++at) {
             scale[at] = load(stored(row, at / copies));
-            zero[at] = zero_points.data ? zero_points(row, at / copies) * both_halves : middle;
+            zero[at] = zero_points.data ? zero_points(row, at / copies) * zero_factor : middle;
           }
         }
         const index_t end = min(per_row, stored.cols * copies);  // lanes past k, whose inputs are zeros
@@ -126,23 +135,6 @@ struct tile_params {
         std::fill(zero + end, zero + per_row, 0);
       }
     });
-  }
-};
-
-/// Kernel::words<Bits> for codes that are the words' own.
-template <class Kernel, int Bits>
-struct words_of {
-  template <int Rows, int Tokens>
-  static void multiply(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o) {
-    Kernel::template words<Bits, Rows, Tokens>(w, o);
-  }
-};
-/// Kernel::strings, for codes that lie across words.
-template <class Kernel>
-struct strings_of {
-  template <int Rows, int Tokens>
-  static void multiply(const packed_rows& w, const gemm_output_view<input_block<2>>& o) {
-    Kernel::template strings<Rows, Tokens>(w, o);
   }
 };
 
@@ -161,13 +153,13 @@ struct packed_weights {
 };
 
 /// y (m, rows): all tokens against a few rows of W, whose words stay in cache.
-template <class Product, int Pairs, int Run, class Scale>
-void multiply_tile(const block_inputs<Pairs, Run>& in, const packed_weights<Scale>& w, matrix<float> y) {
+template <class Kernel, int Bits, bool String, class Block, int Run, class Scale>
+void multiply_tile(const block_inputs<Block, Run>& in, const packed_weights<Scale>& w, matrix<float> y) {
   thread_local tile_params p;
-  p.read(w.scales, w.zeros, w.bits, in.blocks(), Run, w.width);
+  p.read(w.scales, w.zeros, w.bits, in.blocks(), Run, w.width, Block::zero_factor);
   over_token_blocks(y.rows, [&](index_t token, index_t tokens) {
-    over_products<2>(w.words.rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
-      const gemm_output_view<input_block<Pairs>> o{in.row(token + at), in.blocks(), &y(token + at, row), y.stride};
+    over_products<Block::most_tokens>(w.words.rows, tokens, [&](auto r, auto t, index_t row, index_t at) {
+      const gemm_output_view<Block> o{in.row(token + at), in.blocks(), &y(token + at, row), y.stride};
       const packed_rows rows{w.words.row(row),
                              w.words.stride,
                              w.words.cols,
@@ -177,27 +169,37 @@ void multiply_tile(const block_inputs<Pairs, Run>& in, const packed_weights<Scal
                              p.zeros.data() + row * p.per_row,
                              p.per_row,
                              p.blocks_a_param,
+                             fetched_ahead(w.words.stride * 4, row, r.value, w.words.rows),
                              p.params_a_block};
-      Product::template multiply<r.value, t.value>(rows, o);
+      Kernel::template packed<Bits, String, r.value, t.value>(rows, o);
     });
   });
 }
 
-template <class Product, int Pairs, int Run, class Scale>
-void gemm_words(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
-  const block_inputs<Pairs, Run> in(x);
-  const index_t tile_rows = gemm_tile(w.words.cols * 4);
+template <class Kernel, int Bits, bool String, class Block, int Run, class Scale>
+void gemm_blocks(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+  const block_inputs<Block, Run> in(x);
+  const index_t tile_rows = gemm_tile(w.words.cols * 4, w.words.rows);
   parallel_for(ceil_div(w.words.rows, tile_rows), [&](index_t tile) {
     const index_t first = tile * tile_rows, rows = min(tile_rows, w.words.rows - first);
-    multiply_tile<Product>(in, w.rows_at(first, rows), y.cols_at(first, rows));
+    multiply_tile<Kernel, Bits, String>(in, w.rows_at(first, rows), y.cols_at(first, rows));
   });
+}
+
+/// Straight from the words. @tparam String  Bits is 8, and codes of w.bits become bytes as they are read.
+template <class Kernel, int Bits, bool String, int Run, class Scale>
+void gemm_words(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+  if constexpr (Kernel::reads_bytes && (Bits < 8 || String)) {
+    if (x.rows == 1) return gemm_blocks<Kernel, Bits, String, byte_block<8 / Bits>, Run>(x, w, y);
+  }
+  gemm_blocks<Kernel, Bits, String, pair_block<16 / Bits>, Run>(x, w, y);
 }
 
 /// Any width and group: rows at a time become a code a byte, Run of them a word, in cache.
 template <class Kernel, int Run, class Scale>
 void gemm_through_bytes(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
-  const block_inputs<2, Run> in(x);
-  const index_t k = x.cols, word_count = ceil_div(k, Run), tile_rows = gemm_tile(word_count * 4);
+  const block_inputs<pair_block<2>, Run> in(x);
+  const index_t k = x.cols, word_count = ceil_div(k, Run), tile_rows = gemm_tile(word_count * 4, w.words.rows);
   parallel_for(ceil_div(w.words.rows, tile_rows), [&](index_t tile) {
     const index_t first = tile * tile_rows, rows = min(tile_rows, w.words.rows - first);
     thread_local std::vector<uint32_t> words;
@@ -213,7 +215,7 @@ void gemm_through_bytes(matrix<const float> x, const packed_weights<Scale>& w, m
     }
     packed_weights<Scale> of_tile = w.rows_at(first, rows);
     of_tile.words = matrix<const uint32_t>(words.data(), rows, word_count);
-    multiply_tile<words_of<Kernel, 8>>(in, of_tile, y.cols_at(first, rows));
+    multiply_tile<Kernel, 8, false>(in, of_tile, y.cols_at(first, rows));
   });
 }
 
@@ -224,12 +226,12 @@ void gemm_packed(matrix<const float> x, layout::compressed_tensors l, matrix<con
   const index_t run = gemm_run(l.bits, group);
   if (run == 1) return gemm_through_bytes<Kernel, 1>(x, w, y);
   if (run * l.bits == 32) {
-    if (l.bits == 2) return gemm_words<words_of<Kernel, 2>, 8, 16>(x, w, y);
-    if (l.bits == 4) return gemm_words<words_of<Kernel, 4>, 4, 8>(x, w, y);
-    return gemm_words<words_of<Kernel, 8>, 2, 4>(x, w, y);
+    if (l.bits == 2) return gemm_words<Kernel, 2, false, 16>(x, w, y);
+    if (l.bits == 4) return gemm_words<Kernel, 4, false, 8>(x, w, y);
+    return gemm_words<Kernel, 8, false, 4>(x, w, y);
   }
   if constexpr (Kernel::reads_strings)
-    gemm_words<strings_of<Kernel>, 2, 4>(x, w, y);
+    gemm_words<Kernel, 8, true, 4>(x, w, y);
   else
     gemm_through_bytes<Kernel, 4>(x, w, y);
 }

@@ -68,7 +68,7 @@ struct row_sums {
 
 template <int Bits, int Tokens>
 struct packed_row_avx2 {
-  using in_block = input_block<16 / Bits>;
+  using in_block = pair_block<16 / Bits>;
   static constexpr auto pairs = std::make_index_sequence<16 / Bits>{};
   row_sums<Tokens> sums;
   __m256i word, whole[Tokens];
@@ -126,6 +126,7 @@ struct packed_row_avx2 {
       const in_block* x = o.x + b;
       const index_t here = w.count - b * gemm_lanes;
       const bool shared = w.blocks_a_param > 0;
+      fetch_ahead(reinterpret_cast<const char*>(words + b * gemm_lanes) + w.ahead);
       word = load(words + b * gemm_lanes, here);
       half<0>(x, o.x_stride, scale_of(scales + param, at, shared), zero_of(zeros + param, at, shared), pairs,
               sums.tokens);
@@ -150,10 +151,14 @@ struct dense_row_avx2 {
     sums.template add<0>(load_half(w), x, stride, sums.tokens);
     sums.template add<1>(load_half(w + 8), x, stride, sums.tokens);
   }
-  NIBBLE_AVX2 void multiply(const T* w, index_t k, const gemm_output_view<float>& o, index_t row) noexcept {
+  NIBBLE_AVX2 void multiply(const T* w, index_t k, index_t ahead, const gemm_output_view<float>& o,
+                            index_t row) noexcept {
     sums.clear(sums.tokens);
     const index_t whole = k / gemm_lanes * gemm_lanes;
-    for (index_t j = 0; j < whole; j += gemm_lanes) step(w + j, o.x + j, o.x_stride);
+    for (index_t j = 0; j < whole; j += gemm_lanes) {
+      fetch_ahead(reinterpret_cast<const char*>(w + j) + ahead);
+      step(w + j, o.x + j, o.x_stride);
+    }
     if (whole < k) {
       T last[gemm_lanes];
       for (index_t l = 0; l < gemm_lanes; ++l) last[l] = whole + l < k ? w[whole + l] : T(0.0f);
@@ -164,21 +169,33 @@ struct dense_row_avx2 {
 };
 
 struct avx2_kernel {
-  static constexpr bool reads_strings = false;
+  static constexpr bool reads_strings = false, reads_bytes = false;
 
-  template <int Bits, int Rows, int Tokens>
-  NIBBLE_AVX2_ENTRY static void words(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o) {
-    for (index_t row = 0; row < Rows; ++row) {
+  template <int Bits, bool, int Rows, int Tokens>
+  static void packed(const packed_rows& w, const gemm_output_view<pair_block<16 / Bits>>& o) {
+    over_packed_rows<Bits, Tokens>(w, o, Rows);
+  }
+
+  template <class T, int Rows, int Tokens>
+  static void dense(const T* w, index_t stride, index_t k, index_t ahead, const gemm_output_view<float>& o) {
+    over_dense_rows<T, Tokens>(w, stride, k, ahead, o, Rows);
+  }
+
+ private:
+  template <int Bits, int Tokens>
+  NIBBLE_AVX2_ENTRY static void over_packed_rows(const packed_rows& w, const gemm_output_view<pair_block<16 / Bits>>& o,
+                                                 index_t rows) {
+    for (index_t row = 0; row < rows; ++row) {
       packed_row_avx2<Bits, Tokens> r;
       r.multiply(w, o, row);
     }
   }
-
-  template <class T, int Rows, int Tokens>
-  NIBBLE_AVX2_ENTRY static void dense(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) {
-    for (index_t row = 0; row < Rows; ++row) {
+  template <class T, int Tokens>
+  NIBBLE_AVX2_ENTRY static void over_dense_rows(const T* w, index_t stride, index_t k, index_t ahead,
+                                                const gemm_output_view<float>& o, index_t rows) {
+    for (index_t row = 0; row < rows; ++row) {
       dense_row_avx2<T, Tokens> r;
-      r.multiply(w + row * stride, k, o, row);
+      r.multiply(w + row * stride, k, ahead, o, row);
     }
   }
 };

@@ -91,15 +91,24 @@ struct dense_tile {
   register_tile<Rows, Tokens> tile;
 
   template <std::size_t... R>
+  NIBBLE_AVX512 static void fetch(const T* w, index_t stride, index_t ahead, std::index_sequence<R...>) noexcept {
+    (fetch_ahead(reinterpret_cast<const char*>(w + static_cast<index_t>(R) * stride) + ahead), ...);
+  }
+
+  template <std::size_t... R>
   NIBBLE_AVX512 void step(const T* w, index_t stride, const float* x, index_t x_stride,
                           std::index_sequence<R...>) noexcept {
     ((tile.weights[R] = load_lanes(w + static_cast<index_t>(R) * stride)), ...);
     tile.add(x, x_stride, tile.tokens);
   }
-  NIBBLE_AVX512 void multiply(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) noexcept {
+  NIBBLE_AVX512 void multiply(const T* w, index_t stride, index_t k, index_t ahead,
+                              const gemm_output_view<float>& o) noexcept {
     tile.clear(tile.rows);
     const index_t whole = k / gemm_lanes * gemm_lanes;
-    for (index_t j = 0; j < whole; j += gemm_lanes) step(w + j, stride, o.x + j, o.x_stride, tile.rows);
+    for (index_t j = 0; j < whole; j += gemm_lanes) {
+      fetch(w + j, stride, ahead, tile.rows);
+      step(w + j, stride, o.x + j, o.x_stride, tile.rows);
+    }
     if (whole < k) {
       T last[Rows * gemm_lanes];
       for (index_t r = 0; r < Rows; ++r)
@@ -113,9 +122,10 @@ struct dense_tile {
 
 struct avx512_kernel {
   template <class T, int Rows, int Tokens>
-  NIBBLE_AVX512_ENTRY static void dense(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) {
+  NIBBLE_AVX512_ENTRY static void dense(const T* w, index_t stride, index_t k, index_t ahead,
+                                        const gemm_output_view<float>& o) {
     dense_tile<T, Rows, Tokens> t;
-    t.multiply(w, stride, k, o);
+    t.multiply(w, stride, k, ahead, o);
   }
 };
 

@@ -13,6 +13,17 @@ NIBBLE_NAMESPACE_BEGIN
 namespace host {
 namespace detail {
 
+/// Has the line at `at` brought to the second-level cache. Rows are short and several are read at a time, so that what a
+/// machine foresees by itself is half of what its memory gives.
+#if defined(__GNUC__)
+// Inlined early, before gcc finds that it does nothing and drops the call.
+__attribute__((always_inline)) inline void fetch_ahead(const void* at) noexcept {
+  __builtin_prefetch(at, 0, 2);
+}
+#else
+inline void fetch_ahead(const void*) noexcept {}
+#endif
+
 /// Rows of packed codes beside their parameters. A lane is a word of codes, a block 16 of them.
 struct packed_rows {
   const uint32_t* words;   ///< row r at words + r · stride
@@ -20,9 +31,10 @@ struct packed_rows {
   int bits;                ///< of a code
   index_t blocks;          ///< of a row, the last one short or whole
   const float* scales;     ///< row r at scales + r · per_row, 16 more than there are
-  const int32_t* zeros;    ///< of the same shape, in both halves of an integer
+  const int32_t* zeros;    ///< of the same shape, times the zero_factor of the inputs' blocks
   index_t per_row;         ///< parameters a row
   index_t blocks_a_param;  ///< blocks that share a parameter; 0: a block has several
+  index_t ahead;           ///< bytes from a word to one that will be read later: what fetch_ahead takes
   index_t params_a_block;  ///< 1, 2, 4, 8 or 16; lane l has number l · params_a_block / 16
 };
 
@@ -37,31 +49,41 @@ struct gemm_output_view {
 };
 
 struct plain_kernel {
-  static constexpr bool reads_strings = false;
+  static constexpr bool reads_strings = false, reads_bytes = false;
 
-  template <int Bits, int Rows, int Tokens>
-  static void words(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o) {
-    vectorised([&] {
-      for (int r = 0; r < Rows; ++r) packed_row<Bits, Tokens>(w, o, r);
-    });
+  template <int Bits, bool, int Rows, int Tokens>
+  static void packed(const packed_rows& w, const gemm_output_view<pair_block<16 / Bits>>& o) {
+    over_packed_rows<Bits, Tokens>(w, o, Rows);
   }
 
   template <class T, int Rows, int Tokens>
-  static void dense(const T* w, index_t stride, index_t k, const gemm_output_view<float>& o) {
-    vectorised([&] {
-      for (int r = 0; r < Rows; ++r) dense_row<T, Tokens>(w + r * stride, k, o, r);
-    });
+  static void dense(const T* w, index_t stride, index_t k, index_t ahead, const gemm_output_view<float>& o) {
+    over_dense_rows<T, Tokens>(w, stride, k, ahead, o, Rows);
   }
 
  private:
   template <int Bits, int Tokens>
-  static void packed_row(const packed_rows& w, const gemm_output_view<input_block<16 / Bits>>& o, index_t r) {
+  static void over_packed_rows(const packed_rows& w, const gemm_output_view<pair_block<16 / Bits>>& o, int rows) {
+    vectorised([&] {
+      for (int r = 0; r < rows; ++r) packed_row<Bits, Tokens>(w, o, r);
+    });
+  }
+  template <class T, int Tokens>
+  static void over_dense_rows(const T* w, index_t stride, index_t k, index_t ahead, const gemm_output_view<float>& o,
+                              int rows) {
+    vectorised([&] {
+      for (int r = 0; r < rows; ++r) dense_row<T, Tokens>(w + r * stride, k, ahead, o, r);
+    });
+  }
+  template <int Bits, int Tokens>
+  static void packed_row(const packed_rows& w, const gemm_output_view<pair_block<16 / Bits>>& o, index_t r) {
     constexpr uint32_t mask = (1u << Bits) - 1;
     lane_sums sums[Tokens];
     const uint32_t* row = w.words + r * w.stride;
     const float* scales = w.scales + r * w.per_row;
     const int32_t* zeros = w.zeros + r * w.per_row;
     for (index_t b = 0; b < w.blocks; ++b) {
+      fetch_ahead(reinterpret_cast<const char*>(row + b * gemm_lanes) + w.ahead);
       uint32_t word[gemm_lanes] = {};
       const index_t first = b * gemm_lanes;
       for (index_t l = 0; l < min(gemm_lanes, w.count - first); ++l) word[l] = row[first + l];
@@ -89,9 +111,10 @@ struct plain_kernel {
   }
 
   template <class T, int Tokens>
-  static void dense_row(const T* w, index_t k, const gemm_output_view<float>& o, index_t r) {
+  static void dense_row(const T* w, index_t k, index_t ahead, const gemm_output_view<float>& o, index_t r) {
     lane_sums sums[Tokens];
     for (index_t j = 0; j < k; j += gemm_lanes) {
+      fetch_ahead(reinterpret_cast<const char*>(w + j) + ahead);
       float weight[gemm_lanes] = {};
       if (j + gemm_lanes <= k)
         for (index_t l = 0; l < gemm_lanes; ++l) weight[l] = load(w[j + l]);
