@@ -43,6 +43,7 @@ struct thread_state {
   fibre runs;
   block_state* block = nullptr;
   unsigned number = 0;  ///< within the block
+  uint3 index{};
   state now = state::ready;
   // What it waits for.
   const char* operation = "";
@@ -63,7 +64,8 @@ struct order_state {
 };
 
 struct warp_state {
-  order_state meetings[32];  ///< by the lowest lane of the mask
+  order_state meetings[32];      ///< by the lowest lane of the mask
+  std::uint32_t waiting, ended;  ///< lanes at a meeting, and those that are no more or never were
 };
 
 struct array_state {
@@ -122,7 +124,7 @@ uint3 index_of(unsigned number, extent of) {
 /// Goes to `t` and comes back when it waits or ends.
 void resume(thread_state& t) {
   current->running = &t;
-  threadIdx = index_of(t.number, current->of.block);
+  threadIdx = t.index;
   blockIdx = t.block->index;
   t.runs.enter();
 }
@@ -147,6 +149,7 @@ void thread_body() {
   for (const copy& c : t.copies) allow(c.to, c.bytes);
   t.copies.clear();
   t.now = state::ended;
+  t.block->warps[t.number / 32].ended |= 1u << t.number % 32;
   current->idle_yields = 0;
 }
 
@@ -157,10 +160,13 @@ void begin_block(block_state& b) {
              static_cast<unsigned>(number / grid.x / grid.y)};
   b.alive = static_cast<unsigned>(b.threads.size());
   b.static_bytes = 0;
+  for (warp_state& w : b.warps) w.waiting = w.ended = 0;
+  if (b.alive % 32 != 0) b.warps.back().ended = ~0u << b.alive % 32;
   for (unsigned i = 0; i < b.alive; ++i) {
     thread_state& t = b.threads[i];
     t.block = &b;
     t.number = i;
+    t.index = index_of(i, current->of.block);
     t.groups.clear();
     t.uncommitted = 0;
     t.runs.start(thread_body);
@@ -205,7 +211,7 @@ std::string triple(uint3 i) {
       std::snprintf(mask, sizeof(mask), " with mask 0x%08x", t.mask);
       text += mask;
     }
-    text += ", the first being " + triple(index_of(t.number, current->of.block));
+    text += ", the first being " + triple(t.index);
   }
   fail(first, "deadlock: of the threads of block %s, %s", triple(b.index).c_str(), text.c_str());
 }
@@ -331,32 +337,43 @@ unsigned block_barrier(place at, bool vote) {
   return b.elected;  // the next barrier cannot end before this thread comes to it
 }
 
+namespace {
+
+/// Whether all other lanes of `mask` wait for this one at the same meeting; fails where a lane can never come to it.
+bool others_wait(const block_state& b, const warp_state& w, const char* operation, std::uint32_t mask, place at) {
+  const thread_state& t = running();
+  const unsigned me = t.number % 32, first = t.number - me;
+  const auto size = static_cast<unsigned>(b.threads.size());
+  if ((mask >> me & 1u) == 0) fail(at, "%s with mask 0x%08x, in which lane %u is not", operation, mask, me);
+  if (const std::uint32_t gone = mask & w.ended) {
+    const auto i = static_cast<unsigned>(__builtin_ctz(gone));
+    if (first + i < size) fail(at, "%s with mask 0x%08x, but lane %u has ended", operation, mask, i);
+    fail(at, "%s with mask 0x%08x, but the warp has only %u lanes", operation, mask, size - first);
+  }
+  bool all = (mask & ~w.waiting) == 1u << me;
+  for (std::uint32_t left = mask & w.waiting; left != 0; left &= left - 1) {
+    const auto i = static_cast<unsigned>(__builtin_ctz(left));
+    const thread_state& u = b.threads[first + i];
+    const bool same = u.mask == mask && std::strcmp(u.operation, operation) == 0;
+    if (!same && (u.mask >> me & 1u) != 0)
+      fail(at, "%s with mask 0x%08x, while lane %u waits at %s with mask 0x%08x in %s:%d", operation, mask, i,
+           u.operation, u.mask, u.at.file, u.at.line);
+    if (!same) all = false;   // it waits for others first
+    if (!all && same) break;  // who differs from that lane is found when the last one comes
+  }
+  return all;
+}
+
+}  // namespace
+
 void meet(const char* operation, std::uint32_t mask, void* operand, finish_function finish, bool orders_memory,
           place at) {
   const overlooked own;
   thread_state& t = running();
   block_state& b = *t.block;
-  const unsigned me = t.number % 32, first = t.number - me;
-  const auto size = static_cast<unsigned>(b.threads.size());
-  if ((mask >> me & 1u) == 0) fail(at, "%s with mask 0x%08x, in which lane %u is not", operation, mask, me);
-  void* operands[32] = {};
-  bool all = true;
-  for (unsigned i = 0; i < 32; ++i) {
-    if ((mask >> i & 1u) == 0 || i == me) continue;
-    if (first + i >= size)
-      fail(at, "%s with mask 0x%08x, but the warp has only %u lanes", operation, mask, size - first);
-    const thread_state& u = b.threads[first + i];
-    if (u.now == state::ended) fail(at, "%s with mask 0x%08x, but lane %u has ended", operation, mask, i);
-    if (u.now != state::at_meeting || (u.mask >> me & 1u) == 0) {
-      all = false;
-    } else if (u.mask != mask || std::strcmp(u.operation, operation) != 0) {
-      fail(at, "%s with mask 0x%08x, while lane %u waits at %s with mask 0x%08x in %s:%d", operation, mask, i,
-           u.operation, u.mask, u.at.file, u.at.line);
-    }
-    operands[i] = u.operand;
-  }
-  operands[me] = operand;
-  order_state& meeting = b.warps[t.number / 32].meetings[__builtin_ctz(mask)];
+  warp_state& w = b.warps[t.number / 32];
+  const bool last = others_wait(b, w, operation, mask, at);
+  order_state& meeting = w.meetings[__builtin_ctz(mask)];
   char& order = meeting.now();
   if (orders_memory) release(order);
   t.now = state::at_meeting;
@@ -364,12 +381,17 @@ void meet(const char* operation, std::uint32_t mask, void* operand, finish_funct
   t.at = at;
   t.mask = mask;
   t.operand = operand;
-  if (all) {
+  w.waiting |= 1u << t.number % 32;
+  if (last) {
     current->idle_yields = 0;
+    thread_state* const lanes = &b.threads[t.number / 32 * 32];
+    void* operands[32] = {};
+    for (std::uint32_t left = mask; left != 0; left &= left - 1)
+      operands[__builtin_ctz(left)] = lanes[__builtin_ctz(left)].operand;
     finish(operands, mask);
     ++meeting.turn;
-    for (unsigned i = 0; i < 32; ++i)
-      if (mask >> i & 1u) make_ready(b.threads[first + i]);
+    w.waiting &= ~mask;
+    for (std::uint32_t left = mask; left != 0; left &= left - 1) make_ready(lanes[__builtin_ctz(left)]);
   }
   wait();
   if (orders_memory) acquire(order);
