@@ -343,7 +343,8 @@ TEST_CASE("the kernels store what compressed-tensors, AutoAWQ, GPTQModel and bit
     for (std::size_t at = 0; at < p.scales.size(); ++at) zeros.push_back(awq_gemv_fast_zero(p.scales[at], p.zeros[at]));
     require_golden_scales(l.zeros(), p, zeros, words_of<uint16_t>(golden["zeros"]));
   });
-  for (const auto& golden_case : golden("pack/bitsandbytes.json")["cases"]) {
+  const auto file = golden("pack/bitsandbytes.json");
+  for (const auto& golden_case : file["cases"]) {
     const index_t n = golden_case["n"], k = golden_case["k"];
     std::vector<uint8_t> codes;
     for (index_t t = 0; t < n * k; ++t) codes.push_back(static_cast<uint8_t>(t % 64 == 0 ? 15 : draw(1, t, 4)));

@@ -83,28 +83,33 @@ stored_words<T> stored(matrix<T> m) noexcept {
   return {m, aligned(m, access_units(Side::units) * 4 / index_t{sizeof(T)})};
 }
 
-/// Tiles of Rows × Cols over codes (n, k).
-template <int Threads, int Rows, int Cols, class From, class To>
+/// Tiles over codes (n, k).
+template <class Tuned, class Tile, class From, class To>
 status launch_tiles(matrix<const typename From::word> from, matrix<typename To::word> to, index_t n, index_t k,
                     uint32_t blank, cudaStream_t stream) {
-  const index_t across = ceil_div(k, Cols), down = ceil_div(n, Rows);
+  const index_t across = ceil_div(k, Tile::cols), down = ceil_div(n, Tile::rows);
   if (across > 2147483647 / down) return status::too_large;
-  return launch(repack_kernel<Threads, Rows, Cols, From, To>, across * down, Threads, 0, stream, stored<From>(from),
-                stored<To>(to), static_cast<unsigned>(across), blank);
+  return launch(repack_kernel<Tuned, Tile, From, To>, across * down, Tuned::value.threads, 0, stream,
+                stored<From>(from), stored<To>(to), static_cast<unsigned>(across), blank);
 }
+
+/// The tile between two sides.
+template <class Tuned, class From, class To>
+using tile_between =
+    std::conditional_t<From::turned || To::turned, code_tile<Tuned::value.turned_rows, Tuned::value.turned_cols>,
+                       code_tile<Tuned::value.straight_rows, Tuned::value.straight_cols>>;
+template <class Tuned>
+using flat_tile = code_tile<1, Tuned::value.straight_rows * Tuned::value.straight_cols>;
 
 /// to = the codes (n, k) of `from`, both of `bits` bits and not empty.
 template <class From, class To, class Word, class Stored>
 status move_tiles(int bits, matrix<const Word> from, matrix<Stored> to, index_t n, index_t k, cudaStream_t stream) {
   return dispatch(tuning::pack{}, [&](auto tuned) {
-    constexpr auto policy = tuned.value;
     return with_bits<From, To>(bits, [&](auto width) {
       using from_side = side<From, width.value>;
       using to_side = side<To, width.value>;
-      constexpr bool turned = from_side::turned || to_side::turned;
-      constexpr int rows = turned ? policy.turned_rows : policy.straight_rows;
-      constexpr int cols = turned ? policy.turned_cols : policy.straight_cols;
-      return launch_tiles<policy.threads, rows, cols, from_side, to_side>(from, to, n, k, 0, stream);
+      using tile = tile_between<decltype(tuned), from_side, to_side>;
+      return launch_tiles<decltype(tuned), tile, from_side, to_side>(from, to, n, k, 0, stream);
     });
   });
 }
@@ -121,18 +126,17 @@ template <class Layout, class Codes>
 status gather_words(Layout l, Codes codes, matrix<typename Layout::word> words, index_t n, index_t k,
                     cudaStream_t stream) {
   return dispatch(tuning::pack{}, [&](auto tuned) {
-    constexpr int threads = tuned.value.threads;
-    return launch_elements(words, threads, [&](extent3 grid, extent3 block, unsigned across) {
-      return launch(gather_words_kernel<threads, Layout, Codes>, grid, block, 0, stream, l, codes, words, n, k, across);
+    return launch_elements(words, tuned.value.threads, [&](extent3 grid, extent3 block, unsigned across) {
+      return launch(gather_words_kernel<decltype(tuned), Layout, Codes>, grid, block, 0, stream, l, codes, words, n, k,
+                    across);
     });
   });
 }
 template <class Layout>
 status gather_codes(Layout l, matrix<const typename Layout::word> words, matrix<uint8_t> codes, cudaStream_t stream) {
   return dispatch(tuning::pack{}, [&](auto tuned) {
-    constexpr int threads = tuned.value.threads;
-    return launch_elements(codes, threads, [&](extent3 grid, extent3 block, unsigned across) {
-      return launch(gather_codes_kernel<threads, Layout>, grid, block, 0, stream,
+    return launch_elements(codes, tuned.value.threads, [&](extent3 grid, extent3 block, unsigned across) {
+      return launch(gather_codes_kernel<decltype(tuned), Layout>, grid, block, 0, stream,
                     packed_codes<Layout>{l, words, codes.rows, codes.cols}, codes, across);
     });
   });
@@ -142,9 +146,7 @@ status gather_codes(Layout l, matrix<const typename Layout::word> words, matrix<
 template <class From, class To, class Word, class Stored>
 status move_flat(matrix<const Word> from, matrix<Stored> to, index_t codes, uint32_t blank, cudaStream_t stream) {
   return dispatch(tuning::pack{}, [&](auto tuned) {
-    constexpr auto policy = tuned.value;
-    constexpr int cols = policy.straight_rows * policy.straight_cols;
-    return launch_tiles<policy.threads, 1, cols, side<From, 4>, side<To, 4>>(
+    return launch_tiles<decltype(tuned), flat_tile<decltype(tuned)>, side<From, 4>, side<To, 4>>(
         matrix<const Word>(from.data, 1, from.size()), matrix<Stored>(to.data, 1, to.size()), 1, codes, blank, stream);
   });
 }
@@ -252,9 +254,9 @@ status pack_scales(ScaleLayout l, matrix<Source> scales, matrix<T> stored, cudaS
     };
     if constexpr (detail::turns_scales<ScaleLayout>)
       return detail::launch_scale_tiles(stored.cols, stored.rows, threads,
-                                        start(&detail::turn_scales_kernel<threads, ScaleLayout, T>, l));
+                                        start(&detail::turn_scales_kernel<decltype(tuned), ScaleLayout, T>, l));
     else
-      return detail::launch_elements(stored, threads, start(&detail::copy_scales_kernel<threads, T>));
+      return detail::launch_elements(stored, threads, start(&detail::copy_scales_kernel<decltype(tuned), T>));
   });
 }
 
@@ -273,9 +275,9 @@ status unpack_scales(ScaleLayout l, matrix<Source> stored, matrix<T> scales, cud
     };
     if constexpr (detail::turns_scales<ScaleLayout>)
       return detail::launch_scale_tiles(scales.rows, scales.cols, threads,
-                                        start(&detail::turn_scales_back_kernel<threads, ScaleLayout, T>, l));
+                                        start(&detail::turn_scales_back_kernel<decltype(tuned), ScaleLayout, T>, l));
     else
-      return detail::launch_elements(scales, threads, start(&detail::copy_scales_kernel<threads, T>));
+      return detail::launch_elements(scales, threads, start(&detail::copy_scales_kernel<decltype(tuned), T>));
   });
 }
 

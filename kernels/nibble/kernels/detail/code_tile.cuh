@@ -49,9 +49,10 @@ __device__ constexpr uint32_t even_bytes(uint32_t x) {
 }
 
 /// Codes (Rows, Cols), outputs by inputs, one a byte, in shared memory. Chunks of 16 bytes are permuted within every 8 of a
-/// row, so that the lanes of a warp find their codes in different banks whether they go along a row, down consecutive rows,
-/// down every fourth row or down every 32nd: the three bits of a chunk's place are flipped by those sums of the row's bits
-/// under which the bits 0–2, the bits 2–4, and the bits 5–6 beside a chunk's lowest, are independent.
+/// row, so that the lanes of a warp find their codes in different banks whether they go along a row (two in one where a lane
+/// takes 32 bytes), down consecutive rows, down every fourth row or down every 32nd: the three bits of a chunk's place are
+/// flipped by those sums of the row's bits under which the bits 0–2, the bits 2–4, and the bits 5–6 beside a chunk's lowest,
+/// are independent.
 template <int Rows, int Cols>
 struct code_tile {
   static constexpr int rows = Rows, cols = Cols;

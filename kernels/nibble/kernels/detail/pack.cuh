@@ -133,18 +133,19 @@ __device__ void write_tile(stored_words<typename Side::word> to, layout::extents
   }
 }
 
-/// to = the codes of `from` in another layout, a tile of Rows outputs by Cols inputs a block, blocks along the inputs first.
+/// to = the codes of `from` in another layout, a tile a block, blocks along the inputs first.
 /// @param blank stands for words that `from` lacks to fill a tile.
-template <int Threads, int Rows, int Cols, class From, class To>
-__global__ void __launch_bounds__(Threads)
+template <class Tuned, class Tile, class From, class To>
+__global__ void __launch_bounds__(Tuned::value.threads)
     repack_kernel(stored_words<const typename From::word> from, stored_words<typename To::word> to,
                   unsigned blocks_across, uint32_t blank) {
-  NIBBLE_SHARED(uint8_t, bytes, Rows * Cols);
-  const code_tile<Rows, Cols> tile{bytes};
-  const index_t i = index_t{blockIdx.x / blocks_across} * Rows, j = index_t{blockIdx.x % blocks_across} * Cols;
-  read_tile<Threads, From>(from, From::origin(i, j), blank, tile);
+  NIBBLE_SHARED(uint8_t, bytes, Tile::rows * Tile::cols);
+  const Tile tile{bytes};
+  const index_t i = index_t{blockIdx.x / blocks_across} * Tile::rows;
+  const index_t j = index_t{blockIdx.x % blocks_across} * Tile::cols;
+  read_tile<Tuned::value.threads, From>(from, From::origin(i, j), blank, tile);
   device::barrier();
-  write_tile<Threads, To>(to, To::origin(i, j), tile);
+  write_tile<Tuned::value.threads, To>(to, To::origin(i, j), tile);
 }
 
 /// One element (row, col) of a matrix a thread; a block is blockDim.x columns wide and blockDim.y rows high.
@@ -159,12 +160,12 @@ struct packed_codes {
   Layout layout;
   matrix<const typename Layout::word> words;
   index_t n, k;
-  __device__ uint8_t operator()(index_t i, index_t j) const { return code_at(layout, words, n, k, i, j); }
+  NIBBLE_HOST_DEVICE uint8_t operator()(index_t i, index_t j) const { return code_at(layout, words, n, k, i, j); }
 };
 
 /// words = the packed codes (n, k), a word a thread. Codes: whatever is called codes(i, j).
-template <int Threads, class Layout, class Codes>
-__global__ void __launch_bounds__(Threads)
+template <class Tuned, class Layout, class Codes>
+__global__ void __launch_bounds__(Tuned::value.threads)
     gather_words_kernel(Layout l, Codes codes, matrix<typename Layout::word> words, index_t n, index_t k,
                         unsigned blocks_across) {
   const layout::extents at = own_element(blocks_across);
@@ -172,8 +173,8 @@ __global__ void __launch_bounds__(Threads)
 }
 
 /// codes = what words hold, a code a thread.
-template <int Threads, class Layout>
-__global__ void __launch_bounds__(Threads)
+template <class Tuned, class Layout>
+__global__ void __launch_bounds__(Tuned::value.threads)
     gather_codes_kernel(packed_codes<Layout> from, matrix<uint8_t> codes, unsigned blocks_across) {
   const layout::extents at = own_element(blocks_across);
   if (at.rows < codes.rows && at.cols < codes.cols) codes(at.rows, at.cols) = from(at.rows, at.cols);
@@ -184,39 +185,39 @@ inline constexpr int scale_outputs = 64, scale_groups = 32;
 
 /// stored = scales (n, groups) where a layout wants them, which is g down and i across, permuted within every 64; zero past
 /// the groups. A tile a block, blocks along the outputs first.
-template <int Threads, class Layout, class T>
-__global__ void __launch_bounds__(Threads)
+template <class Tuned, class Layout, class T>
+__global__ void __launch_bounds__(Tuned::value.threads)
     turn_scales_kernel(Layout l, matrix<const T> scales, matrix<T> stored, unsigned blocks_across) {
   NIBBLE_SHARED(T, turned, scale_outputs * (scale_groups + 1));
   const index_t i0 = index_t{blockIdx.x % blocks_across} * scale_outputs;
   const index_t g0 = index_t{blockIdx.x / blocks_across} * scale_groups;
-  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Threads) {
+  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Tuned::value.threads) {
     const index_t i = i0 + e / scale_groups, g = g0 + e % scale_groups;
     const bool inside = i < scales.rows && g < scales.cols;
     const auto col = static_cast<int>(where_scale(l, scales.cols, i, g).cols - i0);
     turned[col * (scale_groups + 1) + e % scale_groups] = inside ? scales(i, g) : T{};
   }
   device::barrier();
-  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Threads) {
+  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Tuned::value.threads) {
     const index_t g = g0 + e / scale_outputs, i = i0 + e % scale_outputs;
     if (g < stored.rows && i < stored.cols)
       stored(g, i) = turned[e % scale_outputs * (scale_groups + 1) + e / scale_outputs];
   }
 }
 /// The way back.
-template <int Threads, class Layout, class T>
-__global__ void __launch_bounds__(Threads)
+template <class Tuned, class Layout, class T>
+__global__ void __launch_bounds__(Tuned::value.threads)
     turn_scales_back_kernel(Layout l, matrix<const T> stored, matrix<T> scales, unsigned blocks_across) {
   NIBBLE_SHARED(T, turned, scale_outputs * (scale_groups + 1));
   const index_t i0 = index_t{blockIdx.x % blocks_across} * scale_outputs;
   const index_t g0 = index_t{blockIdx.x / blocks_across} * scale_groups;
-  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Threads) {
+  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Tuned::value.threads) {
     const index_t g = g0 + e / scale_outputs, i = i0 + e % scale_outputs;
     if (g < scales.cols && i < stored.cols)
       turned[e % scale_outputs * (scale_groups + 1) + e / scale_outputs] = stored(g, i);
   }
   device::barrier();
-  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Threads) {
+  for (int e = static_cast<int>(threadIdx.x); e < scale_outputs * scale_groups; e += Tuned::value.threads) {
     const index_t i = i0 + e / scale_groups, g = g0 + e % scale_groups;
     const auto col = static_cast<int>(where_scale(l, scales.cols, i, g).cols - i0);
     if (i < scales.rows && g < scales.cols) scales(i, g) = turned[col * (scale_groups + 1) + e % scale_groups];
@@ -224,8 +225,8 @@ __global__ void __launch_bounds__(Threads)
 }
 
 /// to = from where it has such an element, else zero; an element a thread.
-template <int Threads, class T>
-__global__ void __launch_bounds__(Threads)
+template <class Tuned, class T>
+__global__ void __launch_bounds__(Tuned::value.threads)
     copy_scales_kernel(matrix<const T> from, matrix<T> to, unsigned blocks_across) {
   const layout::extents at = own_element(blocks_across);
   if (at.rows < to.rows && at.cols < to.cols) to(at.rows, at.cols) = at.cols < from.cols ? from(at.rows, at.cols) : T{};
