@@ -13,7 +13,7 @@ file(GLOB launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.cuh)
 file(GLOB device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/detail/*.cuh ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/tuning/*.cuh)
-set(cuda_flags -std=c++17 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/kernels
+set(cuda_flags -std=c++17 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/kernels -I${PROJECT_SOURCE_DIR}/examples
                -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
                -Werror all-warnings -Xcompiler -Wall,-Wextra -c -o /dev/null)
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty.cu "")
@@ -57,6 +57,6 @@ foreach(source IN LISTS device_headers device_code kernels ITEMS nibble/kernels/
         ${CMAKE_CURRENT_SOURCE_DIR}/cuda/rows.cu)
   string(REPLACE "${CMAKE_CURRENT_SOURCE_DIR}/" "" name ${source})
   add_test(NAME "${name} compiles under NVRTC"
-           COMMAND nvrtc sm_90 ${source} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/kernels
+           COMMAND nvrtc sm_90 ${source} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/examples
                    ${NIBBLE_NVRTC_INCLUDE_DIR} ${NIBBLE_NVRTC_INCLUDE_DIR}/cccl)
 endforeach()

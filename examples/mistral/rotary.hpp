@@ -37,11 +37,14 @@ class rotary_table {
       head[i + half_] = b * c[i] + a * s[i];
     }
   }
+  /// (known positions, d/2)
+  const std::vector<float>& cosine() const { return cosine_; }
+  const std::vector<float>& sine() const { return sine_; }
 
  private:
   index_t half_, known_ = 0;
   double theta_;
-  std::vector<float> cosine_, sine_;  ///< (known, d/2)
+  std::vector<float> cosine_, sine_;
 };
 
 }  // namespace nibble::mistral

@@ -53,7 +53,14 @@ inline uint3 threadIdx{}, blockIdx{};
 inline dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400
+};
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
   cudaMemcpyHostToDevice,
@@ -112,7 +119,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaErrorInvalidValue;
 }
 
+/// What cudaMemGetInfo tells, and beyond which cudaMalloc has no more at once; for tests to set.
+namespace simt {
+inline std::size_t free_device_memory = std::size_t{8} << 30;
+}
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
+  if (bytes > simt::free_device_memory) return cudaErrorMemoryAllocation;
   return ::posix_memalign(p, 256, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 template <class T>
@@ -140,6 +152,53 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaSt
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (simt::architecture() < 0) return cudaErrorNoDevice;
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *free = *total = simt::free_device_memory;
+  return simt::architecture() < 0 ? cudaErrorNoDevice : cudaSuccess;
+}
+inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
+  return ::posix_memalign(p, 4096, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  std::free(p);
+  return cudaSuccess;
+}
+
+/// Streams run at once, so events have happened when they are recorded; both are handles that must live.
+struct simt_stream {};
+using cudaEvent_t = struct simt_event*;
+struct simt_event {};
+inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new simt_stream;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new simt_event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
+  return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned = 0) {
+  return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }
 inline cudaError_t cudaDeviceSynchronize() {
   return cudaSuccess;

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mistral/cuda/forward.cuh"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "mistral/rotary.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/kernels/blas.cuh"
+
+namespace nibble::mistral::cuda {
+namespace {
+
+/// Rows of weights a thread converts at a time, entries of the vocabulary in a tile of logits, bytes of a pinned buffer.
+constexpr index_t row_tile = 64, most_entries = 8192, piece_goal = index_t(16) << 20;
+/// Left free for what cuBLAS and the kernels' code take on the device: an allowance, not a measurement.
+constexpr index_t runtime_bytes = index_t(96) << 20;
+
+index_t qkv_width(const config& c) {
+  return c.q_width() + 2 * c.kv_width();
+}
+/// Floats a token needs between products: q, k and v, or gate and up.
+index_t wide_width(const config& c) {
+  return max(qkv_width(c), 2 * c.intermediate);
+}
+/// bf16 a token needs besides the normed row: q, k, v and what attention gives, or what SwiGLU gives, or a reference's norm.
+index_t narrow_width(const config& c) {
+  return max(max(qkv_width(c) + c.q_width(), c.intermediate), c.hidden);
+}
+index_t layer_elements(const config& c) {
+  index_t elements = 0;
+  for (const projection p : projections) elements += outputs(c, p) * inputs(c, p);
+  return elements;
+}
+
+index_t longest_of(const std::vector<index_t>& starts) {
+  index_t most = 1;
+  for (std::size_t i = 1; i < starts.size(); ++i) most = max(most, starts[i] - starts[i - 1]);
+  return most;
+}
+
+template <class T>
+matrix<T> view(T* data, index_t rows, index_t cols) {
+  return {data, rows, cols};
+}
+
+/// Rows that `read` gives as floats, rounded.
+std::function<void(index_t, index_t, bf16*)> rounded(index_t cols, std::function<void(index_t, index_t, float*)> read) {
+  return [=](index_t first, index_t count, bf16* out) {
+    host::parallel_for(ceil_div(count, row_tile), [&](index_t tile) {
+      const index_t row = tile * row_tile, rows = min(row_tile, count - row);
+      std::vector<float> values(static_cast<std::size_t>(rows * cols));
+      read(first + row, rows, values.data());
+      std::transform(values.begin(), values.end(), out + row * cols, [](float value) { return bf16(value); });
+    });
+  };
+}
+
+/// The rows of a dense tensor, copied as they are when they are bf16.
+std::function<void(index_t, index_t, bf16*)> rows_of(const tensor& t, index_t cols) {
+  if (t.dtype != "BF16")
+    return rounded(cols, [&t, cols](index_t first, index_t count, float* out) {
+      read_floats(t, first * cols, count * cols, out);
+    });
+  return [&t, cols](index_t first, index_t count, bf16* out) {
+    host::parallel_for(ceil_div(count, row_tile), [&](index_t tile) {
+      const index_t row = tile * row_tile, rows = min(row_tile, count - row);
+      std::memcpy(static_cast<void*>(out + row * cols), t.data + (first + row) * cols * index_t{sizeof(bf16)},
+                  static_cast<std::size_t>(rows * cols) * sizeof(bf16));
+    });
+  };
+}
+
+}  // namespace
+
+memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes) {
+  const index_t tokens = starts.back(), longest = longest_of(starts);
+  memory_plan plan;
+  plan.layer_bytes = 2 * layer_elements(c) + 4 * 2 * c.hidden;
+  plan.batch_bytes = tokens * (4 * c.hidden + 4 + index_t{sizeof(score_state)}) +
+                     16 * static_cast<index_t>(starts.size()) + 4 * longest * c.head_dim + 4 * 2 * c.hidden;
+  plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden;
+  plan.chunk_tokens = longest;
+  if (plan.total() > free_bytes)
+    throw error("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
+                std::to_string(tokens) + " tokens in sequences of up to " + std::to_string(longest) + " need " +
+                gibibytes(plan.total()) + "; take fewer or shorter ones, or --backend cpu");
+  const index_t room = longest + (free_bytes - plan.total()) / plan.token_bytes;
+  plan.chunk_tokens = max(longest, min(min(tokens, chunk_goal), room));
+  return plan;
+}
+
+namespace {
+
+memory_plan plan_here(const config& c, const std::vector<index_t>& starts, int device, index_t reserved_bytes) {
+  use_device(device);
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "tell how much memory the GPU has");
+  return plan_memory(c, starts, static_cast<index_t>(free) - reserved_bytes - runtime_bytes);
+}
+
+}  // namespace
+
+forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int device, index_t reserved_bytes)
+    : c_(c),
+      starts_(std::move(starts)),
+      heads_{c.heads, c.kv_heads, c.head_dim},
+      plan_(plan_here(c, starts_, device, reserved_bytes)),
+      blas_(compute_),
+      staging_(max(piece_goal, 4 * max(max(c.hidden, c.intermediate), c.q_width()))) {
+  const index_t tokens = starts_.back(), longest = longest_of(starts_);
+  for (slot& s : slots_) {
+    s.weights = device_memory<bf16>(layer_elements(c), "a layer's weights");
+    s.norms = device_memory<float>(2 * c.hidden, "norms");
+  }
+  x_ = device_memory<float>(tokens * c.hidden, "the residual stream");
+  ids_ = device_memory<int32_t>(tokens, "ids");
+  states_ = device_memory<score_state>(tokens, "scores");
+  head_norms_ = device_memory<float>(2 * c.hidden, "norms");
+  wide_ = device_memory<float>(plan_.chunk_tokens * wide_width(c), "activations");
+  narrow_ = device_memory<bf16>(plan_.chunk_tokens * narrow_width(c), "activations");
+  normed_ = device_memory<bf16>(plan_.chunk_tokens * c.hidden, "activations");
+
+  std::vector<index_t> relative;
+  for (std::size_t first = 0, last; first + 1 < starts_.size(); first = last) {
+    chunk part{starts_[first], 0, 0, 1, static_cast<index_t>(relative.size())};
+    for (last = first; last + 1 < starts_.size() && starts_[last + 1] - starts_[first] <= plan_.chunk_tokens; ++last) {
+      relative.push_back(starts_[last] - starts_[first]);
+      part.longest = max(part.longest, starts_[last + 1] - starts_[last]);
+    }
+    relative.push_back(starts_[last] - starts_[first]);
+    part.tokens = relative.back(), part.sequences = static_cast<index_t>(last - first);
+    chunks_.push_back(part);
+  }
+  starts_there_ = device_memory<index_t>(static_cast<index_t>(relative.size()), "sequences");
+  const rotary_table table(c.head_dim, c.rope_theta, longest);
+  cosine_ = device_memory<float>(static_cast<index_t>(table.cosine().size()), "rotary tables");
+  sine_ = device_memory<float>(cosine_.size(), "rotary tables");
+  const auto copy = [](void* to, const auto& from) {
+    check(cudaMemcpy(to, from.data(), from.size() * sizeof(from[0]), cudaMemcpyHostToDevice), "copy tables");
+  };
+  copy(starts_there_.data(), relative);
+  copy(cosine_.data(), table.cosine());
+  copy(sine_.data(), table.sine());
+}
+
+forward_pass::slot& forward_pass::next_slot() {
+  slot& s = slots_[static_cast<std::size_t>(turn_)];
+  turn_ = 1 - turn_;
+  s.used.hold(staging_.in());
+  return s;
+}
+
+void forward_pass::arrived(slot& s) {
+  s.copied.record(staging_.in());
+  s.copied.hold(compute_);
+}
+
+void forward_pass::copy_rows(bf16* to, index_t rows, index_t cols, const row_source& from) {
+  staging_.copy(to, rows, cols * index_t{sizeof(bf16)},
+                [&](index_t first, index_t count, void* buffer) { from(first, count, static_cast<bf16*>(buffer)); });
+}
+
+void forward_pass::copy_norm(float* to, const std::vector<float>& from) {
+  staging_.copy(to, 1, c_.hidden * index_t{sizeof(float)}, [&](index_t, index_t, void* buffer) {
+    std::copy_n(from.data(), static_cast<std::size_t>(c_.hidden), static_cast<float*>(buffer));
+  });
+}
+
+void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids) {
+  check_ids(from, c_, ids);
+  const tensor& table = from.at("model.embed_tokens.weight", {c_.vocabulary, c_.hidden});
+  const row_source all = rows_of(table, c_.hidden);
+  check(cudaMemcpyAsync(ids_.data(), ids.data(), ids.size() * sizeof(ids[0]), cudaMemcpyHostToDevice, compute_),
+        "copy ids");
+  const index_t most = slots_[0].weights.size() / c_.hidden;
+  for (index_t first = 0; first < c_.vocabulary; first += most) {
+    const index_t rows = min(most, c_.vocabulary - first);
+    slot& s = next_slot();
+    copy_rows(s.weights.data(), rows, c_.hidden,
+              [&](index_t row, index_t count, bf16* out) { all(first + row, count, out); });
+    arrived(s);
+    check(cuda::embed(view<const bf16>(s.weights.data(), rows, c_.hidden), first, ids_.data(), x(), compute_),
+          "look up embeddings");
+    s.used.record(compute_);
+  }
+  staged_ = nullptr;
+  from.release(table);
+}
+
+void forward_pass::upload(matrix<const float> x) {
+  check(cudaMemcpyAsync(x_.data(), x.data, static_cast<std::size_t>(x.size()) * sizeof(float), cudaMemcpyHostToDevice,
+                        compute_),
+        "copy activations");
+}
+
+void forward_pass::download(matrix<float> x) const {
+  check(cudaMemcpyAsync(x.data, x_.data(), static_cast<std::size_t>(x.size()) * sizeof(float), cudaMemcpyDeviceToHost,
+                        compute_),
+        "copy activations");
+  compute_.synchronise();
+}
+
+void forward_pass::stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
+                         const std::vector<float>& post_norm) {
+  slot& s = next_slot();
+  bf16* to = s.weights.data();  // in the order of `projections`: q, k and v are one matrix, gate and up another
+  for (const projection p : projections) {
+    copy_rows(to, outputs(c_, p), inputs(c_, p), linear(p));
+    to += outputs(c_, p) * inputs(c_, p);
+  }
+  copy_norm(s.norms.data(), input_norm);
+  copy_norm(s.norms.data() + c_.hidden, post_norm);
+  arrived(s);
+  staged_ = &s;
+}
+
+void forward_pass::stage(const checkpoint& from, index_t layer) {
+  std::vector<std::shared_ptr<linear_weights>> opened;
+  const auto linear = [&](projection p) -> row_source {
+    const std::string name = projection_name(layer, p);
+    opened.push_back(open_linear(from, c_, name, outputs(c_, p), inputs(c_, p)));
+    if (from.contains(name + ".weight")) return rows_of(from.at(name + ".weight"), inputs(c_, p));
+    return rounded(inputs(c_, p),
+                   [w = opened.back()](index_t first, index_t count, float* out) { w->rows(first, count, out); });
+  };
+  const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+  stage(linear, read_vector(from, prefix + "input_layernorm.weight", c_.hidden),
+        read_vector(from, prefix + "post_attention_layernorm.weight", c_.hidden));
+  for (const auto& w : opened) w->release();
+}
+
+void forward_pass::stage(const layer_weights& w) {
+  const auto linear = [&](projection p) -> row_source {
+    const auto all = w.at(c_, p);
+    return rounded(all.cols, [all](index_t first, index_t count, float* out) {
+      std::copy_n(all.row(first), static_cast<std::size_t>(count * all.cols), out);
+    });
+  };
+  stage(linear, w.input_norm, w.post_norm);
+}
+
+void forward_pass::forward_layer(const device_observer& observe) {
+  if (staged_ == nullptr) throw error("a layer's weights have to be staged before it runs");
+  for (const chunk& part : chunks_) forward_chunk(*staged_, part, observe);
+  staged_->used.record(compute_);
+  staged_ = nullptr;
+}
+
+void forward_pass::forward_chunk(const slot& s, const chunk& part, const device_observer& observe) {
+  const index_t m = part.tokens, hidden = c_.hidden, qkv_cols = qkv_width(c_);
+  const auto rows = x().rows_at(part.first, m);
+  const auto normed = view(normed_.data(), m, hidden);
+  const auto tell = [&](layer_input which, matrix<const bf16> activations) {
+    if (observe) observe(which, activations, compute_);
+  };
+  const bf16* w = s.weights.data();
+  const auto multiply = [&](matrix<const bf16> by, float beta, matrix<float> to) {
+    check(kernels::matmul<bf16>(blas_, by, kernels::reading::plain, view(w, to.cols, by.cols),
+                                kernels::reading::transposed, beta, to),
+          "multiply by a linear's weights");
+    w += to.cols * by.cols;
+  };
+
+  check(rms_norm(rows, s.norms.data(), c_.rms_norm_eps, normed, compute_), "normalise");
+  tell(layer_input::attention, normed);
+  const auto qkv = wide(m, qkv_cols);
+  multiply(normed, 0.0f, qkv);
+  const auto turned = view(narrow_.data(), m, qkv_cols);
+  const auto attended = view(narrow_.data() + m * qkv_cols, m, c_.q_width());
+  const index_t* const starts = starts_there_.data() + part.starts;
+  const index_t half = c_.head_dim / 2;
+  check(rotate(qkv, heads_, starts, part.sequences, view<const float>(cosine_.data(), cosine_.size() / half, half),
+               view<const float>(sine_.data(), sine_.size() / half, half), turned, compute_),
+        "embed positions");
+  check(attention(turned, heads_, starts, part.sequences, part.longest, c_.sliding_window, attended, compute_),
+        "attend");
+  tell(layer_input::o, attended);
+  multiply(attended, 1.0f, rows);  // the residual is what is there
+
+  check(rms_norm(rows, s.norms.data() + hidden, c_.rms_norm_eps, normed, compute_), "normalise");
+  tell(layer_input::mlp, normed);
+  const auto gate_up = wide(m, 2 * c_.intermediate);
+  multiply(normed, 0.0f, gate_up);
+  const auto gated = view(narrow_.data(), m, c_.intermediate);
+  check(swiglu(gate_up, gated, compute_), "gate");
+  tell(layer_input::down, gated);
+  multiply(gated, 1.0f, rows);
+}
+
+void forward_pass::norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first,
+                             const float* weight, float epsilon, matrix<bf16> out) {
+  index_t before = 0;  // rows of the ranges up to here
+  for (const row_range& r : rows) {
+    const index_t low = max(first, before), high = min(first + out.rows, before + r.count);
+    if (low < high)
+      check(rms_norm(x.rows_at(r.first + low - before, high - low), weight, epsilon,
+                     out.rows_at(low - first, high - low), compute_),
+            "normalise");
+    before += r.count;
+  }
+}
+
+void forward_pass::score_entries(slot& s, index_t entry, index_t entries, const lm_head& head,
+                                 const lm_head* reference_head, const std::vector<row_range>& rows, index_t tokens,
+                                 matrix<const float> reference_x) {
+  const index_t hidden = c_.hidden;
+  const bool same = reference_head != nullptr && reference_head->weights.get() == head.weights.get();
+  const auto copy = [&](bf16* to, const lm_head& from) {
+    copy_rows(to, entries, hidden, rounded(hidden, [&](index_t first, index_t count, float* out) {
+                from.weights->rows(entry + first, count, out);
+              }));
+  };
+  bf16* const reference_rows = s.weights.data() + (same ? 0 : entries * hidden);
+  copy(s.weights.data(), head);
+  if (reference_head != nullptr && !same) copy(reference_rows, *reference_head);
+  arrived(s);
+  const auto multiply = [&](matrix<const bf16> normed, const bf16* w, matrix<float> logits) {
+    check(kernels::matmul<bf16>(blas_, normed, kernels::reading::plain, view(w, entries, hidden),
+                                kernels::reading::transposed, 0.0f, logits),
+          "multiply by the head's weights");
+  };
+  for (index_t first = 0; first < tokens; first += plan_.chunk_tokens) {
+    const index_t m = min(plan_.chunk_tokens, tokens - first);
+    const auto normed = view(normed_.data(), m, hidden);
+    const auto logits = wide(m, entries);
+    matrix<float> reference_logits;
+    norm_rows(x(), rows, first, head_norms_.data(), head.epsilon, normed);
+    multiply(normed, s.weights.data(), logits);
+    if (reference_head != nullptr) {
+      const auto reference_normed = view(narrow_.data(), m, hidden);
+      reference_logits = view(wide_.data() + m * entries, m, entries);
+      norm_rows(reference_x, rows, first, head_norms_.data() + hidden, reference_head->epsilon, reference_normed);
+      multiply(reference_normed, reference_rows, reference_logits);
+    }
+    check(score_tile(logits, reference_logits, entry, ids_.data() + first, states_.data() + first, compute_), "score");
+  }
+  s.used.record(compute_);
+}
+
+void forward_pass::score(const lm_head& head, const std::vector<row_range>& rows, const int32_t* targets,
+                         token_score* scores, const lm_head* reference_head, matrix<const float> reference_x) {
+  index_t tokens = 0;
+  for (const row_range& r : rows) tokens += r.count;
+  const index_t vocabulary = head.weights->outputs(), heads = reference_head != nullptr ? 2 : 1;
+  check(cudaMemcpyAsync(ids_.data(), targets, static_cast<std::size_t>(tokens) * sizeof(int32_t),
+                        cudaMemcpyHostToDevice, compute_),
+        "copy ids");
+  slots_[0].used.wait();
+  slots_[1].used.wait();
+  copy_norm(head_norms_.data(), head.norm);
+  if (reference_head != nullptr) copy_norm(head_norms_.data() + c_.hidden, reference_head->norm);
+  const index_t room = min(slots_[0].weights.size() / c_.hidden, wide_width(c_));
+  const index_t most = max(index_t(1), min(room / heads, most_entries));
+  for (index_t entry = 0; entry < vocabulary; entry += most)
+    score_entries(next_slot(), entry, min(most, vocabulary - entry), head, reference_head, rows, tokens, reference_x);
+  staged_ = nullptr;
+  std::vector<score_state> states(static_cast<std::size_t>(tokens));
+  check(cudaMemcpyAsync(states.data(), states_.data(), states.size() * sizeof(states[0]), cudaMemcpyDeviceToHost,
+                        compute_),
+        "copy scores");
+  compute_.synchronise();
+  for (std::size_t i = 0; i < states.size(); ++i) scores[i] = finish(states[i], reference_head != nullptr);
+}
+
+}  // namespace nibble::mistral::cuda

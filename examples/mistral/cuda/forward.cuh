@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The forward pass of forward.hpp on a GPU: the same steps in the same order over the same batches, products in bf16 with
+/// sums in fp32, the residual stream in fp32. Weights stream from the checkpoint through pinned memory, the next layer's under
+/// the current one's arithmetic; the device holds two layers, the residual stream, and the activations of a chunk of whole
+/// sequences.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <vector>
+
+#include "mistral/cuda/attention.cuh"
+#include "mistral/cuda/runtime.cuh"
+#include "mistral/cuda/score.cuh"
+#include "mistral/forward.hpp"
+
+namespace nibble::mistral::cuda {
+
+/// Device memory of a forward pass, in bytes.
+struct memory_plan {
+  index_t layer_bytes = 0;   ///< of one layer's weights; two are held
+  index_t batch_bytes = 0;   ///< residual stream, scores and tables of the whole batch
+  index_t token_bytes = 0;   ///< activations of a token in a chunk
+  index_t chunk_tokens = 0;  ///< tokens that go through a layer at a time
+
+  index_t total() const { return 2 * layer_bytes + batch_bytes + token_bytes * chunk_tokens; }
+};
+
+/// Tokens of a chunk when memory allows: products of that many rows keep a GPU busy.
+inline constexpr index_t chunk_goal = 4096;
+
+/// What a batch (`starts` as batch::starts) takes; as many tokens a chunk as `free_bytes` allow, up to chunk_goal or the
+/// longest sequence. @throws error when there is no room for the longest.
+memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes);
+
+/// As `observer`, of activations on the device; what it starts in the stream sees them, and nothing after that may.
+using device_observer = std::function<void(layer_input, matrix<const bf16>, cudaStream_t)>;
+
+/// Consecutive rows of a batch.
+struct row_range {
+  index_t first, count;
+};
+
+class forward_pass {
+ public:
+  /// @param reserved_bytes of device memory left for others, such as an observer's sums.
+  /// @throws error without a GPU of compute capability 8.0 or newer, or with too little memory on it.
+  forward_pass(const config& c, std::vector<index_t> starts, int device = 0, index_t reserved_bytes = 0);
+
+  const memory_plan& memory() const { return plan_; }
+  /// The residual stream (tokens, hidden) on the device.
+  matrix<float> x() const { return {x_.data(), starts_.back(), c_.hidden}; }
+  cudaStream_t compute() const { return compute_; }
+
+  /// x = embeddings of the batch's ids, rounded to bf16. @throws error as embed of forward.hpp.
+  void embed(const checkpoint& from, const std::vector<int32_t>& ids);
+  /// @pre x has no gaps between its rows.
+  void upload(matrix<const float> x);
+  /// Waits for the device. @throws error for what failed on it since. @pre as upload().
+  void download(matrix<float> x) const;
+
+  /// Copies a layer's weights, rounded to bf16, to where the next forward_layer() reads them; while the layer before is under
+  /// way. Mapped pages are let go.
+  void stage(const checkpoint& from, index_t layer);
+  void stage(const layer_weights& w);
+  /// x through the layer staged last, asynchronous.
+  void forward_layer(const device_observer& observe = nullptr);
+
+  /// `score` of forward.hpp for the rows in `rows`, in their order; waits for the device.
+  /// @param reference_x on the device, its rows as x's.
+  void score(const lm_head& head, const std::vector<row_range>& rows, const int32_t* targets, token_score* scores,
+             const lm_head* reference_head = nullptr, matrix<const float> reference_x = {});
+
+ private:
+  /// Where weights arrive: a layer's, or a part of a table.
+  struct slot {
+    device_memory<bf16> weights;
+    device_memory<float> norms;
+    event copied, used;
+  };
+  /// Whole sequences that go through a layer at a time.
+  struct chunk {
+    index_t first, tokens, sequences, longest;
+    index_t starts;  ///< where theirs begin in starts_there_
+  };
+  /// Rows [first, first + count) of a matrix of weights as bf16.
+  using row_source = std::function<void(index_t first, index_t count, bf16* out)>;
+
+  slot& next_slot();
+  void arrived(slot& s);
+  void copy_rows(bf16* to, index_t rows, index_t cols, const row_source& from);
+  void copy_norm(float* to, const std::vector<float>& from);
+  void stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
+             const std::vector<float>& post_norm);
+  void forward_chunk(const slot& s, const chunk& part, const device_observer& observe);
+  void norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first, const float* weight,
+                 float epsilon, matrix<bf16> out);
+  void score_entries(slot& s, index_t entry, index_t entries, const lm_head& head, const lm_head* reference_head,
+                     const std::vector<row_range>& rows, index_t tokens, matrix<const float> reference_x);
+  matrix<float> wide(index_t rows, index_t cols) const { return {wide_.data(), rows, cols}; }
+
+  config c_;
+  std::vector<index_t> starts_;
+  head_layout heads_;
+  memory_plan plan_;
+  stream compute_;
+  blas blas_;
+  staging staging_;
+  std::array<slot, 2> slots_;
+  int turn_ = 0;
+  slot* staged_ = nullptr;
+  std::vector<chunk> chunks_;
+  device_memory<index_t> starts_there_;
+  device_memory<float> x_, cosine_, sine_, head_norms_, wide_;
+  device_memory<bf16> normed_, narrow_;
+  device_memory<int32_t> ids_;
+  device_memory<score_state> states_;
+};
+
+}  // namespace nibble::mistral::cuda

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mistral/cuda/forward.cuh"
+
+#include <cmath>
+
+#include "mistral/evaluation_text.hpp"
+#include "mistral/tokenizer.hpp"
+#include "mistral_cuda/support.hpp"
+
+using namespace nibble;
+using namespace nibble::test;
+using namespace nibble::mistral;
+namespace cuda_forward = nibble::mistral::cuda;
+using Catch::Matchers::Contains;
+
+namespace {
+
+/// A model opened from files, on the host and on the device.
+struct opened {
+  config c;
+  checkpoint files;
+  explicit opened(const fs::path& directory) : c(read_config(directory)), files(directory) {}
+
+  std::vector<float> on_host(const batch& b, const observer& observe = nullptr) const {
+    std::vector<float> data(static_cast<size_t>(b.tokens() * c.hidden));
+    const matrix<float> x(data.data(), b.tokens(), c.hidden);
+    embed(files, c, b, x);
+    for (index_t layer = 0; layer < c.layers; ++layer)
+      forward_layer(c, load_layer(files, c, layer), x, b.starts, observe);
+    return data;
+  }
+  /// Through all layers, weights staged while the layer before runs.
+  void run(cuda_forward::forward_pass& pass, const batch& b, const cuda_forward::device_observer& observe = nullptr) {
+    pass.embed(files, b.ids);
+    pass.stage(files, 0);
+    for (index_t layer = 0; layer < c.layers; ++layer) {
+      pass.forward_layer(observe);
+      if (layer + 1 < c.layers) pass.stage(files, layer + 1);
+    }
+  }
+  std::vector<float> downloaded(const cuda_forward::forward_pass& pass) const {
+    std::vector<float> data(static_cast<size_t>(pass.x().rows * c.hidden));
+    pass.download({data.data(), pass.x().rows, c.hidden});
+    return data;
+  }
+  std::vector<float> on_device(const batch& b) {
+    cuda_forward::forward_pass pass(c, b.starts);
+    run(pass, b);
+    return downloaded(pass);
+  }
+};
+
+struct made_model {
+  temporary_directory directory;
+  opened model;
+  explicit made_model(const model_spec& spec)
+      : model((write_weights(spec, directory / "model"), directory / "model")) {}
+};
+
+batch random_batch(const std::vector<index_t>& lengths, index_t vocabulary, std::uint64_t seed = 5) {
+  batch b;
+  for (const index_t length : lengths) {
+    std::vector<int32_t> ids;
+    for (index_t i = 0; i < length; ++i)
+      ids.push_back(static_cast<int32_t>(mixed(seed++) % static_cast<std::uint64_t>(vocabulary)));
+    b.append(ids.data(), length);
+  }
+  return b;
+}
+
+/// Root mean square of a − b, as a share of b's.
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double apart = 0, all = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    apart += std::pow(double{a[i]} - double{b[i]}, 2);
+    all += std::pow(double{b[i]}, 2);
+  }
+  return std::sqrt(apart / all);
+}
+
+/// How far activations may be apart, as a share of their size. What a product reads is rounded to bf16, at most 2^-8 and
+/// 2^-8 / √3 on average, and roundings are independent: a layer's four products leave some √4 · 2^-8 / √3 in what it adds,
+/// layers add up as roots of their number, and norms, attention and the gate keep relative errors about as they are.
+double rounding_bound(const config& c) {
+  return 2 * 0x1p-8 / std::sqrt(3.0) * std::sqrt(static_cast<double>(c.layers));
+}
+
+/// The first ids of the held-out text, with a target each.
+std::vector<int32_t> text_ids(size_t count) {
+  auto ids = read_evaluation_text(embedded("text/heldout-state-of-the-union-2013-2021.txt"),
+                                  *open_tokenizer(embedded("model")))
+                 .ids;
+  ids.resize(count);
+  return ids;
+}
+
+double mean_nll(const std::vector<token_score>& scores) {
+  double sum = 0;
+  for (const token_score& s : scores) sum += s.nll;
+  return sum / static_cast<double>(scores.size());
+}
+
+}  // namespace
+
+TEST_CASE(
+    "the embedded model gives on the device what it gives on the host, but for bf16, and its perplexity to 0.2 %") {
+  opened model(embedded("model"));
+  const auto ids = text_ids(65);
+  batch b;
+  b.append(ids.data(), 64);
+  const auto host = model.on_host(b);
+  cuda_forward::forward_pass pass(model.c, b.starts);
+  model.run(pass, b);
+  const double apart = distance(model.downloaded(pass), host);
+  CAPTURE(apart);
+  CHECK(apart < rounding_bound(model.c));
+
+  const lm_head head = load_head(model.files, model.c);
+  std::vector<token_score> own(64), expected(64);
+  score(head, {host.data(), 64, model.c.hidden}, ids.data() + 1, expected.data());
+  pass.score(head, {{0, 64}}, ids.data() + 1, own.data());
+  CAPTURE(std::exp(mean_nll(own)), std::exp(mean_nll(expected)));
+  CHECK(std::exp(mean_nll(own)) == Approx(std::exp(mean_nll(expected))).epsilon(0.002));
+}
+
+TEST_CASE("models of every kind agree with the host: windows, groups, tied heads, odd sizes, fp16 and fp32 weights") {
+  model_spec plain;
+  plain.vocabulary = 300, plain.scale = 0.125f;
+  model_spec window = plain, odd = plain, full = plain, half = plain;
+  window.sliding_window = 5, window.tied = true;
+  odd.hidden = 30, odd.intermediate = 50, odd.heads = 3, odd.kv_heads = 3, odd.head_dim = 6;
+  full.stored = dtype::f32, full.heads = 4, full.kv_heads = 1;
+  half.stored = dtype::f16, half.head_dim = 32, half.llama = true;
+  for (const model_spec& spec : {plain, window, odd, full, half}) {
+    CAPTURE(spec.hidden, spec.head_dim, spec.sliding_window);
+    made_model made(spec);
+    const batch b = random_batch({9, 1, 30}, spec.vocabulary);
+    const double apart = distance(made.model.on_device(b), made.model.on_host(b));
+    CAPTURE(apart);
+    CHECK(apart < rounding_bound(made.model.c));
+  }
+}
+
+TEST_CASE("sequences do not see each other on the device, whatever chunks they go through in") {
+  model_spec spec;
+  spec.vocabulary = 50;
+  made_model made(spec);
+  const batch together = random_batch({7, 20, 1, 12}, 50);
+  const auto all = made.model.on_device(together);
+  for (size_t s = 0; s < 4; ++s) {
+    const index_t first = together.starts[s], length = together.starts[s + 1] - first;
+    batch alone;
+    alone.append(together.ids.data() + first, length);
+    const auto own = made.model.on_device(alone);
+    // Sums of a product may be taken in an order that depends on its shape; a rounding to bf16 makes 2^-8 of that.
+    const auto begin = all.begin() + first * spec.hidden;
+    CHECK(distance(own, std::vector<float>(begin, begin + length * spec.hidden)) < rounding_bound(made.model.c) / 2);
+  }
+#if defined(NIBBLE_SIMT)
+  const auto before = simt::free_device_memory;
+  cuda_forward::memory_plan least = cuda_forward::plan_memory(made.model.c, together.starts, index_t{1} << 30);
+  CHECK(least.chunk_tokens == 40);
+  least.chunk_tokens = 20;
+  simt::free_device_memory = static_cast<std::size_t>(least.total() + (index_t{96} << 20));
+  {
+    cuda_forward::forward_pass pass(made.model.c, together.starts);
+    CHECK(pass.memory().chunk_tokens == 20);
+    made.model.run(pass, together);
+    CHECK(distance(made.model.downloaded(pass), all) < rounding_bound(made.model.c) / 2);
+  }
+  simt::free_device_memory = before;
+#endif
+}
+
+TEST_CASE("an observer on the device sees what the host's sees, in the same order") {
+  model_spec spec;
+  spec.vocabulary = 50, spec.scale = 0.125f;
+  made_model made(spec);
+  const batch b = random_batch({11, 6}, 50);
+  std::vector<layer_input> host_order, device_order;
+  std::vector<std::vector<float>> host_seen, device_seen;
+  made.model.on_host(b, [&](layer_input which, matrix<const float> x) {
+    host_order.push_back(which);
+    host_seen.emplace_back(x.data, x.data + x.size());
+  });
+  cuda_forward::forward_pass pass(made.model.c, b.starts);
+  made.model.run(pass, b, [&](layer_input which, matrix<const bf16> x, cudaStream_t in) {
+    std::vector<bf16> values(static_cast<size_t>(x.size()));
+    succeeds(cudaMemcpyAsync(values.data(), x.data, values.size() * sizeof(bf16), cudaMemcpyDeviceToHost, in));
+    succeeds(cudaStreamSynchronize(in));
+    device_order.push_back(which);
+    device_seen.emplace_back(values.begin(), values.end());
+  });
+  REQUIRE((device_order == host_order));
+  for (size_t i = 0; i < host_seen.size(); ++i) {
+    CAPTURE(i);
+    CHECK(distance(device_seen[i], host_seen[i]) < rounding_bound(made.model.c) + bf16_rounding);
+  }
+}
+
+TEST_CASE("weights from memory and weights from files give the same bytes, and a batch can be gone on with") {
+  model_spec spec;
+  spec.vocabulary = 50;
+  made_model made(spec);
+  const config& c = made.model.c;
+  const batch b = random_batch({13, 4}, 50);
+  const auto from_files = made.model.on_device(b);
+  cuda_forward::forward_pass pass(c, b.starts);
+  pass.embed(made.model.files, b.ids);
+  pass.stage(load_layer(made.model.files, c, 0));
+  pass.forward_layer();
+  const auto halfway = made.model.downloaded(pass);
+  cuda_forward::forward_pass other(c, b.starts);
+  other.upload({halfway.data(), b.tokens(), c.hidden});
+  other.stage(load_layer(made.model.files, c, 1));
+  other.forward_layer();
+  CHECK((made.model.downloaded(other) == from_files));
+  CHECK_THROWS_WITH(other.forward_layer(), Contains("staged"));
+}
+
+TEST_CASE("scores of some rows, against a reference model too, are the host's but for bf16") {
+  model_spec spec;
+  spec.vocabulary = 700;  // several tiles of what a slot holds
+  model_spec other_spec = spec;
+  other_spec.seed = 2;
+  made_model made(spec), other(other_spec);
+  const config& c = made.model.c;
+  const batch b = random_batch({24, 17}, 700);
+  cuda_forward::forward_pass pass(c, b.starts), second(c, b.starts);
+  made.model.run(pass, b);
+  other.model.run(second, b);
+  const auto x = made.model.downloaded(pass), y = other.model.downloaded(second);
+  const std::vector<cuda_forward::row_range> rows = {{3, 20}, {30, 1}, {33, 8}};
+  std::vector<float> x_rows, y_rows;
+  std::vector<int32_t> targets;
+  for (const auto& r : rows)
+    for (index_t row = r.first; row < r.first + r.count; ++row) {
+      x_rows.insert(x_rows.end(), x.begin() + row * c.hidden, x.begin() + (row + 1) * c.hidden);
+      y_rows.insert(y_rows.end(), y.begin() + row * c.hidden, y.begin() + (row + 1) * c.hidden);
+      targets.push_back(static_cast<int32_t>(row * 17 % 700));
+    }
+  const auto count = static_cast<index_t>(targets.size());
+  const lm_head head = load_head(made.model.files, c), reference = load_head(other.model.files, c);
+  std::vector<token_score> expected(targets.size()), own(targets.size()), itself(targets.size());
+  score(head, {x_rows.data(), count, c.hidden}, targets.data(), expected.data(), &reference,
+        {y_rows.data(), count, c.hidden});
+  pass.score(head, rows, targets.data(), own.data(), &reference, second.x());
+  pass.score(head, rows, targets.data(), itself.data(), &head, pass.x());
+  for (size_t i = 0; i < targets.size(); ++i) {
+    CAPTURE(i);
+    // Logits are sums of 64 products of a normed activation rounded to bf16 (up to 2^-8, of about 1.25) and weights up to 1/4.
+    const double logit_error = 64 * 0.25 * 1.25 * 0x1p-8;
+    CHECK(own[i].nll == Approx(expected[i].nll).margin(2 * logit_error));
+    CHECK(own[i].divergence == Approx(expected[i].divergence).margin(4 * logit_error));
+    CHECK(itself[i].nll == own[i].nll);
+    CHECK(itself[i].divergence == Approx(0).margin(1e-5));
+    CHECK(itself[i].same_top);
+  }
+  double own_sum = 0, expected_sum = 0;
+  for (size_t i = 0; i < targets.size(); ++i) own_sum += own[i].nll, expected_sum += expected[i].nll;
+  CHECK(own_sum == Approx(expected_sum).epsilon(0.002));
+}
+
+TEST_CASE("memory is planned for a chunk of whole sequences, and too little of it is told in one sentence") {
+  config c;
+  c.hidden = 4096, c.intermediate = 14336, c.layers = 32, c.heads = 32, c.kv_heads = 8, c.head_dim = 128;
+  c.vocabulary = 32768;
+  std::vector<index_t> starts = {0};
+  for (int i = 0; i < 256; ++i) starts.push_back(starts.back() + 512);
+  const index_t gib = index_t{1} << 30;
+  const auto roomy = cuda_forward::plan_memory(c, starts, 80 * gib);
+  CHECK(roomy.chunk_tokens == cuda_forward::chunk_goal);
+  CHECK(roomy.total() < 6 * gib);
+  CHECK(2 * roomy.layer_bytes > index_t{2} * 2 * 218'000'000);
+  const index_t some = roomy.total() - roomy.token_bytes * 1000;
+  const auto tight = cuda_forward::plan_memory(c, starts, some);
+  CHECK(tight.total() <= some);
+  CHECK(tight.total() + tight.token_bytes > some);
+  CHECK(tight.chunk_tokens >= 512);
+  CHECK(cuda_forward::plan_memory(c, {0, 20000}, 80 * gib).chunk_tokens == 20000);
+  CHECK(cuda_forward::plan_memory(c, {0, 30, 40}, 80 * gib).chunk_tokens == 40);
+  CHECK_THROWS_WITH(
+      cuda_forward::plan_memory(c, starts, 2 * gib),
+      Contains("2.0 GiB") && Contains("131072 tokens in sequences of up to 512") && Contains("--backend cpu"));
+}
+
+#if defined(NIBBLE_SIMT)
+TEST_CASE("no GPU, one that is too old, one that is not there and one that is full are told in one sentence") {
+  opened model(embedded("model"));
+  const auto told = [&](int device) {
+    try {
+      cuda_forward::forward_pass pass(model.c, {0, 10}, device);
+    } catch (const error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  {
+    const pretended_device none(-1);
+    CHECK_THAT(told(0), Contains("no GPU was found") && Contains("--backend cpu"));
+  }
+  {
+    const pretended_device old(75);
+    CHECK_THAT(told(0), Contains("compute capability 7.5") && Contains("8.0"));
+  }
+  CHECK_THAT(told(1), Contains("there is no GPU 1"));
+  CHECK_THAT(told(-1), Contains("there is no GPU -1"));
+  const auto before = simt::free_device_memory;
+  simt::free_device_memory = 1 << 20;
+  CHECK_THAT(told(0), Contains("of memory left") && Contains("10 tokens in sequences of up to 10"));
+  simt::free_device_memory = before;
+  CHECK(told(0).empty());
+}
+#endif
