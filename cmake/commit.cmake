@@ -1,5 +1,6 @@
-# cmake -DSOURCE=DIR -DOUTPUT=FILE.cpp -P commit.cmake
-# Writes which commit the sources in DIR are at, for programs to tell; nothing where DIR is not the top of a repository.
+# cmake -DSOURCE=DIR -DOUTPUT=FILE.cpp -DHEADER=FILE.hpp -DNAMESPACE=NAME -P commit.cmake
+# Writes which commit the sources in DIR are at, for programs to tell: build_commit and build_changed, which FILE.hpp declares in
+# NAME. Where DIR is not the top of a repository, the environment's NIBBLE_COMMIT, else nothing.
 # The file changes only when its content does, so that a build with nothing to do does nothing.
 find_program(GIT git)
 set(commit "")
@@ -16,14 +17,17 @@ if(GIT)
     endif()
   endif()
 endif()
+if(NOT commit AND "$ENV{NIBBLE_COMMIT}" MATCHES "^[0-9a-zA-Z._-]+$")
+  set(commit "$ENV{NIBBLE_COMMIT}")
+endif()
 set(text "// Made by cmake/commit.cmake.
-#include \"mistral/provenance.hpp\"
+#include \"${HEADER}\"
 
-namespace nibble::mistral {
+namespace ${NAMESPACE} {
 
 const char* const build_commit = \"${commit}\";
 const bool build_changed = ${changed};
 
-}  // namespace nibble::mistral
+}  // namespace ${NAMESPACE}
 ")
 file(CONFIGURE OUTPUT ${OUTPUT} CONTENT "${text}" @ONLY)

@@ -16,6 +16,16 @@ function(nibble_compile target)
   endif()
 endfunction()
 
+# The compiler and the GPUs that NIBBLE_CUDA builds for; before enable_language(CUDA).
+macro(nibble_find_cuda)
+  find_program(NIBBLE_NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  if(NOT NIBBLE_NVCC)
+    message(FATAL_ERROR "NIBBLE_CUDA needs nvcc, the CUDA toolkit's compiler: none is on the PATH, in CUDA_PATH/bin or in /usr/local/cuda/bin")
+  endif()
+  set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC} CACHE FILEPATH "CUDA compiler")
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a CACHE STRING "GPUs to compile the kernels' tests and benches for")
+endmacro()
+
 function(nibble_install)
   install(TARGETS nibble nibble_host nibble_reference nibble_kernels EXPORT nibble_targets)
   install(DIRECTORY include/nibble reference/nibble kernels/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})

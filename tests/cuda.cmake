@@ -35,8 +35,7 @@ foreach(source IN LISTS kernels)
 endforeach()
 
 if(NIBBLE_CUDA)
-  set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC} CACHE FILEPATH "CUDA compiler")
-  set(CMAKE_CUDA_ARCHITECTURES 80 90a CACHE STRING "GPUs to compile the kernels' tests for")
+  nibble_find_cuda()
   add_subdirectory(cuda)
 endif()
 
