@@ -26,6 +26,12 @@ __device__ inline double square_root(double a) { return __dsqrt_rn(a); }
 __device__ inline double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 // clang-format on
 
+/// a^b, rounded once but for one result in 2^27 or so. A C library's powf, and so the executor, is off by up to a unit in the last
+/// place: of all that takes part in a reference's results this alone need not have the same bits.
+__device__ inline float power(float a, float b) {
+  return static_cast<float>(pow(static_cast<double>(a), static_cast<double>(b)));
+}
+
 /// 2^x to 2 units in the last place; what is below 2^-126 becomes 0. One instruction, not the same bits everywhere.
 __device__ inline float exp2(float x) {
   float power;

@@ -251,6 +251,7 @@ inline float multiply(float a, float b) { return a * b; }
 inline float divide(float a, float b) { return a / b; }
 inline float square_root(float a) { return std::sqrt(a); }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
+inline float power(float a, float b) { return std::pow(a, b); }
 inline double add(double a, double b) { return a + b; }
 inline double subtract(double a, double b) { return a - b; }
 inline double multiply(double a, double b) { return a * b; }
