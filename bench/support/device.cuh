@@ -128,6 +128,11 @@ void fill(const buffer<T>& to, Draw draw, unsigned seed) {
   need(nibble::launch(fill_kernel<T, Draw>, 4096, 256, 0, device().stream, to.data(), to.size(), draw, uint64_t{seed}));
 }
 
+template <class T>
+void zero(const buffer<T>& to) {
+  need(cudaMemsetAsync(to.data(), 0, static_cast<size_t>(to.bytes()), device().stream), "zeros");
+}
+
 constexpr int copy_threads = 256, copies_per_thread = 4;
 using copied_chunk = nibble::device::chunk<uint32_t, 4>;
 
