@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # fetch_gpu_check_debs.sh DIR
 # Downloads to DIR what tools/gpu_check.sh --debs DIR needs on a GPU machine without a network: Catch2, Google Benchmark,
-# nlohmann-json, OpenBLAS, pkg-config and ninja, 14 MB of Debian's packages for this machine's architecture. Installs nothing. nvcc,
-# g++, CMake and compute-sanitizer have to be there.
+# nlohmann-json, OpenBLAS, pkg-config and ninja, and what the examples are built with: 21 MB of Debian's packages for this machine's
+# architecture. Installs nothing. nvcc, g++, CMake and compute-sanitizer have to be there.
 set -euo pipefail
 most_bytes=40000000
 fail() { echo "fetch_gpu_check_debs.sh: $1" >&2; exit 1; }
@@ -12,10 +12,10 @@ fail() { echo "fetch_gpu_check_debs.sh: $1" >&2; exit 1; }
 command -v apt-get >/dev/null || fail "apt-get is missing; this works on Debian and its kin"
 # No Boost: only the SIMT executor needs it.
 packages=(catch2 libbenchmark-dev nlohmann-json3-dev libopenblas-pthread-dev libopenblas0-pthread libgfortran5 pkg-config pkgconf
-          pkgconf-bin ninja-build)
-# Names that differ from release to release or that not every architecture has: libbenchmark1debian, libpkgconf3, libquadmath0.
-for package in libbenchmark-dev pkgconf-bin libgfortran5; do
-  needed=$(apt-cache depends "$package" 2>/dev/null | sed -n 's/^ *Depends: \(lib\(benchmark\|pkgconf\|quadmath\)[a-z0-9.]*\)$/\1/p')
+          pkgconf-bin ninja-build libsentencepiece-dev libpcre2-dev libcli11-dev libssl-dev libyaml-cpp-dev)
+# Libraries whose names differ from release to release, or that not every architecture has.
+for package in libbenchmark-dev pkgconf-bin libgfortran5 libsentencepiece-dev libpcre2-dev libssl-dev libyaml-cpp-dev; do
+  needed=$(apt-cache depends "$package" 2>/dev/null | sed -n 's/^ *Depends: \(lib\(benchmark\|pkgconf\|quadmath\|sentencepiece\|pcre2\|ssl\|yaml\)[a-z0-9.+-]*\)$/\1/p')
   if [[ -n $needed ]]; then mapfile -t -O "${#packages[@]}" packages <<<"$needed"; fi
 done
 mkdir -p "$1"

@@ -10,8 +10,8 @@ usage() {
 usage: tools/gpu_check.sh [OPTION...]
 Builds the kernels' tests and benches with nvcc and runs them on the GPU, in phases:
   unpack    the .deb files of --debs into the work directory, for a machine that has no network
-  build     cuda_tests and the benches
-  test      every test of cuda_tests
+  build     cuda_tests and the benches; mistral_cuda_tests too where the examples' libraries are
+  test      every test
   memcheck  compute-sanitizer's memcheck on the quick tests, those that took 3 seconds at most more than the fastest
   racecheck its racecheck on the same
   bench     every bench beside a device copy; JSON to bench/results/GPU-DATE-COMMIT
@@ -64,6 +64,7 @@ if [[ -d $prefix ]]; then
   export LD_LIBRARY_PATH=${libraries[0]}:${libraries[0]}/openblas-pthread${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   export CMAKE_LIBRARY_PATH=${libraries[0]}/openblas-pthread
   export CMAKE_INCLUDE_PATH=$prefix/include/${libraries[0]##*/}/openblas-pthread
+  export PKG_CONFIG_SYSROOT_DIR=$work/prefix PKG_CONFIG_PATH=${libraries[0]}/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
 fi
 for cuda in "${CUDA_PATH:-}" /usr/local/cuda; do
   if [[ -n $cuda && -d $cuda/bin ]]; then PATH=$PATH:$cuda/bin:$cuda/compute-sanitizer; fi
@@ -127,6 +128,12 @@ unpack() {
     dpkg-deb -x "$package" "$work/prefix" || { remember unpack failed "${package##*/}"; return; }
     count=$((count + 1))
   done
+  # A library that the system has too is the system's: its other programs need that one.
+  local library of_system
+  for library in "$work"/prefix/usr/lib/*-linux-gnu/lib*.so.*; do
+    of_system=$( (ldconfig -p 2>/dev/null || true) | awk -v name="${library##*/}" '$1 == name { print $NF; exit }')
+    if [[ -n $of_system ]]; then ln -sf "$of_system" "$library"; fi
+  done
   remember unpack passed "$count packages"
   exec_again=yes
 }
@@ -138,8 +145,14 @@ build() {
     command -v "$tool" >/dev/null || refuse "$tool is missing; tools/install_dependencies.sh tests installs it, or --debs brings it"
   done
   : >"$log"
-  within "$(left)" "$log" cmake -S "$source_dir" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNIBBLE_CUDA=ON \
-    -DNIBBLE_BENCH=ON -DNIBBLE_EXAMPLES=OFF "-DCMAKE_CUDA_ARCHITECTURES=$arch" || status=$?
+  local configure=(cmake -S "$source_dir" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNIBBLE_CUDA=ON -DNIBBLE_BENCH=ON
+                   "-DCMAKE_CUDA_ARCHITECTURES=$arch")
+  local targets=(cuda_tests cuda_benches mistral_cuda_tests) without=''
+  within "$(left)" "$log" "${configure[@]}" -DNIBBLE_EXAMPLES=ON || status=$?
+  if [[ $status -ne 0 && $status -ne 124 ]]; then
+    status=0 targets=(cuda_tests cuda_benches) without=', without mistral_cuda_tests, for CMake misses a library of the examples'
+    within "$(left)" "$log" "${configure[@]}" -DNIBBLE_EXAMPLES=OFF || status=$?
+  fi
   if [[ $status -ne 0 && $status -ne 124 ]]; then
     show_end "$log" 30 >&2
     rm -f "$build/CMakeCache.txt"
@@ -148,10 +161,10 @@ build() {
     return
   fi
   if [[ $status -eq 0 ]]; then
-    within "$(left)" "$log" cmake --build "$build" --parallel "$jobs" --target cuda_tests cuda_benches || status=$?
+    within "$(left)" "$log" cmake --build "$build" --parallel "$jobs" --target "${targets[@]}" || status=$?
   fi
   case $status in
-    0) remember build passed "for $arch" ;;
+    0) remember build passed "for $arch$without" ;;
     124) remember build unfinished "$(grep -o '^\[[0-9]*/[0-9]*\]' "$log" | tail -n 1) of what was left" ;;
     *) show_end "$log" 30; remember build failed "see $log" ;;
   esac
@@ -167,8 +180,8 @@ need_gpu() { # PHASE
 
 milliseconds() { local now=${EPOCHREALTIME/./}; echo $((now / 1000)); }
 
-# run_tests PHASE EACH NAMES COMMAND...: each test of the file NAMES that has no line in PHASE.txt yet, EACH seconds at most, by
-# COMMAND. Lines are "result milliseconds name".
+# run_tests PHASE EACH NAMES COMMAND...: each test of the file NAMES, a line "program: name" each, that has no line in PHASE.txt yet,
+# EACH seconds at most, by COMMAND. Lines there are "result milliseconds program: name".
 run_tests() {
   local name=$1 each=$2 names=$3 record=$work/$1.txt log=$work/log/$1.txt test spec start status result given ended=yes
   shift 3
@@ -181,10 +194,10 @@ run_tests() {
     [[ -z ${done_before[$test]:-} ]] || continue
     given=$(left)
     if [[ $given -gt $each ]]; then given=$each; fi
-    spec=$(printf '%s\n' "$test" | sed 's/[][,\\]/\\&/g')
+    spec=$(printf '%s\n' "${test#*: }" | sed 's/[][,\\]/\\&/g')
     start=$(milliseconds) status=0
     echo "=== $test" >>"$log"
-    within "$given" "$log" "$@" "$build/bin/cuda_tests" --warn NoTests "$spec" || status=$?
+    within "$given" "$log" "$@" "$build/bin/${test%%: *}" --warn NoTests "$spec" || status=$?
     case $status in
       0) result=passed ;;
       124) # Unless it had all the time there is, it gets another chance.
@@ -212,7 +225,12 @@ run_tests() {
 
 test_phase() {
   need_gpu test
-  "$build/bin/cuda_tests" --list-test-names-only >"$work/names.txt" || true # its status is the number of tests
+  local program
+  for program in cuda_tests mistral_cuda_tests; do
+    [[ -x $build/bin/$program ]] || continue
+    # Its status is the number of tests.
+    { "$build/bin/$program" --list-test-names-only || true; } | sed "s/^/$program: /"
+  done >"$work/names.txt"
   run_tests test "$limit" "$work/names.txt"
   remember test "$verdict" "$note"
 }
