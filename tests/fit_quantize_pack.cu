@@ -143,10 +143,15 @@ TEST_CASE("one pass writes AutoAWQ's and GPTQ's words too") {
 }
 
 TEST_CASE("one pass gives the same bytes under every schedule") {
-  under_schedules(5, [] {
+  // Groups of a block each, by turns wide and narrow, so that one group's range shows in another's.
+  owned<float> turns(6, 8 * 1032);
+  for (std::size_t i = 0; i < turns.data.size(); ++i)
+    turns.data[i] = (static_cast<float>(i % 7) - 3.0f) * (i / 1032 % 2 == 0 ? 0.01f : 1.0f);
+  under_schedules(5, [&] {
     one_pass_is_three<float>(layout::compressed_tensors{4}, nasty_weights<bf16>(40, 384), 128, any_scheme{});
     one_pass_is_three<float>(layout::compressed_tensors{4}, nasty_weights<bf16>(9, 2100), -1, any_scheme{});
     one_pass_is_three<float>(layout::compressed_tensors{4}, nasty_weights<bf16>(9, 120), 20, any_scheme{});
+    one_pass_is_three<float>(layout::compressed_tensors{4}, turns, 1032, any_scheme{});
     one_pass_is_three<float>(layout::awq_gemm{}, nasty_weights<bf16>(136, 256), 128, any_scheme{});
     one_pass_is_three<float>(layout::gptq{4}, nasty_weights<bf16>(136, 64), 32, any_scheme{});
   });
