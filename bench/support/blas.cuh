@@ -23,14 +23,6 @@ inline cublasHandle_t blas() {
   return only;
 }
 
-/// As much workspace as call(workspace, bytes) → status asks for.
-template <class F>
-buffer<unsigned char> workspace_of(F&& call) {
-  index_t bytes = 0;
-  need(call(nullptr, bytes));
-  return buffer<unsigned char>(bytes);
-}
-
 /// Times ours(stream), which takes `flop` sums and products at least, and by turns with it a (m, k) · b (k, n) by cuBLAS. Counters:
 /// TFLOP/s, product_TFLOP/s and product, the share of the product's rate.
 template <class T, class F>

@@ -79,6 +79,14 @@ class buffer {
   index_t count_;
 };
 
+/// As much workspace as call(workspace, bytes) → status asks for.
+template <class F>
+buffer<unsigned char> workspace_of(F&& call) {
+  index_t bytes = 0;
+  need(call(nullptr, bytes));
+  return buffer<unsigned char>(bytes);
+}
+
 /// 64 bits that look random, a different 64 for each i. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number
 /// generators", 2014, the mixing function of SplitMix64.
 __device__ inline uint64_t mixed(uint64_t i) {
