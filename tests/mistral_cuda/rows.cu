@@ -91,6 +91,17 @@ TEST_CASE("the embedding finds every id's row, also when the table comes in part
     }
 }
 
+TEST_CASE("a part of the table leaves the rows of all other ids alone") {
+  const auto table = stored_as<bf16>(random_matrix(11, 8, "table"));
+  const std::vector<int32_t> ids = {3, 4, 5, 7, 8, 9};
+  const device_matrix<bf16> whole(table);
+  const device_array<int32_t> of(ids);
+  const device_matrix<float> x(6, 8);
+  REQUIRE(cuda_forward::embed(whole.const_view().rows_at(4, 4), 4, of.data(), x, nullptr) == status::ok);
+  const auto got = x.download();
+  for (index_t t = 0; t < 6; ++t) REQUIRE(std::isnan(got.view()(t, 0)) == (t == 0 || t > 3));
+}
+
 TEST_CASE("the rotary embedding turns q and k as the host does, from each sequence's own start, and leaves v") {
   const std::vector<index_t> starts = {0, 3, 4, 9, 15};
   for (const index_t head_dim : {2, 6, 8, 64, 80, 256})
