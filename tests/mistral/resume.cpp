@@ -108,6 +108,7 @@ struct workplace {
         if (!over) ::kill(child, signal);
       });
       const auto result = run({}, [&] {
+        ::signal(signal, SIG_DFL);  // nohup leaves SIGHUP ignored
         const pid_t self = ::getpid();
         if (::write(ends[1], &self, sizeof(self)) != sizeof(self)) ::_exit(126);
       });
