@@ -190,6 +190,9 @@ TEST_CASE("the kernel of clip_under_gram refuses what it cannot do, and says why
   CHECK(clip({askew, 4, 32}, s.data(), g, p) == status::misaligned);
   CHECK(clip(all, s.data(), {askew, 32, 32}, p) == status::misaligned);
   CHECK(clip(all, askew, g, p) == status::misaligned);
+  CHECK(clip(all, s.data(), g, {reinterpret_cast<params*>(askew), 4, 2}) == status::misaligned);
+  CHECK(clip({all.data, index_t{1} << 50, 1}, s.data(), g.const_view().rows_at(0, 1).cols_at(0, 1),
+             {p.view().data, index_t{1} << 50, 1}) == status::too_large);
   CHECK(clip({nullptr, 0, 32}, s.data(), g, {nullptr, 0, 2}) == status::ok);
 #if defined(NIBBLE_SIMT)
   for (const int sm : {75, -1}) {

@@ -210,6 +210,7 @@ TEST_CASE("the kernel of sweep refuses what it cannot do, and says why") {
   CHECK(sweep({nullptr, 4, 32}, s.data(), g, p, q) == status::bad_shape);
   CHECK(sweep(all, s.data(), {askew, 32, 32}, p, q) == status::misaligned);
   CHECK(sweep({askew, 4, 32}, s.data(), g, p, q) == status::misaligned);
+  CHECK(sweep(all, askew, g, p, q) == status::misaligned);
   CHECK(sweep({nullptr, 0, 32}, s.data(), g, {nullptr, 0, 2}, {nullptr, 0, 32}) == status::ok);
   refuses_bad_workspaces([&](void* workspace, index_t& size) {
     return kernels::sweep(all, s.data(), g.const_view(), p.const_view(), 16, scheme_of(4, false), 1, q.view(),
