@@ -300,6 +300,11 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
   CHECK(both({nullptr, 4, 32}, s.data(), d, p, 16, four) == status::bad_shape);
   CHECK(both({askew, 4, 31, 32}, s.data(), d.view().cols_at(0, 31), p, 16, four) == status::misaligned);
   CHECK(both(all, s.data(), {askew, 4, 32}, p, 16, four) == status::misaligned);
+  CHECK(both(all, askew, d, p, 16, four) == status::misaligned);
+  CHECK(both(all, s.data(), d, {reinterpret_cast<params*>(askew), 4, 2}, 16, four) == status::misaligned);
+  CHECK(kernels::scaled_error(matrix<const float>(all.data, index_t{1} << 50, 1), s.data(),
+                              matrix<float>(d.view().data, index_t{1} << 50, 1), matrix<params>(), 16, four,
+                              nullptr) == status::too_large);
   CHECK(kernels::codes_error(all, q.const_view().rows_at(0, 3), p.const_view(), s.data(), d.view(), 16, four,
                              nullptr) == status::bad_shape);
   CHECK(kernels::codes_error(all, q.const_view(), {}, s.data(), d.view(), 16, four, nullptr) == status::bad_shape);
@@ -329,6 +334,13 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
   CHECK(loss_of(d, g.const_view().rows_at(0, 31), loss.data()) == status::bad_shape);
   CHECK(loss_of({nullptr, 4, 32}, g, loss.data()) == status::bad_shape);
   CHECK(loss_of({askew, 4, 32}, g, loss.data()) == status::misaligned);
+  CHECK(loss_of(d, {askew, 32, 32}, loss.data()) == status::misaligned);
+  const device_array<unsigned char> enough(65536);
+  index_t plenty = 65536;
+  CHECK(kernels::gram_loss(d.const_view(), g.const_view(), loss.data(), enough.data(), plenty, nullptr) ==
+        status::launch_failed);
+  CHECK(kernels::gram_loss(d.const_view(), {g.view().data, 32, 32, index_t{1} << 31}, loss.data(), enough.data(),
+                           plenty, blas) == status::too_large);
   refuses_bad_workspaces([&](void* workspace, index_t& size) {
     return kernels::weight_importance(all, 16, sum.data(), workspace, size, nullptr);
   });
