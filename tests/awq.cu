@@ -8,38 +8,18 @@
 #include "nibble/reference/quantize.hpp"
 #include "support/activations.hpp"
 #include "support/blas.hpp"
+#include "support/linears.hpp"
 
 using namespace nibble;
 using namespace nibble::test;
 
 namespace {
 
-any_scheme scheme_of(int bits, bool symmetric, convention rule = convention::compressed_tensors) {
-  any_scheme s;
-  s.bits = bits;
-  s.symmetric = symmetric;
-  s.rule = rule;
-  return s;
-}
-
-std::vector<float> some_scales(index_t k) {
-  std::vector<float> s(static_cast<size_t>(k));
-  for (size_t j = 0; j < s.size(); ++j) s[j] = 0.5f + 0.37f * static_cast<float>(j % 7);
-  return s;
-}
-
 template <class To, class T>
 owned<To> converted(const owned<T>& x) {
   owned<To> out(x.rows, x.cols);
   for (size_t i = 0; i < x.data.size(); ++i) out.data[i] = To(static_cast<float>(x.data[i]));
   return out;
-}
-
-template <class T>
-bool same_bytes(const owned<T>& a, const owned<T>& b) {
-  return a.data.size() == b.data.size() &&
-         std::memcmp(static_cast<const void*>(a.data.data()), static_cast<const void*>(b.data.data()),
-                     a.data.size() * sizeof(T)) == 0;
 }
 
 template <class T>
@@ -90,7 +70,7 @@ void error_agrees(index_t rows, index_t cols, index_t group, any_scheme scheme, 
                   index_t offset = 0) {
   CAPTURE(rows, cols, group, scheme.bits, scheme.symmetric, padding, offset);
   const auto w = weights<T>(rows, cols, 4);
-  const auto s = some_scales(cols);
+  const auto s = scales(cols);
   const auto [expected, p] = expected_error(w, s, group, scheme);
   const device_matrix<T> there(w, cols + padding, offset);
   const device_array<float> by(s);
@@ -176,7 +156,7 @@ TEST_CASE("the kernel's rounding error of codes is the host's bit for bit") {
       CAPTURE(group, cols);
       const any_scheme scheme = scheme_of(4, false);
       const auto w = weights<float>(7, cols);
-      const auto s = some_scales(cols);
+      const auto s = scales(cols);
       owned<params> p(7, per_group(group).across(cols), params{});
       owned<uint8_t> q(7, cols);
       reference::fit(w.view(), p.view(), per_group(group), scheme, minmax{}, nullptr);
@@ -200,7 +180,7 @@ TEST_CASE("scaled columns are w times s rounded to what stores them, and w alone
   for (const index_t cols : {1, 15, 64, 2056})
     for (const index_t padding : {0, 3}) {
       const auto w = weights<float>(3, cols);
-      const auto s = some_scales(cols);
+      const auto s = scales(cols);
       const device_matrix<float> there(w, cols + padding);
       const device_array<float> by(s);
       const device_matrix<bf16> out(3, cols, cols + padding);

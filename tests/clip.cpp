@@ -10,34 +10,11 @@
 #include "nibble/quantize.hpp"
 #include "nibble/reference/awq.hpp"
 #include "support/activations.hpp"
+#include "support/linears.hpp"
 
 using namespace nibble;
 
 namespace {
-
-/// Student's t with 3 degrees of freedom: a group's extremes are far from its bulk.
-owned<float> heavy_tailed(index_t rows, index_t cols) {
-  std::mt19937 engine(8);
-  std::student_t_distribution<float> draw(3.0f);
-  owned<float> w(rows, cols);
-  for (float& value : w.data) value = 0.02f * draw(engine);
-  return w;
-}
-
-std::vector<float> scales(index_t k, bool powers) {
-  std::vector<float> s(static_cast<size_t>(k));
-  for (size_t j = 0; j < s.size(); ++j)
-    s[j] = powers ? std::ldexp(1.0f, static_cast<int>(j * 5 % 4) - 1) : 0.5f + 0.37f * static_cast<float>(j % 7);
-  return s;
-}
-
-any_scheme scheme_of(int bits, bool symmetric, convention rule = convention::compressed_tensors) {
-  any_scheme s;
-  s.bits = bits;
-  s.symmetric = symmetric;
-  s.rule = rule;
-  return s;
-}
 
 template <class Method>
 owned<params> fitted(const owned<float>& w, index_t group, any_scheme scheme, Method method) {

@@ -6,34 +6,12 @@
 #include "nibble/reference/awq.hpp"
 #include "support/activations.hpp"
 #include "support/device.hpp"
+#include "support/linears.hpp"
 
 using namespace nibble;
 using namespace nibble::test;
 
 namespace {
-
-/// Student's t with 3 degrees of freedom: a group's extremes are far from its bulk.
-owned<float> heavy_tailed(index_t rows, index_t cols) {
-  std::mt19937 engine(8);
-  std::student_t_distribution<float> draw(3.0f);
-  owned<float> w(rows, cols);
-  for (float& value : w.data) value = 0.02f * draw(engine);
-  return w;
-}
-
-std::vector<float> some_scales(index_t k) {
-  std::vector<float> s(static_cast<size_t>(k));
-  for (size_t j = 0; j < s.size(); ++j) s[j] = 0.5f + 0.37f * static_cast<float>(j % 7);
-  return s;
-}
-
-any_scheme scheme_of(int bits, bool symmetric, convention rule = convention::compressed_tensors) {
-  any_scheme s;
-  s.bits = bits;
-  s.symmetric = symmetric;
-  s.rule = rule;
-  return s;
-}
 
 /// A clip search's input, and what the reference chooses: G is in float for both.
 struct problem {
@@ -48,7 +26,7 @@ struct problem {
       : w(heavy_tailed(rows, cols)),
         g(cols, cols),
         exact(exact_gram(activations(cols + 40, cols), 0.25f)),
-        s(some_scales(cols)),
+        s(scales(cols)),
         group(group_),
         scheme(scheme_),
         start(rows, per_group(group).across(cols), params{}),

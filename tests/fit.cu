@@ -227,6 +227,25 @@ TEST_CASE("kernel searches of a grid stop where the whole matrix has lost patien
   kernel_agrees(weights<float>(3, 64), per_group(32), s, mse_search{10, 0.05, 2.0f, 1});
 }
 
+TEST_CASE("kernel searches of a grid leave what improves only after patience ended") {
+  // All weights but two lie at 0.64 of the range, between two levels of 3 bits: the first steps make that worse, and from 0.76
+  // of the range on it is better than at the start.
+  owned<float> w(2, 32);
+  for (index_t row = 0; row < 2; ++row)
+    for (index_t col = 0; col < 32; ++col)
+      w.view()(row, col) = (col % 2 == 0 ? 1.0f : -1.0f) * (col < 2 ? 1.0f : 0.64f);
+  any_scheme s;
+  s.bits = 3;
+  const auto found = [&](int patience) {
+    owned<params> p(2, 1, params{});
+    reference::fit(std::as_const(w).view(), p.view(), per_channel, s, mse_search{50, 0.8, 2.0f, patience});
+    return p.data[0].scale;
+  };
+  REQUIRE(found(1) > 1.2f * found(0));  // else nothing here tells whether the search ended
+  for (const int patience : {1, 2, 3, 5, 8, 12, 0})
+    kernel_agrees(w, per_channel, s, mse_search{50, 0.8, 2.0f, patience});
+}
+
 TEST_CASE("kernel searches leave out weights that are not finite and importances that are not positive numbers") {
   auto importance = some_importance(96);
   importance[3] = -1.0f;

@@ -12,6 +12,7 @@
 #include "nibble/host/quantize.hpp"
 #include "nibble/reference/awq.hpp"
 #include "support/activations.hpp"
+#include "support/linears.hpp"
 
 using namespace nibble;
 
@@ -56,39 +57,6 @@ struct rounded {
     return d;
   }
 };
-
-/// Positive numbers of several magnitudes; powers of two if asked.
-std::vector<float> scales(index_t k, bool powers) {
-  std::vector<float> s(static_cast<size_t>(k));
-  for (size_t j = 0; j < s.size(); ++j)
-    s[j] = powers ? std::ldexp(1.0f, static_cast<int>(j * 5 % 4) - 1) : 0.5f + 0.37f * static_cast<float>(j % 7);
-  return s;
-}
-
-any_scheme scheme_of(int bits, bool symmetric) {
-  any_scheme s;
-  s.bits = bits;
-  s.symmetric = symmetric;
-  return s;
-}
-
-/// Numbers on which float arithmetic is exact: 64 tokens of integers up to 2, weights in eighths.
-owned<float> integer_activations(index_t channels) {
-  std::mt19937 engine(5);
-  owned<float> x(64, channels);
-  for (index_t row = 0; row < 64; ++row)
-    for (index_t col = 0; col < channels; ++col)
-      x.view()(row, col) = col % 32 == 11                 ? 0.0f
-                           : col > 1 && engine() % 2 == 0 ? x.view()(row, col - 1)
-                                                          : static_cast<float>(static_cast<int>(engine() % 5) - 2);
-  return x;
-}
-owned<float> eighths(index_t rows, index_t cols) {
-  std::mt19937 engine(6);
-  owned<float> w(rows, cols);
-  for (float& value : w.data) value = static_cast<float>(static_cast<int>(engine() % 31) - 15) / 8;
-  return w;
-}
 
 struct shape {
   index_t rows, cols, group;

@@ -29,13 +29,6 @@ owned<T> stored_as(const owned<float>& x) {
   return y;
 }
 
-template <class T>
-bool same_bytes(const owned<T>& a, const owned<T>& b) {
-  return a.data.size() == b.data.size() &&
-         std::memcmp(static_cast<const void*>(a.data.data()), static_cast<const void*>(b.data.data()),
-                     a.data.size() * sizeof(T)) == 0;
-}
-
 /// A pointer that is aligned to nothing.
 template <class T>
 T* askew(T* p) {

@@ -21,6 +21,13 @@ inline void succeeds(cudaError_t error) {
   REQUIRE(error == cudaSuccess);
 }
 
+template <class T>
+bool same_bytes(const owned<T>& a, const owned<T>& b) {
+  return a.data.size() == b.data.size() &&
+         std::memcmp(static_cast<const void*>(a.data.data()), static_cast<const void*>(b.data.data()),
+                     a.data.size() * sizeof(T)) == 0;
+}
+
 /// `count` T in device memory, all bytes 0xff at first (NaN as float, fp16, bf16), between guard bands of 0xff. On the
 /// executor under AddressSanitizer the bands fault.
 template <class T>
