@@ -6,23 +6,12 @@
 
 #include <array>
 #include <functional>
-#include <optional>
 #include <vector>
 
-#include "mistral/forward.hpp"
-#include "mistral/packed_writer.hpp"
-#include "mistral/summary.hpp"
-#include "nibble/host/awq.hpp"
+#include "engine.hpp"
 #include "options.hpp"
 
 namespace nibble::mistral {
-
-/// What calibration tells about one layer.
-struct layer_statistics {
-  std::array<host::second_moment, 4> inputs;        ///< by layer_input
-  std::vector<float> attention_sample, mlp_sample;  ///< first tokens of those inputs (tokens, hidden), for block loss
-  std::vector<index_t> sample_starts = {0};         ///< their sequences
-};
 
 /// What was found for the linears that read one input.
 struct input_report {
@@ -47,16 +36,13 @@ struct layer_report {
 /// A layer of --json. What was not looked at, such as losses when rounding to nearest, is not in it.
 nlohmann::ordered_json to_json(const layer_report& layer, bool calibrated);
 
-/// How each projection of a layer is packed; empty where it is left as it was.
-using layer_packing = std::array<std::optional<packing>, 7>;
-
 /// Told of each finished linear, which may be written and forgotten.
 using linear_sink = std::function<void(projection, const quantized_linear&)>;
 
-/// Quantizes the projections of w that `how` packs. On return w holds what the checkpoint will hold, dequantized:
-/// weights scaled by s, and norms divided by it, already rounded to `stored`.
-layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored,
-                            const layer_statistics& statistics, layer_weights& w, const linear_sink& sink);
+/// Quantizes the projections of w that `how` packs, under what `on` gathered. On return w holds what the checkpoint will hold,
+/// dequantized: weights scaled by s, and norms divided by it, already rounded to `stored`.
+layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored, engine& on,
+                            layer_weights& w, const linear_sink& sink);
 
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
 void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "activations.hpp"
 #include "job.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
@@ -22,9 +23,9 @@
 #include "mistral/serving.hpp"
 #include "mistral/sha256.hpp"
 #include "mistral/source_card.hpp"
+#include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
 #include "plan.hpp"
-#include "stream.hpp"
 
 namespace nibble::mistral {
 
@@ -32,9 +33,6 @@ namespace {
 
 /// Seconds from which on a user should know before.
 constexpr double worth_a_note = 300;
-
-/// Tokens of the first sequences that a block's loss is measured on.
-constexpr index_t block_loss_tokens = 4096;
 
 class stopwatch {
  public:
@@ -52,33 +50,6 @@ std::string safetensors_dtype(dtype type) {
 
 std::string config_dtype(dtype type) {
   return type == dtype::f32 ? "float32" : type == dtype::f16 ? "float16" : "bfloat16";
-}
-
-/// Runs the original layer over the stream and gathers its statistics. x becomes the layer's output, unless `keep`.
-layer_statistics gather(const job& j, const layer_weights& w, stream& s, bool keep) {
-  const auto& c = j.model;
-  layer_statistics out;
-  for (const layer_input input : layer_inputs) {
-    const index_t k = input == layer_input::down ? c.intermediate : input == layer_input::o ? c.q_width() : c.hidden;
-    out.inputs[static_cast<size_t>(input)] = host::second_moment(k, s.tokens.tokens(), j.o.shrinkage);
-  }
-  if (j.o.loss == search_loss::block)
-    for (size_t i = 1; i < s.tokens.starts.size(); ++i)
-      if (i == 1 || s.tokens.starts[i] <= block_loss_tokens) out.sample_starts.push_back(s.tokens.starts[i]);
-  const index_t sampled = j.o.loss == search_loss::block ? out.sample_starts.back() : 0;
-  std::vector<float> copy;
-  if (keep) copy = s.data;
-  const matrix<float> x(keep ? copy.data() : s.data.data(), s.x.rows, s.x.cols);
-  forward_layer(c, w, x, s.tokens.starts, [&](layer_input input, matrix<const float> activations) {
-    out.inputs[static_cast<size_t>(input)].add(activations);
-    auto& sample = input == layer_input::attention ? out.attention_sample : out.mlp_sample;
-    if (input != layer_input::attention && input != layer_input::mlp) return;
-    const auto missing = static_cast<index_t>(static_cast<size_t>(sampled * c.hidden) - sample.size());
-    for (index_t row = 0; row < min(activations.rows, missing / c.hidden); ++row)
-      sample.insert(sample.end(), activations.row(row), activations.row(row) + c.hidden);
-  });
-  for (auto& moment : out.inputs) moment.finish();
-  return out;
 }
 
 void write_layer_rest(const job& j, index_t layer, const layer_weights& w, safetensors_writer& out) {
@@ -135,7 +106,7 @@ std::string loss_note(const layer_report& report) {
 /// How far a run came: what run.cbor holds of it.
 struct run_progress {
   resumable_run& run;
-  nlohmann::json activations;  ///< of the last stream::save
+  nlohmann::json activations;  ///< of the last save_activations
   std::chrono::steady_clock::time_point saved = std::chrono::steady_clock::now();
 
   void save(const char* phase, const pass_result& r, safetensors_writer& writer, index_t layers) {
@@ -159,59 +130,58 @@ void restore(const nlohmann::json& state, pass_result& r) {
   r.output_bytes = state.at("output_bytes");
 }
 
-/// The activations before layer `done`: those of an interrupted run where it saved them, and the original layers' output
-/// from there on.
-stream stream_before(const job& j, const std::filesystem::path& directory, index_t done, const nlohmann::json& saved,
-                     pass_result& r) {
-  std::optional<stream> s;
+/// An engine with the activations before layer `done`: those of an interrupted run where it saved them, and the original
+/// layers' output from there on.
+std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& directory, index_t done,
+                                  const nlohmann::json& saved, pass_result& r) {
+  std::unique_ptr<engine> on;
   index_t layer = 0;
   {
     stopwatch watch(r.seconds.read);
-    s.emplace(j.files, j.model, j.samples);
-    if (!saved.is_null()) {
-      if (s->load(directory, saved))
-        layer = saved.at("layer");
-      else if (j.o.propagate == propagation::quantized)
-        throw damaged_run((directory / saved.at("file")).string() + " is damaged, and the run cannot go on without it");
-      else
-        s.emplace(j.files, j.model, j.samples);
+    on = host_engine(j);
+    std::vector<float> x(saved.is_null() ? 0 : static_cast<size_t>(j.samples.tokens() * j.model.hidden));
+    if (!saved.is_null() && load_activations(x, directory, saved)) {
+      on->set(std::move(x));
+      layer = saved.at("layer");
+    } else if (!saved.is_null() && j.o.propagate == propagation::quantized) {
+      throw damaged_run((directory / saved.at("file")).string() + " is damaged, and the run cannot go on without it");
+    } else {
+      on->embed();
     }
   }
-  if (layer == done) return std::move(*s);
+  if (layer == done) return on;
   stopwatch watch(r.seconds.forward);
   progress bar("catching up", done);
   for (; layer < done; ++layer) {
-    forward_layer(j.model, load_layer(j.files, j.model, layer), s->x, s->tokens.starts);
+    on->forward(layer);
     bar.at(layer + 1);
   }
-  return std::move(*s);
+  return on;
 }
 
 /// Statistics, search and codes of one layer; w becomes what the checkpoint will hold. @returns what the bar shows.
-std::string search_layer(const job& j, index_t layer, layer_weights& w, stream& s, const linear_sink& sink,
+std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& on, const linear_sink& sink,
                          pass_result& r) {
   const bool again = j.o.propagate == propagation::quantized;
-  layer_statistics statistics;
   {
     stopwatch watch(r.seconds.forward);
-    statistics = gather(j, w, s, again);
+    on.gather(layer, w, again);
   }
-  for (const auto& moment : statistics.inputs)
-    if (moment.non_finite() > 0)
-      throw unusable_model(j.o.model + ": layer " + std::to_string(layer) +
-                           " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
-                           "; check the checkpoint");
+  if (on.non_finite() > 0)
+    throw unusable_model(j.o.model + ": layer " + std::to_string(layer) +
+                         " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
+                         "; check the checkpoint");
   std::string note;
   {
     stopwatch watch(r.seconds.search);
-    const auto report = quantize_layer(j.model, j.o, j.packings(layer), j.stored, statistics, w, sink);
+    const auto report = quantize_layer(j.model, j.o, j.packings(layer), j.stored, on, w, sink);
     note = loss_note(report);
     r.layers.push_back(to_json(report, true));
   }
-  statistics = {};
+  on.forget();
   if (!again) return note;
   stopwatch watch(r.seconds.forward);
-  forward_layer(j.model, w, s.x, s.tokens.starts);
+  on.forward(w);
   return note;
 }
 
@@ -221,8 +191,8 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
   constexpr std::chrono::seconds worth_saving(30);
   const auto done = static_cast<index_t>(r.layers.size());
   if (done == j.model.layers) return;
-  std::optional<stream> s;
-  if (j.o.how_found == method::awq) s.emplace(stream_before(j, directory, done, saved.activations, r));
+  std::unique_ptr<engine> on;
+  if (j.o.how_found == method::awq) on = engine_at(j, directory, done, saved.activations, r);
   progress bar("quantizing", j.model.layers);
   for (index_t layer = done; layer < j.model.layers; ++layer) {
     layer_weights w;
@@ -238,8 +208,8 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
       write_packed(writer, projection_name(layer, p), q, *how[static_cast<size_t>(p)], j.stored);
     };
     std::string note;
-    if (s) {
-      note = search_layer(j, layer, w, *s, sink, r);
+    if (on) {
+      note = search_layer(j, layer, w, *on, sink, r);
     } else {
       stopwatch watch(r.seconds.search);
       r.layers.push_back(to_json(round_reported(j.model, how, j.stored, w, sink), false));
@@ -248,8 +218,8 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
     stopwatch watch(r.seconds.write);
     write_layer_rest(j, layer, w, writer);
     const auto now = std::chrono::steady_clock::now();
-    if (s && (j.o.propagate == propagation::quantized || now - saved.saved > worth_saving)) {
-      saved.activations = s->save(directory, layer + 1);
+    if (on && (j.o.propagate == propagation::quantized || now - saved.saved > worth_saving)) {
+      saved.activations = save_activations(on->get(), directory, layer + 1);
       saved.saved = now;
     }
     saved.save("layers", r, writer, j.model.layers);

@@ -132,29 +132,18 @@ void round_scaled(matrix<float> w, const float* s, const second_moment& x, index
   });
 }
 
-/// Searches the scale of the linears w (each (n_i, k)) that read x, over awq_candidate(mode, 0 … count − 1).
-/// @param group_sizes  of each linear: inputs that share a scale when it is quantized.
+/// Searches a scale over awq_candidate(mode, 0 … count − 1).
+/// @param activation  x̄ (k). @param weight  w̄ (k) of the linears that the scale is for.
 /// @param loss  loss(s) of a candidate; scaled_loss summed over the linears, or a block's output error.
 /// @param fold  makes a candidate what can be stored exactly (awq_folded); may be null.
 /// A candidate whose loss is NaN never wins, the identity apart; nor does one after an identity whose loss is NaN.
-inline awq_result search_scale(const std::vector<matrix<const float>>& w, const second_moment& x,
-                               const std::vector<index_t>& group_sizes, duo_scaling mode, int count,
-                               const std::function<double(const float*)>& loss,
+inline awq_result search_scale(const std::vector<float>& activation, const std::vector<float>& weight, duo_scaling mode,
+                               int count, const std::function<double(const float*)>& loss,
                                const std::function<void(std::vector<float>&)>& fold = nullptr) {
-  std::vector<double> sums(static_cast<size_t>(x.inputs()), 0.0);
-  index_t rows = 0;
-  for (size_t i = 0; i < w.size(); ++i) {
-    weight_importance(w[i], group_sizes[i], sums.data());
-    rows += w[i].rows;
-  }
-  std::vector<float> weight(sums.size());
-  for (size_t j = 0; j < sums.size(); ++j)
-    weight[j] = static_cast<float>(sums[j] / static_cast<double>(max(rows, index_t(1))));
-
   awq_result best;
   for (int i = 0; i < count; ++i) {
     const awq_ratio ratio = awq_candidate(mode, i, count);
-    auto scale = candidate_scales(x.absolute_mean(), weight, ratio);
+    auto scale = candidate_scales(activation, weight, ratio);
     if (fold && !ratio.identity()) fold(scale);
     const double candidate = loss(scale.data());
     best.losses.push_back(candidate);
@@ -165,6 +154,29 @@ inline awq_result search_scale(const std::vector<matrix<const float>>& w, const 
     best.loss = candidate;
   }
   return best;
+}
+
+/// w̄ (k) from the sums that weight_importance added up over linears of `rows` rows in all.
+inline std::vector<float> mean_importance(const std::vector<double>& sums, index_t rows) {
+  std::vector<float> mean(sums.size());
+  for (size_t j = 0; j < sums.size(); ++j)
+    mean[j] = static_cast<float>(sums[j] / static_cast<double>(max(rows, index_t(1))));
+  return mean;
+}
+
+/// search_scale of the linears w (each (n_i, k)) that read x.
+/// @param group_sizes  of each linear: inputs that share a scale when it is quantized.
+inline awq_result search_scale(const std::vector<matrix<const float>>& w, const second_moment& x,
+                               const std::vector<index_t>& group_sizes, duo_scaling mode, int count,
+                               const std::function<double(const float*)>& loss,
+                               const std::function<void(std::vector<float>&)>& fold = nullptr) {
+  std::vector<double> sums(static_cast<size_t>(x.inputs()), 0.0);
+  index_t rows = 0;
+  for (size_t i = 0; i < w.size(); ++i) {
+    weight_importance(w[i], group_sizes[i], sums.data());
+    rows += w[i].rows;
+  }
+  return search_scale(x.absolute_mean(), mean_importance(sums, rows), mode, count, loss, fold);
 }
 
 /// search_scale of linears that are all quantized in groups of `group_size`.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "stream.hpp"
+#include "activations.hpp"
 
 #include <fstream>
 
@@ -15,23 +15,16 @@ std::string_view bytes_of(const std::vector<float>& data) {
 
 }  // namespace
 
-stream::stream(const checkpoint& files, const config& model, const calibration_set& set) {
-  for (const auto& sequence : set.sequences) tokens.append(sequence.data(), static_cast<index_t>(sequence.size()));
-  data.resize(static_cast<size_t>(tokens.tokens() * model.hidden));
-  x = {data.data(), tokens.tokens(), model.hidden};
-  embed(files, model, tokens, x);
-}
-
-nlohmann::json stream::save(const std::filesystem::path& directory, index_t layer) const {
+nlohmann::json save_activations(const std::vector<float>& x, const std::filesystem::path& directory, index_t layer) {
   const std::string name = "activations-" + std::to_string(layer) + ".f32";
-  write_file(directory / name, bytes_of(data));
-  return {{"file", name}, {"layer", layer}, {"sha256", sha256(bytes_of(data))}};
+  write_file(directory / name, bytes_of(x));
+  return {{"file", name}, {"layer", layer}, {"sha256", sha256(bytes_of(x))}};
 }
 
-bool stream::load(const std::filesystem::path& directory, const nlohmann::json& saved) {
+bool load_activations(std::vector<float>& x, const std::filesystem::path& directory, const nlohmann::json& saved) {
   std::ifstream in(directory / saved.at("file").get<std::string>(), std::ios::binary);
-  in.read(reinterpret_cast<char*>(data.data()), static_cast<std::streamsize>(data.size() * sizeof(float)));
-  return in && sha256(bytes_of(data)) == saved.at("sha256").get<std::string>();
+  in.read(reinterpret_cast<char*>(x.data()), static_cast<std::streamsize>(x.size() * sizeof(float)));
+  return in && sha256(bytes_of(x)) == saved.at("sha256").get<std::string>();
 }
 
 void forget_activations(const std::filesystem::path& directory, const nlohmann::json& kept) {

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Who does a pass's arithmetic: the host's processors, or a GPU. An engine holds the calibration tokens on their way through
+/// the layers and the statistics of the layer they are in, and judges that layer's linears under them; layer.cpp and
+/// pass.cpp say what is done in which order, for all engines alike.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "mistral/forward.hpp"
+#include "mistral/packed_writer.hpp"
+#include "mistral/summary.hpp"
+
+namespace nibble::mistral {
+
+/// How each projection of a layer is packed; empty where it is left as it was.
+using layer_packing = std::array<std::optional<packing>, 7>;
+
+inline bool is_packed(const layer_packing& how, projection p) {
+  return how[static_cast<size_t>(p)].has_value();
+}
+
+/// A projection's groups, and its scheme. @pre is_packed(how, p).
+struct packed {
+  index_t group;
+  any_scheme scheme;
+
+  packed(const layer_packing& how, projection p, dtype stored)
+      : group(how[static_cast<size_t>(p)]->group), scheme(scheme_of(*how[static_cast<size_t>(p)], stored)) {}
+};
+
+/// A linear's codes, and what became of it.
+struct chosen_codes {
+  quantized_linear q;
+  double loss = 0;   ///< tr(ΔW·G'·ΔWᵀ), scales undone
+  range_kept range;  ///< against min-max ranges of the same weights
+};
+
+class engine {
+ public:
+  virtual ~engine() = default;
+
+  /// "2 threads", "NVIDIA H200".
+  virtual std::string name() const = 0;
+
+  /// Activations of the calibration tokens: those before the first layer …
+  virtual void embed() = 0;
+  /// … or x (tokens, hidden), which get() gave once.
+  virtual void set(std::vector<float> x) = 0;
+  /// Valid until the next call.
+  virtual const std::vector<float>& get() = 0;
+  /// Through a layer of the checkpoint, or through w.
+  virtual void forward(index_t layer) = 0;
+  virtual void forward(const layer_weights& w) = 0;
+
+  /// Statistics of what the linears of w, the checkpoint's layer `layer`, read. The activations become its output, unless
+  /// `keep`.
+  virtual void gather(index_t layer, const layer_weights& w, bool keep) = 0;
+  /// NaN and ±inf among what was gathered, each counted as 0 otherwise.
+  virtual index_t non_finite() const = 0;
+  /// Lets the statistics go.
+  virtual void forget() = 0;
+  /// x̄ of an input's channels.
+  virtual const std::vector<float>& absolute_mean(layer_input input) const = 0;
+
+  /// What the next calls are about: these linears of w as they are now, until w changes or hold() is called again.
+  virtual void hold(layer_weights& w, const std::vector<projection>& linears) = 0;
+  /// Output error of rounding to nearest with min-max ranges.
+  virtual double unscaled_loss(projection p, const packed& as) = 0;
+  /// sum (inputs) += how much each weight of a column is of its group's largest.
+  virtual void add_importance(projection p, const packed& as, double* sum) = 0;
+  /// Output error of rounding w · diag(s), ranges found as the codes' will be but for the Gram matrix.
+  virtual double scaled_loss(projection p, const packed& as, const float* s) = 0;
+  /// Mean squared error of the attention's or the MLP's output on some tokens when what reads `input` is rounded.
+  virtual double block_loss(layer_input input, const layer_packing& how, const float* s) = 0;
+
+  /// Codes of w's linear p, whose columns are scaled by s (inputs) already; w needs not be held.
+  virtual chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as,
+                                    const std::vector<float>& s) = 0;
+};
+
+struct job;
+
+/// @throws error when there is no room, or no such GPU. `j` outlives it.
+std::unique_ptr<engine> host_engine(const job& j);
+std::unique_ptr<engine> gpu_engine(const job& j, int device);
+
+}  // namespace nibble::mistral

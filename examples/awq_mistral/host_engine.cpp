@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "engine.hpp"
+#include "job.hpp"
+#include "nibble/host/awq.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+/// Tokens of the first sequences that a block's loss is measured on.
+constexpr index_t block_loss_tokens = 4096;
+
+template <class F>
+void with_range_method(clip_search clip, F&& f) {
+  if (clip == clip_search::none)
+    f(minmax{});
+  else
+    f(ends_search{});
+}
+
+quantized_linear blank(matrix<const float> w, index_t group_size) {
+  quantized_linear q;
+  q.n = w.rows;
+  q.k = w.cols;
+  q.groups = per_group(group_size).across(w.cols);
+  q.codes.resize(static_cast<size_t>(w.size()));
+  q.parameters.resize(static_cast<size_t>(q.n * q.groups));
+  return q;
+}
+
+/// How much of the min-max ranges of w the codes' ranges are.
+range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, const packed& as) {
+  std::vector<params> whole(q.parameters.size());
+  const matrix<params> p(whole.data(), q.n, q.groups);
+  host::fit(w, p, per_group(as.group), as.scheme, minmax{});
+  return compare_ranges(q.param_matrix(), matrix<const params>(p));
+}
+
+class on_host : public engine {
+ public:
+  explicit on_host(const job& j) : j_(j) {
+    for (const auto& sequence : j.samples.sequences)
+      tokens_.append(sequence.data(), static_cast<index_t>(sequence.size()));
+    sample_starts_ = {0};
+    if (j.o.loss != search_loss::block) return;
+    for (size_t i = 1; i < tokens_.starts.size(); ++i)
+      if (i == 1 || tokens_.starts[i] <= block_loss_tokens) sample_starts_.push_back(tokens_.starts[i]);
+  }
+
+  std::string name() const override {
+    return std::to_string(host::pool().size()) + (host::pool().size() == 1 ? " thread" : " threads");
+  }
+
+  void embed() override {
+    data_.resize(static_cast<size_t>(tokens_.tokens() * j_.model.hidden));
+    mistral::embed(j_.files, j_.model, tokens_, x());
+  }
+  void set(std::vector<float> x) override { data_ = std::move(x); }
+  const std::vector<float>& get() override { return data_; }
+  void forward(index_t layer) override { forward(load_layer(j_.files, j_.model, layer)); }
+  void forward(const layer_weights& w) override { forward_layer(j_.model, w, x(), tokens_.starts); }
+
+  void gather(index_t, const layer_weights& w, bool keep) override {
+    const auto& c = j_.model;
+    for (const layer_input input : layer_inputs) {
+      const index_t k = input == layer_input::down ? c.intermediate : input == layer_input::o ? c.q_width() : c.hidden;
+      inputs_[static_cast<size_t>(input)] = host::second_moment(k, tokens_.tokens(), j_.o.shrinkage);
+    }
+    const index_t sampled = sample_starts_.back();
+    std::vector<float> copy;
+    if (keep) copy = data_;
+    const matrix<float> all(keep ? copy.data() : data_.data(), tokens_.tokens(), c.hidden);
+    forward_layer(c, w, all, tokens_.starts, [&](layer_input input, matrix<const float> activations) {
+      inputs_[static_cast<size_t>(input)].add(activations);
+      if (input != layer_input::attention && input != layer_input::mlp) return;
+      auto& sample = input == layer_input::attention ? attention_sample_ : mlp_sample_;
+      const auto missing = static_cast<index_t>(static_cast<size_t>(sampled * c.hidden) - sample.size());
+      for (index_t row = 0; row < min(activations.rows, missing / c.hidden); ++row)
+        sample.insert(sample.end(), activations.row(row), activations.row(row) + c.hidden);
+    });
+    for (auto& moment : inputs_) moment.finish();
+  }
+  index_t non_finite() const override {
+    index_t count = 0;
+    for (const auto& moment : inputs_) count += moment.non_finite();
+    return count;
+  }
+  void forget() override {
+    inputs_ = {};
+    for (auto* sample : {&attention_sample_, &mlp_sample_}) *sample = {};
+    for (auto* outputs : {&wanted_attention_, &wanted_mlp_}) *outputs = {};
+  }
+  const std::vector<float>& absolute_mean(layer_input input) const override {
+    return inputs_[static_cast<size_t>(input)].absolute_mean();
+  }
+
+  void hold(layer_weights& w, const std::vector<projection>& linears) override {
+    w_ = &w;
+    held_ = linears;
+  }
+  double unscaled_loss(projection p, const packed& as) override {
+    const std::vector<float> ones(static_cast<size_t>(inputs(j_.model, p)), 1.0f);
+    return host::scaled_loss(held(p), ones.data(), moment(p), as.group, as.scheme, minmax{});
+  }
+  void add_importance(projection p, const packed& as, double* sum) override {
+    host::weight_importance(held(p), as.group, sum);
+  }
+  double scaled_loss(projection p, const packed& as, const float* s) override {
+    double loss = 0;
+    with_range_method(
+        j_.o.clip, [&](auto method) { loss = host::scaled_loss(held(p), s, moment(p), as.group, as.scheme, method); });
+    return loss;
+  }
+  double block_loss(layer_input input, const layer_packing& how, const float* s) override;
+  chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as,
+                            const std::vector<float>& s) override;
+
+ private:
+  matrix<float> x() { return {data_.data(), tokens_.tokens(), j_.model.hidden}; }
+  matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
+  const host::second_moment& moment(projection p) const { return inputs_[static_cast<size_t>(input_of(p))]; }
+  void run_block(bool attention, size_t sequence, std::vector<float>& out) const;
+
+  const job& j_;
+  batch tokens_;
+  std::vector<float> data_;  ///< of x
+  std::array<host::second_moment, 4> inputs_;
+  layer_weights* w_ = nullptr;
+  std::vector<projection> held_;
+  std::vector<index_t> sample_starts_;                             ///< the sample's sequences
+  std::vector<float> attention_sample_, mlp_sample_;               ///< (tokens, hidden), for block losses
+  std::vector<std::vector<float>> wanted_attention_, wanted_mlp_;  ///< outputs of the blocks as they are, by sequence
+};
+
+/// The attention's or the MLP's output on one sequence of its sample.
+void on_host::run_block(bool attention, size_t sequence, std::vector<float>& out) const {
+  const config& c = j_.model;
+  const auto& sample = attention ? attention_sample_ : mlp_sample_;
+  const index_t first = sample_starts_[sequence], tokens = sample_starts_[sequence + 1] - first;
+  out.resize(static_cast<size_t>(tokens * c.hidden));
+  const matrix<const float> x(sample.data() + first * c.hidden, tokens, c.hidden);
+  const matrix<float> y(out.data(), tokens, c.hidden);
+  if (attention)
+    attention_block(c, *w_, x, {0, tokens}, y);
+  else
+    mlp_block(c, *w_, x, y);
+}
+
+/// A sequence at a time: the blocks' scratch for all of them would outgrow the layer.
+double on_host::block_loss(layer_input input, const layer_packing& how, const float* s) {
+  const bool attention = input == layer_input::attention;
+  const size_t sequences = sample_starts_.size() - 1;
+  auto& wanted = attention ? wanted_attention_ : wanted_mlp_;
+  if (wanted.empty()) {
+    wanted.resize(sequences);
+    for (size_t i = 0; i < sequences; ++i) run_block(attention, i, wanted[i]);
+  }
+  std::vector<std::vector<float>> originals;
+  for (const projection p : held_) {
+    const packed as(how, p, j_.stored);
+    originals.push_back(w_->w[static_cast<size_t>(p)]);
+    with_range_method(j_.o.clip, [&](auto method) {
+      host::round_scaled(w_->at(j_.model, p), s, moment(p), as.group, as.scheme, method);
+    });
+  }
+  std::vector<float> got;
+  double sum = 0, count = 0;
+  for (size_t sequence = 0; sequence < sequences; ++sequence) {
+    run_block(attention, sequence, got);
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double difference = static_cast<double>(got[i]) - static_cast<double>(wanted[sequence][i]);
+      sum += difference * difference;
+    }
+    count += static_cast<double>(got.size());
+  }
+  for (size_t i = 0; i < originals.size(); ++i) w_->w[static_cast<size_t>(held_[i])] = std::move(originals[i]);
+  return sum / std::max(count, 1.0);
+}
+
+chosen_codes on_host::choose_codes(const layer_weights& all, projection which, const packed& as,
+                                   const std::vector<float>& s) {
+  const matrix<const float> w = all.at(j_.model, which);
+  const host::second_moment& x = moment(which);
+  const group_shape g = per_group(as.group);
+  chosen_codes out;
+  quantized_linear& q = out.q = blank(w, as.group);
+  std::vector<float> importance(s.size());
+  for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
+  with_range_method(j_.o.clip,
+                    [&](auto range) { host::fit(w, q.param_matrix(), g, as.scheme, range, importance.data()); });
+  if (j_.o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, as.group, as.scheme, q.param_matrix());
+  const matrix<const params> p = q.param_matrix();
+  host::quantize(w, p, q.code_matrix(), g, as.scheme);
+  if (j_.o.sweeps > 0) host::sweep(w, s.data(), x, p, as.group, as.scheme, j_.o.sweeps, q.code_matrix());
+  out.loss = host::codes_loss(w, q.code_matrix(), p, s.data(), x, as.group, as.scheme);
+  out.range = compare_to_whole(w, q, as);
+  return out;
+}
+
+}  // namespace
+
+std::unique_ptr<engine> host_engine(const job& j) {
+  return std::make_unique<on_host>(j);
+}
+
+}  // namespace nibble::mistral
