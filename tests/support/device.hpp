@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "nibble/kernels/status.hpp"
 #include "nibble/matrix.hpp"
 #include "support/weights.hpp"
 
@@ -177,6 +178,20 @@ struct pretended_device {
   pretended_device& operator=(const pretended_device&) = delete;
   int before;
 };
+
+/// How many kernels and products f() launches, after each of them was refused once, for which f() must say launch_failed.
+template <class F>
+int launches_of(F f) {
+  for (int before = 0;; ++before) {
+    CAPTURE(before);
+    simt::launches_before_refusal = before;
+    const status got = f();
+    const bool refused = simt::launches_before_refusal < 0;
+    simt::launches_before_refusal = -1;
+    REQUIRE(got == (refused ? status::launch_failed : status::ok));
+    if (!refused) return before;
+  }
+}
 #endif
 
 }  // namespace nibble::test

@@ -16,7 +16,12 @@
 
 // NOLINTBEGIN(readability-identifier-naming): CUDA's names
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
-enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_INITIALIZED = 1, CUBLAS_STATUS_INVALID_VALUE = 7 };
+enum cublasStatus_t {
+  CUBLAS_STATUS_SUCCESS = 0,
+  CUBLAS_STATUS_NOT_INITIALIZED = 1,
+  CUBLAS_STATUS_INVALID_VALUE = 7,
+  CUBLAS_STATUS_EXECUTION_FAILED = 13
+};
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
 enum cublasPointerMode_t { CUBLAS_POINTER_MODE_HOST = 0, CUBLAS_POINTER_MODE_DEVICE = 1 };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69 };
@@ -83,6 +88,7 @@ inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a
   if (m < 0 || n < 0 || k < 0 || lda < least(rows_a) || ldb < least(rows_b) || ldc < least(m) || type_a != type_b ||
       type_c != CUDA_R_32F || handle->mode != CUBLAS_POINTER_MODE_HOST)
     return CUBLAS_STATUS_INVALID_VALUE;
+  if (simt::refuses_launch()) return CUBLAS_STATUS_EXECUTION_FAILED;
   const float by = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
   const auto of_a = simt::floats(a, type_a, rows_a, turn_a ? m : k, lda);
   const auto of_b = simt::floats(b, type_b, rows_b, turn_b ? k : n, ldb);

@@ -59,7 +59,8 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
-  cudaErrorInvalidResourceHandle = 400
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorLaunchOutOfResources = 701
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -208,8 +209,17 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 
+namespace simt {
+/// Launches and products until one is refused, for tests to set; below 0, none will be.
+inline int launches_before_refusal = -1;
+inline bool refuses_launch() {
+  return launches_before_refusal >= 0 && launches_before_refusal-- == 0;
+}
+}  // namespace simt
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* how, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (simt::refuses_launch()) return cudaErrorLaunchOutOfResources;
   struct call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
