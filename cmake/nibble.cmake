@@ -11,7 +11,7 @@ function(nibble_compile target)
   endif()
   if(NIBBLE_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all
-                                             -fno-omit-frame-pointer -g)
+                                             -fno-omit-frame-pointer -g1)
     target_link_options(${target} PRIVATE -fsanitize=${NIBBLE_SANITIZE})
   endif()
 endfunction()

@@ -9,10 +9,6 @@ endif()
 file(GLOB device_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/include/nibble/*.hpp)
 file(GLOB kernel_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.hpp)
-file(GLOB launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
-     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.cuh)
-file(GLOB device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
-     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/detail/*.cuh ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/tuning/*.cuh)
 set(cuda_flags -std=c++17 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/kernels -I${PROJECT_SOURCE_DIR}/examples
                -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
                -Werror all-warnings -Xcompiler -Wall,-Wextra -c -o /dev/null)
@@ -21,6 +17,7 @@ foreach(header IN LISTS device_headers kernel_headers launchers device_code)
   add_test(NAME "${header} compiles alone under nvcc"
            COMMAND ${NIBBLE_NVCC} ${cuda_flags} -include ${header} ${CMAKE_CURRENT_BINARY_DIR}/empty.cu)
 endforeach()
+add_test(NAME "all launchers compile in one program under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${every_launcher})
 file(GLOB sources CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} cuda/*.cu)
 foreach(source IN LISTS sources)
   add_test(NAME "${source} compiles under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${CMAKE_CURRENT_SOURCE_DIR}/${source})
@@ -59,3 +56,6 @@ foreach(source IN LISTS device_headers device_code kernels ITEMS nibble/kernels/
            COMMAND nvrtc sm_90 ${source} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/examples
                    ${NIBBLE_NVRTC_INCLUDE_DIR} ${NIBBLE_NVRTC_INCLUDE_DIR}/cccl)
 endforeach()
+add_test(NAME "all kernels compile in one program under NVRTC"
+         COMMAND nvrtc sm_90 ${every_kernel} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/kernels ${PROJECT_SOURCE_DIR}/examples
+                 ${NIBBLE_NVRTC_INCLUDE_DIR} ${NIBBLE_NVRTC_INCLUDE_DIR}/cccl)

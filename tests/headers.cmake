@@ -17,3 +17,24 @@ foreach(compiler IN ITEMS g++ clang++)
     endforeach()
   endforeach()
 endforeach()
+
+# Programs that include many headers at once, in which no two names clash: simt.cmake and cuda.cmake compile them.
+function(include_together file)
+  list(TRANSFORM ARGN REPLACE "(.+)" "#include \"\\1\"\n" OUTPUT_VARIABLE includes)
+  string(CONCAT text ${includes})
+  file(CONFIGURE OUTPUT ${file} CONTENT "${text}")
+endfunction()
+file(GLOB launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
+     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.cuh)
+file(GLOB mistral_launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/examples
+     ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/*.cuh)
+file(GLOB device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
+     ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/detail/*.cuh ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/tuning/*.cuh)
+file(GLOB mistral_device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/examples
+     ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/detail/*.cuh)
+set(every_launcher ${CMAKE_CURRENT_BINARY_DIR}/every_launcher.cu)
+set(every_mistral_launcher ${CMAKE_CURRENT_BINARY_DIR}/every_mistral_launcher.cu)
+set(every_kernel ${CMAKE_CURRENT_BINARY_DIR}/every_kernel.cu)
+include_together(${every_launcher} ${launchers})
+include_together(${every_mistral_launcher} ${launchers} ${mistral_launchers})
+include_together(${every_kernel} ${device_code} ${mistral_device_code})

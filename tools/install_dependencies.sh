@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# install_dependencies.sh programs|tests
-# Installs what the example programs (or also the tests and benches) are built with. Does nothing when all is there.
+# install_dependencies.sh programs|tests|tsan
+# Installs what the example programs (or also the tests and benches, or also the kernels' tests under ThreadSanitizer) are
+# built with. Does nothing when all is there.
 set -euo pipefail
 
 packages=(cmake ninja-build g++ pkg-config nlohmann-json3-dev libsentencepiece-dev libpcre2-dev libcli11-dev
@@ -9,7 +10,8 @@ packages=(cmake ninja-build g++ pkg-config nlohmann-json3-dev libsentencepiece-d
 case ${1:-} in
   programs) ;;
   tests) packages+=(catch2 libbenchmark-dev libboost-context-dev) ;;
-  *) echo "usage: $0 programs|tests" >&2; exit 2 ;;
+  tsan) packages+=(catch2 libbenchmark-dev libboost-context-dev clang libclang-rt-dev) ;;
+  *) echo "usage: $0 programs|tests|tsan" >&2; exit 2 ;;
 esac
 
 fail() { echo "install_dependencies.sh: $1" >&2; exit 1; }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <vector>
 
 #include "nibble/gemm.hpp"
@@ -94,6 +95,33 @@ void gemm_dense(matrix<const float> x, matrix<const T> w, matrix<float> y) {
   });
 }
 
+/// Scales (n, groups) of any dtype, so that products are compiled once and not once a dtype: tile_params reads them as float.
+struct stored_scales {
+  template <class Scale>
+  explicit stored_scales(matrix<const Scale> of)
+      : type(dtype_of<Scale>::value), data(of.data), rows(of.rows), cols(of.cols), stride(of.stride) {}
+  dtype type;
+  const void* data;
+  index_t rows, cols, stride;
+
+  stored_scales rows_at(index_t first, index_t count) const {
+    stored_scales part = *this;
+    part.data = static_cast<const std::byte*>(data) + first * stride * size_of(type);
+    part.rows = count;
+    return part;
+  }
+  /// f(matrix<const T>), T the dtype's.
+  template <class F>
+  void visit(F&& f) const {
+    if (type == dtype::f32)
+      f(matrix<const float>(static_cast<const float*>(data), rows, cols, stride));
+    else if (type == dtype::f16)
+      f(matrix<const fp16>(static_cast<const fp16*>(data), rows, cols, stride));
+    else
+      f(matrix<const bf16>(static_cast<const bf16*>(data), rows, cols, stride));
+  }
+};
+
 /// The parameters of a tile's rows as packed_rows has them: one a group where groups are whole blocks or divide a block
 /// into 2, 4, 8 or 16, else one a word.
 struct tile_params {
@@ -102,8 +130,7 @@ struct tile_params {
   index_t per_row, blocks_a_param, params_a_block;
 
   /// @param width  inputs of a group. @param run  of a word. @param zero_factor  that zero points are stored times.
-  template <class Scale>
-  void read(matrix<const Scale> stored, matrix<const uint8_t> zero_points, int bits, index_t blocks, index_t run,
+  void read(const stored_scales& stored, matrix<const uint8_t> zero_points, int bits, index_t blocks, index_t run,
             index_t width, int32_t zero_factor) {
     const bool whole = stored.cols == 1 || width % (gemm_lanes * run) == 0;
     const index_t share = width / run;  // words of a group
@@ -114,6 +141,14 @@ struct tile_params {
     scales.resize(static_cast<size_t>(stored.rows * per_row + gemm_lanes));
     zeros.resize(scales.size());
     const int32_t middle = (1 << (bits - 1)) * zero_factor;
+    stored.visit([&](auto of) { fill(of, zero_points, copies, middle, zero_factor); });
+  }
+
+ private:
+  /// Every parameter `copies` times. @param middle  the zero point where none is stored.
+  template <class Scale>
+  void fill(matrix<const Scale> stored, matrix<const uint8_t> zero_points, index_t copies, int32_t middle,
+            int32_t zero_factor) {
     vectorised([&] {
       for (index_t row = 0; row < stored.rows; ++row) {
         float* scale = scales.data() + row * per_row;
@@ -139,11 +174,10 @@ struct tile_params {
 };
 
 /// A packed W as a tile of its rows is multiplied.
-template <class Scale>
 struct packed_weights {
   int bits;
   matrix<const uint32_t> words;
-  matrix<const Scale> scales;
+  stored_scales scales;
   matrix<const uint8_t> zeros;
   index_t width;  ///< inputs of a group
   packed_weights rows_at(index_t first, index_t rows) const {
@@ -153,8 +187,8 @@ struct packed_weights {
 };
 
 /// y (m, rows): all tokens against a few rows of W, whose words stay in cache.
-template <class Kernel, int Bits, bool String, class Block, int Run, class Scale>
-void multiply_tile(const block_inputs<Block, Run>& in, const packed_weights<Scale>& w, matrix<float> y) {
+template <class Kernel, int Bits, bool String, class Block, int Run>
+void multiply_tile(const block_inputs<Block, Run>& in, const packed_weights& w, matrix<float> y) {
   thread_local tile_params p;
   p.read(w.scales, w.zeros, w.bits, in.blocks(), Run, w.width, Block::zero_factor);
   over_token_blocks(y.rows, [&](index_t token, index_t tokens) {
@@ -176,8 +210,8 @@ void multiply_tile(const block_inputs<Block, Run>& in, const packed_weights<Scal
   });
 }
 
-template <class Kernel, int Bits, bool String, class Block, int Run, class Scale>
-void gemm_blocks(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+template <class Kernel, int Bits, bool String, class Block, int Run>
+void gemm_blocks(matrix<const float> x, const packed_weights& w, matrix<float> y) {
   const block_inputs<Block, Run> in(x);
   const index_t tile_rows = gemm_tile(w.words.cols * 4, w.words.rows);
   parallel_for(ceil_div(w.words.rows, tile_rows), [&](index_t tile) {
@@ -187,8 +221,8 @@ void gemm_blocks(matrix<const float> x, const packed_weights<Scale>& w, matrix<f
 }
 
 /// Straight from the words. @tparam String  Bits is 8, and codes of w.bits become bytes as they are read.
-template <class Kernel, int Bits, bool String, int Run, class Scale>
-void gemm_words(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+template <class Kernel, int Bits, bool String, int Run>
+void gemm_words(matrix<const float> x, const packed_weights& w, matrix<float> y) {
   if constexpr (Kernel::reads_bytes && (Bits < 8 || String)) {
     if (x.rows == 1) return gemm_blocks<Kernel, Bits, String, byte_block<8 / Bits>, Run>(x, w, y);
   }
@@ -196,8 +230,8 @@ void gemm_words(matrix<const float> x, const packed_weights<Scale>& w, matrix<fl
 }
 
 /// Any width and group: rows at a time become a code a byte, Run of them a word, in cache.
-template <class Kernel, int Run, class Scale>
-void gemm_through_bytes(matrix<const float> x, const packed_weights<Scale>& w, matrix<float> y) {
+template <class Kernel, int Run>
+void gemm_through_bytes(matrix<const float> x, const packed_weights& w, matrix<float> y) {
   const block_inputs<pair_block<2>, Run> in(x);
   const index_t k = x.cols, word_count = ceil_div(k, Run), tile_rows = gemm_tile(word_count * 4, w.words.rows);
   parallel_for(ceil_div(w.words.rows, tile_rows), [&](index_t tile) {
@@ -213,27 +247,31 @@ void gemm_through_bytes(matrix<const float> x, const packed_weights<Scale>& w, m
         for (index_t j = 0; j < k; ++j)
           words[static_cast<size_t>(row * k + j)] = code_at(l, w.words, w.words.rows, k, first + row, j);
     }
-    packed_weights<Scale> of_tile = w.rows_at(first, rows);
+    packed_weights of_tile = w.rows_at(first, rows);
     of_tile.words = matrix<const uint32_t>(words.data(), rows, word_count);
     multiply_tile<Kernel, 8, false>(in, of_tile, y.cols_at(first, rows));
   });
 }
 
-template <class Kernel, class Scale>
-void gemm_packed(matrix<const float> x, layout::compressed_tensors l, matrix<const uint32_t> words,
-                 matrix<const Scale> scales, matrix<const uint8_t> zeros, index_t group, matrix<float> y) {
-  const packed_weights<Scale> w{l.bits, words, scales, zeros, group < 0 ? x.cols : group};
-  const index_t run = gemm_run(l.bits, group);
+template <class Kernel>
+void gemm_runs(matrix<const float> x, const packed_weights& w, index_t group, matrix<float> y) {
+  const index_t run = gemm_run(w.bits, group);
   if (run == 1) return gemm_through_bytes<Kernel, 1>(x, w, y);
-  if (run * l.bits == 32) {
-    if (l.bits == 2) return gemm_words<Kernel, 2, false, 16>(x, w, y);
-    if (l.bits == 4) return gemm_words<Kernel, 4, false, 8>(x, w, y);
+  if (run * w.bits == 32) {
+    if (w.bits == 2) return gemm_words<Kernel, 2, false, 16>(x, w, y);
+    if (w.bits == 4) return gemm_words<Kernel, 4, false, 8>(x, w, y);
     return gemm_words<Kernel, 8, false, 4>(x, w, y);
   }
   if constexpr (Kernel::reads_strings)
     gemm_words<Kernel, 8, true, 4>(x, w, y);
   else
     gemm_through_bytes<Kernel, 4>(x, w, y);
+}
+
+template <class Kernel, class Scale>
+void gemm_packed(matrix<const float> x, layout::compressed_tensors l, matrix<const uint32_t> words,
+                 matrix<const Scale> scales, matrix<const uint8_t> zeros, index_t group, matrix<float> y) {
+  gemm_runs<Kernel>(x, {l.bits, words, stored_scales(scales), zeros, group < 0 ? x.cols : group}, group, y);
 }
 
 /// f(kernel), the fastest this machine runs on dense weights.
