@@ -131,6 +131,7 @@ TEST_CASE("the kernel's rounding error of scaled weights is the reference's bit 
       error_agrees<bf16, bf16>(9, 264, group, scheme_of(bits, true));
       error_agrees<fp16, float>(9, 261, group, scheme_of(bits, false), 3);
       error_agrees<bf16, float>(9, 264, group, scheme_of(bits, false, convention::autoawq));
+      error_agrees<bf16, float>(9, 261, group, scheme_of(bits, false, convention::autoawq), 3);
     }
   error_agrees<bf16, bf16>(9, 1032, -1, scheme_of(4, false));  // read twice
   for (const index_t rows : {1, 31, 32, 33, 257}) error_agrees<bf16, bf16>(rows, 16, 8, scheme_of(3, false));
@@ -141,13 +142,16 @@ TEST_CASE("the kernel's rounding error of scaled weights is the reference's bit 
 TEST_CASE("a group without a finite weight, and weights that overflow when scaled, are fitted as the reference's") {
   const auto w = nasty_weights<float>(9, 64);
   const std::vector<float> s(64, 4.0f);
-  const auto [expected, p] = expected_error(w, s, 16, scheme_of(4, false));
-  const device_matrix<float> there(w), difference(9, 64);
-  const device_array<float> by(s);
-  const device_matrix<params> fitted(p.rows, p.cols);
-  REQUIRE(kernels::scaled_error(there.const_view(), by.data(), difference.view(), fitted.view(), 16,
-                                scheme_of(4, false), nullptr) == status::ok);
-  REQUIRE(same_bytes(fitted.download(), p));
+  for (const auto rule : {convention::compressed_tensors, convention::autoawq}) {
+    const any_scheme scheme = scheme_of(4, false, rule);
+    const auto [expected, p] = expected_error(w, s, 16, scheme);
+    const device_matrix<float> there(w), difference(9, 64);
+    const device_array<float> by(s);
+    const device_matrix<params> fitted(p.rows, p.cols);
+    REQUIRE(kernels::scaled_error(there.const_view(), by.data(), difference.view(), fitted.view(), 16, scheme,
+                                  nullptr) == status::ok);
+    REQUIRE(same_bytes(fitted.download(), p));
+  }
 }
 
 TEST_CASE("the kernel's rounding error of codes is the host's bit for bit") {

@@ -246,6 +246,12 @@ TEST_CASE("kernel searches of a grid leave what improves only after patience end
     kernel_agrees(w, per_channel, s, mse_search{50, 0.8, 2.0f, patience});
 }
 
+TEST_CASE("kernel searches of a grid of as many steps as words have bits") {
+  for (const int patience : {1, 5, 31, 32, 0})
+    for (const int steps : {31, 32, 33, 64})
+      kernel_agrees(weights<float>(6, 96, 5), per_group(32), any_scheme{}, mse_search{2 * steps, 0.5, 2.0f, patience});
+}
+
 TEST_CASE("kernel searches leave out weights that are not finite and importances that are not positive numbers") {
   auto importance = some_importance(96);
   importance[3] = -1.0f;
