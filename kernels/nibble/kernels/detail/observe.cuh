@@ -19,14 +19,15 @@ struct seen {
   float most[Items] = {};
   uint32_t non_finite = 0;
 
+  /// @param x 0 where the thread has no column.
   template <class T>
-  __device__ void add(device::chunk<T, Items> x, int count) {
+  __device__ void add(device::chunk<T, Items> x) {
 #pragma unroll
     for (int j = 0; j < Items; ++j) {
       const float value = static_cast<float>(x.at[j]), magnitude = abs(observed(value));
       sum[j] = device::add(sum[j], static_cast<double>(magnitude));
       most[j] = max(most[j], magnitude);
-      non_finite += j < count && !is_finite(value) ? 1u : 0u;
+      non_finite += is_finite(value) ? 0u : 1u;
     }
   }
 };
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(Tuned::value.across* Tuned::value.down)
     for (int i = 0; i < ahead; ++i) {
       const index_t row = first + i * down;
       if (row >= last) break;
-      mine.add(some[i], count);
+      mine.add(some[i]);
       if (clean.data != nullptr) store_some<T, Items>(clean.row(row) + col, cleaned(some[i]), count);
     }
   }

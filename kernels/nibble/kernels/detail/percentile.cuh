@@ -55,7 +55,7 @@ __device__ inline wanted find_digit(const uint32_t* histogram, uint32_t rank) {
     if (lane >= step) before += other;
   }
   before -= mine;
-  const bool here = rank >= before && rank - before < mine;
+  const bool here = rank - before < mine;  // a rank that lies before wraps round
   uint32_t digit = static_cast<uint32_t>(lane * each), left = rank - before;
   while (here && left >= histogram[digit]) left -= histogram[digit++];
   int from = 0;

@@ -43,7 +43,7 @@ struct share {
   __device__ index_t row(int i) const { return first_row + index_t{blockDim.y} * i; }
 };
 
-/// Elements [0, count) at p, by one access when all are there.
+/// Elements [0, count) at p, by one access when all are there, and 0 for others.
 template <class T, int Items>
 __device__ device::chunk<T, Items> load_some(const T* p, int count) {
   using chunk = device::chunk<T, Items>;

@@ -160,13 +160,14 @@ struct block_group {
     constexpr int teams = Threads / team_lanes;
     const int team = static_cast<int>(threadIdx.x) / team_lanes, pairs = (count + 1) / 2;
     for (int first = 0; first < runs * pairs; first += teams) {
-      const int i = first + team, run = i / pairs, a = i % pairs * 2, b = min(a + 1, count - 1);
+      const int i = first + team, run = i / pairs, a = i % pairs * 2;
+      const int b = min(a + 1, count - 1);  // or a again, with the same sum
       float sum[2] = {};
       if (run < runs) add_run(first_run + run, trial->p[a], trial->p[b], sum);
       const float of_a = folded(sum[0]), of_b = folded(sum[1]);
       if (run >= runs || threadIdx.x % team_lanes != 0) continue;
       trial->of_run[run][a] = of_a;
-      if (b > a) trial->of_run[run][b] = of_b;
+      trial->of_run[run][b] = of_b;
     }
   }
 
