@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "mistral/forward.hpp"
+#include "mistral/gpu.hpp"
 #include "mistral/packed_writer.hpp"
 #include "mistral/summary.hpp"
 
@@ -85,8 +86,9 @@ class engine {
 
 struct job;
 
-/// @throws error when there is no room, or no such GPU. `j` outlives it.
+/// `j` outlives it.
 std::unique_ptr<engine> host_engine(const job& j);
-std::unique_ptr<engine> gpu_engine(const job& j, int device);
+/// @throws error when the GPU has too little memory.
+std::unique_ptr<engine> gpu_engine(const job& j, const gpu& on);
 
 }  // namespace nibble::mistral

@@ -19,16 +19,6 @@ void with_range_method(clip_search clip, F&& f) {
     f(ends_search{});
 }
 
-quantized_linear blank(matrix<const float> w, index_t group_size) {
-  quantized_linear q;
-  q.n = w.rows;
-  q.k = w.cols;
-  q.groups = per_group(group_size).across(w.cols);
-  q.codes.resize(static_cast<size_t>(w.size()));
-  q.parameters.resize(static_cast<size_t>(q.n * q.groups));
-  return q;
-}
-
 /// How much of the min-max ranges of w the codes' ranges are.
 range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, const packed& as) {
   std::vector<params> whole(q.parameters.size());
@@ -184,7 +174,7 @@ chosen_codes on_host::choose_codes(const layer_weights& all, projection which, c
   const host::second_moment& x = moment(which);
   const group_shape g = per_group(as.group);
   chosen_codes out;
-  quantized_linear& q = out.q = blank(w, as.group);
+  quantized_linear& q = out.q = quantized_linear::blank(w.rows, w.cols, as.group);
   std::vector<float> importance(s.size());
   for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
   with_range_method(j_.o.clip,

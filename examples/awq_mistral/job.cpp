@@ -36,8 +36,19 @@ job::job(const awq_options& options)
   check_tensors();
   check_packings();
   tok = open_tokenizer(o.model);
+  choose_machine();
   if (!o.evaluate.empty()) read_evaluated();
   if (o.how_found == method::awq) read_samples();
+}
+
+void job::choose_machine() {
+  on = choose_gpu(o.backend,
+                  [](const std::string& why) { std::fprintf(stderr, "awq_mistral: note: %s\n", why.c_str()); });
+  if (!on || o.how_found != method::awq || o.loss != search_loss::block) return;
+  const std::string why = "--loss block is judged on the CPU only";
+  if (o.backend.insists()) throw usage_error(why + "; use --loss gram, or --backend cpu");
+  std::fprintf(stderr, "awq_mistral: note: %s, which takes the GPU's place\n", why.c_str());
+  on.reset();
 }
 
 void job::read_evaluated() {

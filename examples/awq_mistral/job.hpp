@@ -11,6 +11,7 @@
 #include "layer.hpp"
 #include "mistral/calibration_check.hpp"
 #include "mistral/config.hpp"
+#include "mistral/gpu.hpp"
 #include "mistral/results.hpp"
 #include "mistral/safetensors.hpp"
 #include "mistral/tokenizer.hpp"
@@ -31,12 +32,14 @@ struct job {
   std::optional<earlier_run> baseline;
   calibration_set samples;
   calibration_findings findings;  ///< about the samples
+  std::optional<gpu> on;          ///< to run on; the CPU otherwise
   double read_seconds = 0;        ///< what reading the samples took
 
   explicit job(const awq_options& options);
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;
+  void choose_machine();
   void read_evaluated();
   void read_samples();
   /// Tells the user what is odd, and no reason to stop.

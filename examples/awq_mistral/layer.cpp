@@ -85,16 +85,6 @@ void apply(const config& c, const scale_group& group, const std::vector<float>& 
     for (index_t col = 0; col < before.cols; ++col) before(row, col) /= s[static_cast<size_t>(row)];
 }
 
-quantized_linear blank(matrix<const float> w, index_t group_size) {
-  quantized_linear q;
-  q.n = w.rows;
-  q.k = w.cols;
-  q.groups = per_group(group_size).across(w.cols);
-  q.codes.resize(static_cast<size_t>(w.size()));
-  q.parameters.resize(static_cast<size_t>(q.n * q.groups));
-  return q;
-}
-
 }  // namespace
 
 layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored, engine& on,
@@ -152,7 +142,7 @@ void round_layer(const config& c, const layer_packing& how, dtype stored, layer_
     const packed as(how, p, stored);
     const group_shape g = per_group(as.group);
     const auto linear = w.at(c, p);
-    quantized_linear q = blank(linear, as.group);
+    quantized_linear q = quantized_linear::blank(linear.rows, linear.cols, as.group);
     host::fit(matrix<const float>(linear), q.param_matrix(), g, as.scheme, minmax{});
     host::quantize(matrix<const float>(linear), matrix<const params>(q.param_matrix()), q.code_matrix(), g, as.scheme);
     host::dequantize(matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), linear, g,

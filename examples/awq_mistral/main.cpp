@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 
+#include "mistral/backend.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/interruption.hpp"
@@ -46,7 +47,7 @@ CLI::Option* add_choice(CLI::App& app, const std::string& name, T& value, std::m
 }
 
 struct words {
-  std::string backend = "auto", shard = "5GB";
+  std::string shard = "5GB";
 };
 
 void add_model_options(CLI::App& app, awq_options& o, words& w) {
@@ -200,13 +201,9 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->group(group);
 }
 
-void add_machine_options(CLI::App& app, awq_options& o, words& w) {
+void add_machine_options(CLI::App& app, awq_options& o) {
   const std::string group = "Machine";
-  app.add_option("--backend", w.backend, "auto, cpu or cuda; this build has the CPU")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""))
-      ->capture_default_str()
-      ->type_name("NAME")
-      ->group(group);
+  add_backend_options(app, o.backend, group);
   app.add_option("--threads", o.threads,
                  "Threads to use; as many as the machine has unless given. The bytes written do "
                  "not depend on it")
@@ -233,7 +230,6 @@ void check_outside(const std::string& file, const std::string& output) {
 
 int run(const CLI::App& app, awq_options& o, const words& w) {
   if (o.output.empty()) throw usage_error("--output is required: the directory to write");
-  if (w.backend == "cuda") throw usage_error("--backend cuda is not in this build; use --backend cpu");
   o.max_shard_bytes = parse_size(w.shard);
   check_recipe_alone(app, o);
   for (const std::string& note : check(o)) std::fprintf(stderr, "awq_mistral: note: %s\n", note.c_str());
@@ -267,7 +263,7 @@ int main(int argc, char** argv) {
   add_model_options(app, o, w);
   add_quantization_options(app, o);
   add_data_options(app, o);
-  add_machine_options(app, o, w);
+  add_machine_options(app, o);
   app.footer("Exit status: 0 done, 1 bad input, 2 wrong option, 3 more got worse than --max-regression allows.");
   watch_interruptions("awq_mistral");
   return run_program(app, argc, argv, [&] { return run(app, o, w); });

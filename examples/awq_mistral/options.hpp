@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "mistral/gpu.hpp"
 #include "mistral/quantization.hpp"
 #include "nibble/awq.hpp"
 
@@ -34,6 +35,7 @@ struct awq_options {
   float shrinkage = 0.5f;
   propagation propagate = propagation::original;
   method how_found = method::awq;
+  backend_options backend;
   int threads = 0;  ///< 0: all
   std::uint64_t seed = 42;
   double max_regression = -1;  ///< negative: off

@@ -130,6 +130,20 @@ void restore(const nlohmann::json& state, pass_result& r) {
   r.output_bytes = state.at("output_bytes");
 }
 
+/// The GPU's, or the host's where there is none, or where one that nobody insisted on has too little memory.
+std::unique_ptr<engine> make_engine(const job& j, pass_result& r) {
+  std::unique_ptr<engine> on;
+  try {
+    if (j.on) on = gpu_engine(j, *j.on);
+  } catch (const error& unusable) {
+    if (j.o.backend.insists()) throw;
+    std::fprintf(stderr, "awq_mistral: note: %s; the CPU takes its place\n", unusable.what());
+  }
+  if (!on) on = host_engine(j);
+  r.machine = on->name();
+  return on;
+}
+
 /// An engine with the activations before layer `done`: those of an interrupted run where it saved them, and the original
 /// layers' output from there on.
 std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& directory, index_t done,
@@ -138,7 +152,7 @@ std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& dir
   index_t layer = 0;
   {
     stopwatch watch(r.seconds.read);
-    on = host_engine(j);
+    on = make_engine(j, r);
     std::vector<float> x(saved.is_null() ? 0 : static_cast<size_t>(j.samples.tokens() * j.model.hidden));
     if (!saved.is_null() && load_activations(x, directory, saved)) {
       on->set(std::move(x));
@@ -276,8 +290,13 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
     if (!bar) bar.emplace("evaluating", all);
     bar->at(done);
   };
-  r.evaluations = evaluate(models, j.text.ids, j.windows, report,
-                           std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4));
+  index_t activations = std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4);
+  std::unique_ptr<batch_scorer> scorer;
+  if (j.on) {
+    scorer = gpu_scorer(j.on->device);
+    activations = std::min<index_t>(index_t(1) << 30, static_cast<index_t>(j.on->free_bytes / 8));
+  }
+  r.evaluations = evaluate(models, j.text.ids, j.windows, report, activations, scorer.get());
   if (!j.text.questions.empty()) answer_all(j, quantized, quantized_config, r);
 }
 

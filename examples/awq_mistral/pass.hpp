@@ -23,6 +23,7 @@ struct phase_seconds {
 struct pass_result {
   std::vector<nlohmann::ordered_json> layers;  ///< what to_json(layer_report) says of each
   phase_seconds seconds;
+  std::string machine;  ///< that quantized: engine::name
   double rtn_seconds = 0;
   index_t calibration_sequences = 0, calibration_tokens = 0;
   std::uint64_t original_bytes = 0, output_bytes = 0;  ///< of the weight files

@@ -148,6 +148,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                     {"write", r.seconds.write},
                     {"quantization", r.seconds.quantization()},
                     {"evaluate", r.seconds.evaluate}};
+  if (!r.machine.empty()) out["machine"] = r.machine;
   out["peak_resident_bytes"] = r.peak_bytes;
   out["models"] = models_json(o, r);
   if (!r.evaluations.empty()) {

@@ -125,37 +125,49 @@ struct window_batch {
   }
 };
 
-/// The last layer's output where a batch is scored, and the head that turns it into predictions.
-struct model_output {
-  std::vector<float> x;
-  lm_head head;
+/// The rows that predict the ids a batch scores; the others served as context.
+std::vector<row_range> scored_rows(const std::vector<window>& windows, const window_batch& b) {
+  std::vector<row_range> rows;
+  for (size_t w = b.first; w < b.last; ++w)
+    rows.push_back({b.tokens.starts[w - b.first + 1] - windows[w].scored, windows[w].scored});
+  return rows;
+}
+
+class host_scorer : public batch_scorer {
+ public:
+  void score(const evaluated_model& m, const batch& tokens, const std::vector<row_range>& rows, const int32_t* targets,
+             token_score* scores, bool first, const std::function<void()>& step) override {
+    const config& c = m.settings;
+    if (first) first_ = {};  // of the batch before
+    output own;
+    own.x.resize(static_cast<size_t>(tokens.tokens() * c.hidden));
+    own.hidden = c.hidden;
+    const matrix<float> x(own.x.data(), tokens.tokens(), c.hidden);
+    embed(m.files, c, tokens, x);
+    for (index_t i = 0; i < c.layers; ++i) {
+      forward_layer(c, m.layer ? m.layer(i) : load_layer(m.files, c, i), x, tokens.starts);
+      step();
+    }
+    index_t count = 0;  // the scored rows move to the front
+    for (const row_range& r : rows) {
+      std::copy(x.row(r.first), x.row(r.first) + r.count * c.hidden, x.row(count));
+      count += r.count;
+    }
+    own.head = load_head(m.files, c);
+    mistral::score(own.head, matrix<const float>(own.x.data(), count, c.hidden), targets, scores,
+                   first ? nullptr : &first_.head, {first_.x.data(), count, first_.hidden});
+    if (first) first_ = std::move(own);
+  }
+
+ private:
+  /// The last layer's output where a batch is scored, and the head that turns it into predictions.
+  struct output {
+    std::vector<float> x;
+    index_t hidden = 0;
+    lm_head head;
+  };
+  output first_;
 };
-
-/// Moves the rows that predict a window's scored ids to the front; the others served as context.
-void keep_scored(const std::vector<window>& windows, const window_batch& b, matrix<float> x) {
-  float* out = x.data;
-  for (size_t w = b.first; w < b.last; ++w) {
-    const float* end = x.row(b.tokens.starts[w - b.first + 1]);
-    out = std::copy(end - windows[w].scored * x.cols, end, out);
-  }
-}
-
-model_output run(const evaluated_model& m, const std::vector<window>& windows, const window_batch& b,
-                 const std::function<void()>& step) {
-  const config& c = m.settings;
-  const batch& tokens = b.tokens;
-  model_output out;
-  out.x.resize(static_cast<size_t>(tokens.tokens() * c.hidden));
-  const matrix<float> x(out.x.data(), tokens.tokens(), c.hidden);
-  embed(m.files, c, tokens, x);
-  for (index_t i = 0; i < c.layers; ++i) {
-    forward_layer(c, m.layer ? m.layer(i) : load_layer(m.files, c, i), x, tokens.starts);
-    step();
-  }
-  keep_scored(windows, b, x);
-  out.head = load_head(m.files, c);
-  return out;
-}
 
 void add_scores(const evaluated_model& m, const std::vector<window>& windows, const window_batch& b,
                 const std::vector<token_score>& scores, bool compared, model_scores& own) {
@@ -207,8 +219,10 @@ std::vector<window> plan_windows(index_t ids, index_t context, const window_opti
 
 std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, const std::vector<int32_t>& ids,
                                  const std::vector<window>& windows, const evaluation_progress& progress,
-                                 index_t activation_bytes) {
+                                 index_t activation_bytes, batch_scorer* scorer) {
   check(models, ids);
+  host_scorer on_host;
+  if (scorer == nullptr) scorer = &on_host;
   index_t widest = 1, layers = 0;
   for (const evaluated_model& m : models) widest = max(widest, m.settings.hidden), layers += m.settings.layers;
   const index_t most = activation_bytes / (widest * static_cast<index_t>(sizeof(float)));
@@ -224,17 +238,10 @@ std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, con
     if (progress) progress(done, steps);
   };
   for (const window_batch& b : batches) {
-    const auto rows = static_cast<index_t>(b.targets.size());
     std::vector<token_score> scores(b.targets.size());
-    model_output first;
     for (size_t m = 0; m < models.size(); ++m) {
-      const config& c = models[m].settings;
-      model_output own = run(models[m], windows, b, step);
-      const matrix<const float> first_x(first.x.data(), rows, models.front().settings.hidden);
-      score(own.head, matrix<const float>(own.x.data(), rows, c.hidden), b.targets.data(), scores.data(),
-            m == 0 ? nullptr : &first.head, first_x);
+      scorer->score(models[m], b.tokens, scored_rows(windows, b), b.targets.data(), scores.data(), m == 0, step);
       add_scores(models[m], windows, b, scores, m > 0, kept[m]);
-      if (m == 0) first = std::move(own);
     }
   }
   std::vector<evaluation> results;

@@ -51,6 +51,17 @@ struct evaluated_model {
   std::function<layer_weights(index_t)> layer;
 };
 
+/// Takes batches of windows through models, and scores what they predict.
+class batch_scorer {
+ public:
+  virtual ~batch_scorer() = default;
+  /// Scores the predictions of these rows of the batch, in their order, a target and a score each.
+  /// @param first  Whether the next models are compared with this one on the batch; the others' scores tell divergences from it.
+  /// @param step  Called after each layer.
+  virtual void score(const evaluated_model& m, const batch& tokens, const std::vector<row_range>& rows,
+                     const int32_t* targets, token_score* scores, bool first, const std::function<void()>& step) = 0;
+};
+
 /// Parts of the window that predictions are compared by; fewer when the window reads fewer ids.
 inline constexpr index_t position_bins = 16;
 
@@ -88,9 +99,10 @@ using evaluation_progress = std::function<void(index_t, index_t)>;
 
 /// Evaluates every model on the same windows; the first is what the others are compared with. Windows go through in
 /// batches, so that activations take at most `activation_bytes` a model (or one window), whatever the text.
+/// @param scorer  null: the host.
 /// @throws error when the models do not share a vocabulary, or an id is beyond it.
 std::vector<evaluation> evaluate(const std::vector<evaluated_model>& models, const std::vector<int32_t>& ids,
                                  const std::vector<window>& windows, const evaluation_progress& progress = nullptr,
-                                 index_t activation_bytes = index_t(1) << 30);
+                                 index_t activation_bytes = index_t(1) << 30, batch_scorer* scorer = nullptr);
 
 }  // namespace nibble::mistral

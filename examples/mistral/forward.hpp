@@ -94,6 +94,11 @@ struct lm_head {
 };
 lm_head load_head(const checkpoint& from, const config& c);
 
+/// Consecutive rows of a batch.
+struct row_range {
+  index_t first, count;
+};
+
 /// How a model's prediction at one position fares.
 struct token_score {
   double nll = 0;         ///< −ln p(target), nats

@@ -22,6 +22,14 @@ struct quantized_linear {
   std::vector<uint8_t> codes;
   std::vector<params> parameters;
 
+  /// Room for n·k codes in groups of `group` inputs, −1 for all of them.
+  static quantized_linear blank(index_t n, index_t k, index_t group) {
+    quantized_linear q;
+    q.n = n, q.k = k, q.groups = per_group(group).across(k);
+    q.codes.resize(static_cast<size_t>(n * k));
+    q.parameters.resize(static_cast<size_t>(n * q.groups));
+    return q;
+  }
   matrix<uint8_t> code_matrix() { return {codes.data(), n, k}; }
   matrix<params> param_matrix() { return {parameters.data(), n, groups}; }
   matrix<const uint8_t> code_matrix() const { return {codes.data(), n, k}; }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 
+#include "mistral/backend.hpp"
 #include "mistral/generation.hpp"
 #include "mistral/program.hpp"
 #include "mistral/questions.hpp"
@@ -25,6 +26,7 @@ namespace {
 struct options {
   std::string model, text, against, json;
   window_options windows;
+  backend_options backend;
   int threads = 0;
   bool print_json = false;
 };
@@ -60,6 +62,7 @@ void add_options(CLI::App& app, options& o) {
       ->type_name("N");
   app.add_option("--against", o.against, "A model to compare with, such as the one --model was quantized from")
       ->type_name("DIR");
+  add_backend_options(app, o.backend);
   app.add_option("--threads", o.threads, "Threads to use; as many as the machine has unless given")
       ->check(whole(1, 4096))
       ->type_name("N");
@@ -175,7 +178,15 @@ figures measure(const options& o) {
   models.push_back({own.files, own.settings, nullptr});
   figures f;
   f.text = {text, windows, o.windows};
-  f.models = evaluate(models, text.ids, windows, progress_line());
+  const auto on = choose_gpu(
+      o.backend, [](const std::string& why) { std::fprintf(stderr, "perplexity: note: %s\n", why.c_str()); });
+  nibble::index_t activations = nibble::index_t(1) << 30;
+  std::unique_ptr<batch_scorer> scorer;
+  if (on) {
+    scorer = gpu_scorer(on->device);
+    activations = nibble::min(activations, static_cast<nibble::index_t>(on->free_bytes / 8));
+  }
+  f.models = evaluate(models, text.ids, windows, progress_line(), activations, scorer.get());
   f.questions = text.questions;
   if (f.questions.empty()) return f;
   if (first) f.answered.push_back(ask(*first, *tok, f.questions));

@@ -231,7 +231,7 @@ TEST_CASE("scores of some rows, against a reference model too, are the host's bu
   made.model.run(pass, b);
   other.model.run(second, b);
   const auto x = made.model.downloaded(pass), y = other.model.downloaded(second);
-  const std::vector<cuda_forward::row_range> rows = {{3, 20}, {30, 1}, {33, 8}};
+  const std::vector<row_range> rows = {{3, 20}, {30, 1}, {33, 8}};
   std::vector<float> x_rows, y_rows;
   std::vector<int32_t> targets;
   for (const auto& r : rows)

@@ -37,11 +37,6 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
 /// As `observer`, of activations on the device; what it starts in the stream sees them, and nothing after that may.
 using device_observer = std::function<void(layer_input, matrix<const bf16>, cudaStream_t)>;
 
-/// Consecutive rows of a batch.
-struct row_range {
-  index_t first, count;
-};
-
 class forward_pass {
  public:
   /// @param reserved_bytes of device memory left for others, such as an observer's sums.
@@ -52,6 +47,10 @@ class forward_pass {
   /// The residual stream (tokens, hidden) on the device.
   matrix<float> x() const { return {x_.data(), starts_.back(), c_.hidden}; }
   cudaStream_t compute() const { return compute_; }
+  /// Of products in compute().
+  cublasHandle_t products() const { return blas_; }
+  /// Waits for what compute() was given. @throws error for what failed on the device since.
+  void wait() const { compute_.synchronise(); }
 
   /// x = embeddings of the batch's ids, rounded to bf16. @throws error as embed of forward.hpp.
   void embed(const checkpoint& from, const std::vector<int32_t>& ids);

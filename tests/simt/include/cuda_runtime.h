@@ -4,6 +4,7 @@
 /// the SIMT executor, device memory is the heap, streams are ignored.
 #pragma once
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <tuple>
@@ -100,6 +101,13 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return simt::architecture() < 0 ? cudaErrorNoDevice : cudaSuccess;
+}
+struct cudaDeviceProp {
+  char name[256];
+};
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::snprintf(properties->name, sizeof(properties->name), "the SIMT executor");
+  return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const int sm = simt::architecture();

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// The GPU that a program runs on, if any: --backend and --device. A build without CUDA has none.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "error.hpp"
+#include "evaluate.hpp"
+
+namespace nibble::mistral {
+
+struct gpu {
+  int device;
+  std::string name;  ///< "NVIDIA H200"
+  std::uint64_t free_bytes;
+};
+
+/// Whether this build can use a GPU at all.
+bool built_with_cuda();
+/// GPUs that CUDA sees; 0 also without a driver.
+int gpu_count();
+/// Makes `device` the current one. @throws error when there is none, it is too old, or the build has no CUDA.
+gpu open_gpu(int device);
+/// Scores on the current GPU; the batch that later models are compared on stays there.
+std::unique_ptr<batch_scorer> gpu_scorer(int device);
+
+/// What a command line says of the machine.
+struct backend_options {
+  std::string name = "auto";  ///< auto, cpu or cuda
+  int device = -1;            ///< of several GPUs; negative: not said
+
+  /// Whether a GPU was asked for, so that the CPU will not do.
+  bool insists() const { return name == "cuda" || device >= 0; }
+};
+
+/// The GPU to run on; nothing: the CPU. `auto` takes a GPU where there is one that can be used, and tells `note` why one that is there
+/// cannot.
+/// @throws usage_error for options that contradict each other or this build, error when a GPU was asked for and cannot be had.
+inline std::optional<gpu> choose_gpu(const backend_options& o, const std::function<void(const std::string&)>& note) {
+  if (o.name == "cpu") {
+    if (o.device >= 0) throw usage_error("--device chooses a GPU; leave it out with --backend cpu");
+    return {};
+  }
+  if (o.insists() && !built_with_cuda())
+    throw usage_error(std::string(o.device >= 0 ? "--device" : "--backend cuda") +
+                      " is for builds with CUDA (cmake -DNIBBLE_CUDA=ON), and this is none; leave it out");
+  if (o.insists()) return open_gpu(o.device < 0 ? 0 : o.device);
+  if (gpu_count() == 0) return {};
+  try {
+    return open_gpu(0);
+  } catch (const error& unusable) {
+    note(std::string(unusable.what()) + "; the CPU takes its place");
+    return {};
+  }
+}
+
+}  // namespace nibble::mistral
