@@ -90,5 +90,7 @@ struct job;
 std::unique_ptr<engine> host_engine(const job& j);
 /// @throws error when the GPU has too little memory.
 std::unique_ptr<engine> gpu_engine(const job& j, const gpu& on);
+/// Device memory that gpu_engine takes, bytes. @throws as it.
+std::uint64_t gpu_memory(const job& j, const gpu& on);
 
 }  // namespace nibble::mistral

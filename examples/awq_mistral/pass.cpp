@@ -399,7 +399,7 @@ pass_result run_pass(const awq_options& o) {
   j.warn();
   const plan p = plan_run(j);
   check_room(p, j);
-  if (p.quantization_seconds > worth_a_note)
+  if (p.gpu_bytes == 0 && p.quantization_seconds > worth_a_note)
     std::fprintf(stderr, "awq_mistral: note: this takes about %s on %d threads; --dry-run tells more\n",
                  duration_text(p.quantization_seconds).c_str(), host::pool().size());
   output_directory out(o.output, o.model, o.overwrite);

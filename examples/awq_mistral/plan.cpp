@@ -205,6 +205,13 @@ plan plan_run(const job& j) {
   if (::statvfs(directory_of(j).c_str(), &disk) == 0) out.free_bytes = std::uint64_t(disk.f_bavail) * disk.f_frsize;
   out.memory_bytes = std::max(memory_needed(j), answering_memory(j));
   out.machine_bytes = available_bytes();
+  if (j.on && j.o.how_found == method::awq) {
+    try {
+      out.gpu_bytes = gpu_memory(j, *j.on);
+    } catch (const error&) {
+      if (j.o.backend.insists()) throw;  // the run takes the CPU, and says why
+    }
+  }
 
   const double rate = efficiency * sgemm_rate();
   const auto tokens = static_cast<double>(j.samples.tokens());
@@ -252,11 +259,17 @@ std::string to_text(const plan& p, const job& j) {
   if (j.o.how_found == method::awq)
     add("calibration  %lld tokens in %zu sequences of %s\n", static_cast<long long>(j.samples.tokens()),
         j.samples.sequences.size(), j.o.calibration.c_str());
-  add("time         about %s to quantize on %d threads", duration_text(p.quantization_seconds).c_str(),
-      host::pool().size());
-  if (p.evaluation_seconds > 0) add(", %s to evaluate", duration_text(p.evaluation_seconds).c_str());
+  if (p.gpu_bytes > 0)
+    add("time         not known for %s", j.on->name.c_str());
+  else
+    add("time         about %s to quantize on %d threads", duration_text(p.quantization_seconds).c_str(),
+        host::pool().size());
+  if (p.evaluation_seconds > 0 && !j.on) add(", %s to evaluate", duration_text(p.evaluation_seconds).c_str());
   if (!j.text.questions.empty()) add(" but for the answers to %zu prompts", j.text.questions.size());
   add("\nmemory       %s at most; %s can be had now\n", size(p.memory_bytes).c_str(), size(p.machine_bytes).c_str());
+  if (p.gpu_bytes > 0)
+    add("GPU memory   %s at most; %s free on %s\n", size(p.gpu_bytes).c_str(), size(j.on->free_bytes).c_str(),
+        j.on->name.c_str());
   add("disk         %s at most; %s free in %s\n", size(p.disk_bytes).c_str(), size(p.free_bytes).c_str(),
       directory_of(j).c_str());
   return out;

@@ -27,6 +27,7 @@ struct plan {
   std::uint64_t free_bytes = 0;                        ///< where the output goes
   std::uint64_t memory_bytes = 0;                      ///< resident, at most
   std::uint64_t machine_bytes = 0;                     ///< memory that programs can have now
+  std::uint64_t gpu_bytes = 0;                         ///< of the GPU's memory; 0 without one
   double quantization_seconds = 0, evaluation_seconds = 0;
 };
 

@@ -48,7 +48,7 @@ inline std::optional<gpu> choose_gpu(const backend_options& o, const std::functi
   }
   if (o.insists() && !built_with_cuda())
     throw usage_error(std::string(o.device >= 0 ? "--device" : "--backend cuda") +
-                      " is for builds with CUDA (cmake -DNIBBLE_CUDA=ON), and this is none; leave it out");
+                      " is for builds with CUDA (cmake -DNIBBLE_CUDA=ON), and this is none; use --backend cpu");
   if (o.insists()) return open_gpu(o.device < 0 ? 0 : o.device);
   if (gpu_count() == 0) return {};
   try {

@@ -106,7 +106,10 @@ struct launch_state {
 
 launch_state* current = nullptr;
 std::mutex one_launch;
-int sm = 90;
+int sm = [] {
+  const char* text = std::getenv("NIBBLE_SIMT_ARCHITECTURE");
+  return text == nullptr ? 90 : std::atoi(text);
+}();
 const std::uint64_t seed = [] {
   const char* text = std::getenv("NIBBLE_SIMT_SEED");
   return text ? std::strtoull(text, nullptr, 10) : 1;

@@ -9,4 +9,8 @@ std::unique_ptr<engine> gpu_engine(const job&, const gpu&) {
   throw error("this build has no CUDA");
 }
 
+std::uint64_t gpu_memory(const job&, const gpu&) {
+  throw error("this build has no CUDA");
+}
+
 }  // namespace nibble::mistral

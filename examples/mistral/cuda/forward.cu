@@ -14,8 +14,6 @@ namespace {
 
 /// Rows of weights a thread converts at a time, entries of the vocabulary in a tile of logits, bytes of a pinned buffer.
 constexpr index_t row_tile = 64, most_entries = 8192, piece_goal = index_t(16) << 20;
-/// Left free for what cuBLAS and the kernels' code take on the device: an allowance, not a measurement.
-constexpr index_t runtime_bytes = index_t(96) << 20;
 
 index_t qkv_width(const config& c) {
   return c.q_width() + 2 * c.kv_width();

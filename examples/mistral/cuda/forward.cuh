@@ -30,6 +30,9 @@ struct memory_plan {
 /// Tokens of a chunk when memory allows: products of that many rows keep a GPU busy.
 inline constexpr index_t chunk_goal = 4096;
 
+/// Left free for what cuBLAS and the kernels' code take on the device: an allowance, not a measurement.
+inline constexpr index_t runtime_bytes = index_t(96) << 20;
+
 /// What a batch (`starts` as batch::starts) takes; as many tokens a chunk as `free_bytes` allow, up to chunk_goal or the
 /// longest sequence. @throws error when there is no room for the longest.
 memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes);

@@ -25,9 +25,14 @@ inline void check(status result, const char* what) {
   if (result != status::ok) throw error(std::string("CUDA could not ") + what + ": " + to_string(result));
 }
 
+/// "3.4 GiB", "96.0 MiB".
 inline std::string gibibytes(index_t bytes) {
   char text[32];
-  std::snprintf(text, sizeof(text), "%.1f GiB", static_cast<double>(bytes) / static_cast<double>(1 << 30));
+  const auto mebibytes = static_cast<double>(bytes) / static_cast<double>(1 << 20);
+  if (mebibytes < 1024)
+    std::snprintf(text, sizeof(text), "%.1f MiB", mebibytes);
+  else
+    std::snprintf(text, sizeof(text), "%.1f GiB", mebibytes / 1024);
   return text;
 }
 

@@ -128,9 +128,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaErrorInvalidValue;
 }
 
-/// What cudaMemGetInfo tells, and beyond which cudaMalloc has no more at once; for tests to set.
+/// What cudaMemGetInfo tells, and beyond which cudaMalloc has no more at once; for tests to set, or the environment.
 namespace simt {
-inline std::size_t free_device_memory = std::size_t{8} << 30;
+inline std::size_t free_device_memory = [] {
+  const char* text = std::getenv("NIBBLE_SIMT_MEMORY");
+  return text == nullptr ? std::size_t{8} << 30 : static_cast<std::size_t>(std::strtoull(text, nullptr, 10));
+}();
 }
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
   if (bytes > simt::free_device_memory) return cudaErrorMemoryAllocation;
