@@ -15,6 +15,7 @@
 #include "mistral/gpu.hpp"
 #include "mistral/packed_writer.hpp"
 #include "mistral/summary.hpp"
+#include "phases.hpp"
 
 namespace nibble::mistral {
 
@@ -47,6 +48,8 @@ class engine {
 
   /// "2 threads", "NVIDIA H200".
   virtual std::string name() const = 0;
+  /// Where it spent its time.
+  virtual phase_times times() const = 0;
 
   /// Activations of the calibration tokens: those before the first layer …
   virtual void embed() = 0;

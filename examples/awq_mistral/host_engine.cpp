@@ -42,6 +42,8 @@ class on_host : public engine {
     return std::to_string(host::pool().size()) + (host::pool().size() == 1 ? " thread" : " threads");
   }
 
+  phase_times times() const override { return times_; }
+
   void embed() override {
     data_.resize(static_cast<size_t>(tokens_.tokens() * j_.model.hidden));
     mistral::embed(j_.files, j_.model, tokens_, x());
@@ -49,7 +51,10 @@ class on_host : public engine {
   void set(std::vector<float> x) override { data_ = std::move(x); }
   const std::vector<float>& get() override { return data_; }
   void forward(index_t layer) override { forward(load_layer(j_.files, j_.model, layer)); }
-  void forward(const layer_weights& w) override { forward_layer(j_.model, w, x(), tokens_.starts); }
+  void forward(const layer_weights& w) override {
+    const stopwatch watch(times_, phase::forward);
+    forward_layer(j_.model, w, x(), tokens_.starts);
+  }
 
   void gather(index_t, const layer_weights& w, bool keep) override {
     const auto& c = j_.model;
@@ -61,14 +66,24 @@ class on_host : public engine {
     std::vector<float> copy;
     if (keep) copy = data_;
     const matrix<float> all(keep ? copy.data() : data_.data(), tokens_.tokens(), c.hidden);
-    forward_layer(c, w, all, tokens_.starts, [&](layer_input input, matrix<const float> activations) {
+    phase_times here{};
+    const auto observe = [&](layer_input input, matrix<const float> activations) {
+      const stopwatch watch(here, phase::statistics);
       inputs_[static_cast<size_t>(input)].add(activations);
       if (input != layer_input::attention && input != layer_input::mlp) return;
       auto& sample = input == layer_input::attention ? attention_sample_ : mlp_sample_;
       const auto missing = static_cast<index_t>(static_cast<size_t>(sampled * c.hidden) - sample.size());
       for (index_t row = 0; row < min(activations.rows, missing / c.hidden); ++row)
         sample.insert(sample.end(), activations.row(row), activations.row(row) + c.hidden);
-    });
+    };
+    {
+      const stopwatch watch(here, phase::forward);
+      forward_layer(c, w, all, tokens_.starts, observe);
+    }
+    const double observed = here[static_cast<size_t>(phase::statistics)];
+    times_[static_cast<size_t>(phase::forward)] += here[static_cast<size_t>(phase::forward)] - observed;
+    times_[static_cast<size_t>(phase::statistics)] += observed;
+    const stopwatch watch(times_, phase::statistics);
     for (auto& moment : inputs_) moment.finish();
   }
   index_t non_finite() const override {
@@ -90,13 +105,16 @@ class on_host : public engine {
     held_ = linears;
   }
   double unscaled_loss(projection p, const packed& as) override {
+    const stopwatch watch(times_, phase::scales);
     const std::vector<float> ones(static_cast<size_t>(inputs(j_.model, p)), 1.0f);
     return host::scaled_loss(held(p), ones.data(), moment(p), as.group, as.scheme, minmax{});
   }
   void add_importance(projection p, const packed& as, double* sum) override {
+    const stopwatch watch(times_, phase::scales);
     host::weight_importance(held(p), as.group, sum);
   }
   double scaled_loss(projection p, const packed& as, const float* s) override {
+    const stopwatch watch(times_, phase::scales);
     double loss = 0;
     with_range_method(
         j_.o.clip, [&](auto method) { loss = host::scaled_loss(held(p), s, moment(p), as.group, as.scheme, method); });
@@ -116,6 +134,7 @@ class on_host : public engine {
   batch tokens_;
   std::vector<float> data_;  ///< of x
   std::array<host::second_moment, 4> inputs_;
+  phase_times times_{};
   layer_weights* w_ = nullptr;
   std::vector<projection> held_;
   std::vector<index_t> sample_starts_;                             ///< the sample's sequences
@@ -139,6 +158,7 @@ void on_host::run_block(bool attention, size_t sequence, std::vector<float>& out
 
 /// A sequence at a time: the blocks' scratch for all of them would outgrow the layer.
 double on_host::block_loss(layer_input input, const layer_packing& how, const float* s) {
+  const stopwatch watch(times_, phase::scales);
   const bool attention = input == layer_input::attention;
   const size_t sequences = sample_starts_.size() - 1;
   auto& wanted = attention ? wanted_attention_ : wanted_mlp_;
@@ -177,9 +197,13 @@ chosen_codes on_host::choose_codes(const layer_weights& all, projection which, c
   quantized_linear& q = out.q = quantized_linear::blank(w.rows, w.cols, as.group);
   std::vector<float> importance(s.size());
   for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
-  with_range_method(j_.o.clip,
-                    [&](auto range) { host::fit(w, q.param_matrix(), g, as.scheme, range, importance.data()); });
-  if (j_.o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, as.group, as.scheme, q.param_matrix());
+  {
+    const stopwatch watch(times_, phase::ranges);
+    with_range_method(j_.o.clip,
+                      [&](auto range) { host::fit(w, q.param_matrix(), g, as.scheme, range, importance.data()); });
+    if (j_.o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, as.group, as.scheme, q.param_matrix());
+  }
+  const stopwatch watch(times_, phase::codes);
   const matrix<const params> p = q.param_matrix();
   host::quantize(w, p, q.code_matrix(), g, as.scheme);
   if (j_.o.sweeps > 0) host::sweep(w, s.data(), x, p, as.group, as.scheme, j_.o.sweeps, q.code_matrix());

@@ -25,6 +25,7 @@
 #include "mistral/source_card.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
+#include "phases.hpp"
 #include "plan.hpp"
 
 namespace nibble::mistral {
@@ -33,16 +34,6 @@ namespace {
 
 /// Seconds from which on a user should know before.
 constexpr double worth_a_note = 300;
-
-class stopwatch {
- public:
-  explicit stopwatch(double& sum) : sum_(sum) {}
-  ~stopwatch() { sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  double& sum_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 std::string safetensors_dtype(dtype type) {
   return type == dtype::f32 ? "F32" : type == dtype::f16 ? "F16" : "BF16";
@@ -193,9 +184,11 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
     r.layers.push_back(to_json(report, true));
   }
   on.forget();
-  if (!again) return note;
-  stopwatch watch(r.seconds.forward);
-  on.forward(w);
+  if (again) {
+    stopwatch watch(r.seconds.forward);
+    on.forward(w);
+  }
+  r.phases = on.times();
   return note;
 }
 

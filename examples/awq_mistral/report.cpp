@@ -148,7 +148,9 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                     {"write", r.seconds.write},
                     {"quantization", r.seconds.quantization()},
                     {"evaluate", r.seconds.evaluate}};
-  if (!r.machine.empty()) out["machine"] = r.machine;
+  if (!r.machine.empty()) out["machine"] = {{"name", r.machine}, {"seconds", nlohmann::ordered_json::object()}};
+  for (const phase p : phases)
+    if (!r.machine.empty()) out["machine"]["seconds"][to_string(p)] = r.phases[static_cast<size_t>(p)];
   out["peak_resident_bytes"] = r.peak_bytes;
   out["models"] = models_json(o, r);
   if (!r.evaluations.empty()) {

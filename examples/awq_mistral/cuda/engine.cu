@@ -69,11 +69,12 @@ class on_gpu : public engine {
   }
 
   std::string name() const override { return name_; }
+  phase_times times() const override { return linears_.clock().sums(); }
 
   void embed() override { forward_.embed(j_.files, tokens_.ids); }
   void set(std::vector<float> x) override {
     forward_.upload({x.data(), tokens_.tokens(), j_.model.hidden});
-    forward_.wait();
+    linears_.wait();
   }
   const std::vector<float>& get() override {
     data_.resize(static_cast<size_t>(forward_.x().size()));
@@ -130,6 +131,7 @@ class on_gpu : public engine {
   }
   void run_staged(const cuda::device_observer& observer = nullptr) {
     staged_ = -1;
+    const cuda::phase_clock::span span(linears_.clock(), phase::forward);
     forward_.forward_layer(observer);
   }
   template <class T>
@@ -179,12 +181,13 @@ void on_gpu::gather(index_t layer, const layer_weights&, bool keep) {
   for (cuda::input_statistics& each : inputs_) finish(each);
   uint64_t count = 0;
   linears_.copy_back(&count, non_finite_there_.data(), 1);
-  forward_.wait();
+  linears_.wait();
   non_finite_ = static_cast<index_t>(count);
 }
 
 /// Each token is cleaned of what is not finite and counted in one pass, then added to the Gram matrix.
 void on_gpu::observe(layer_input input, matrix<const bf16> x) {
+  const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
   const cuda::input_statistics& to = at(input);
   kernels::statistics sums;
   sums.absolute_sum = to.magnitudes.data();
@@ -202,15 +205,18 @@ void on_gpu::observe(layer_input input, matrix<const bf16> x) {
 
 void on_gpu::finish(cuda::input_statistics& each) {
   const auto tokens = static_cast<double>(tokens_.tokens());
-  check(kernels::mirror(each.gram_matrix(), static_cast<float>(1.0 / tokens), j_.o.shrinkage, each.diagonal.data(),
-                        stream()),
-        "finish the statistics");
+  {
+    const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
+    check(kernels::mirror(each.gram_matrix(), static_cast<float>(1.0 / tokens), j_.o.shrinkage, each.diagonal.data(),
+                          stream()),
+          "finish the statistics");
+  }
   std::vector<double> sums(static_cast<size_t>(each.k()));
   each.mean.resize(sums.size());
   each.energy.resize(sums.size());
   linears_.copy_back(sums.data(), each.magnitudes.data(), each.k());
   linears_.copy_back(each.energy.data(), each.diagonal.data(), each.k());
-  forward_.wait();
+  linears_.wait();
   for (size_t i = 0; i < sums.size(); ++i) each.mean[i] = static_cast<float>(sums[i] / tokens);
 }
 

@@ -28,6 +28,7 @@ index_t tile_elements(index_t elements, index_t widest) {
 linear_search::linear_search(index_t elements, index_t widest, cudaStream_t in, cublasHandle_t products)
     : in_(in),
       products_(products),
+      clock_(in),
       staging_(max(piece_bytes, widest * index_t{sizeof(float)})),
       gram_(widest * widest, "a Gram matrix in bf16"),
       difference_(tile_elements(elements, widest), "a tile of differences"),
@@ -117,6 +118,7 @@ double linear_search::unscaled_loss(matrix<const float> w, const packed& as) {
   const std::vector<float> ones(static_cast<std::size_t>(w.cols), 1.0f);
   use_scale(ones.data());
   for_tiles(w.rows, w.cols, as.group, [&](index_t row, index_t rows, matrix<params>) {
+    const phase_clock::span span(clock_, phase::scales);
     const matrix<bf16> difference(difference_.data(), rows, w.cols);
     check(kernels::scaled_error(w.rows_at(row, rows), scale_.data(), difference, matrix<params>(), as.group, as.scheme,
                                 in_),
@@ -128,11 +130,14 @@ double linear_search::unscaled_loss(matrix<const float> w, const packed& as) {
 
 void linear_search::add_importance(matrix<const float> w, const packed& as, double* sum) {
   copy_there(sum_.data(), sum, w.cols);
-  workspace_.run(
-      [&](void* memory, index_t& bytes) {
-        return kernels::weight_importance(w, as.group, sum_.data(), memory, bytes, in_);
-      },
-      "weigh weights");
+  {
+    const phase_clock::span span(clock_, phase::scales);
+    workspace_.run(
+        [&](void* memory, index_t& bytes) {
+          return kernels::weight_importance(w, as.group, sum_.data(), memory, bytes, in_);
+        },
+        "weigh weights");
+  }
   copy_back(sum, sum_.data(), w.cols);
   wait();
 }
@@ -140,6 +145,7 @@ void linear_search::add_importance(matrix<const float> w, const packed& as, doub
 double linear_search::scaled_loss(matrix<const float> w, const packed& as, clip_search clip, const float* s) {
   use_scale(s);
   for_tiles(w.rows, w.cols, as.group, [&](index_t row, index_t rows, matrix<params> ranges) {
+    const phase_clock::span span(clock_, phase::scales);
     const matrix<float> scaled(tile_.data(), rows, w.cols);
     const matrix<uint8_t> codes(codes_.data(), rows, w.cols);
     check(kernels::scale_columns(w.rows_at(row, rows), scale_.data(), scaled, in_), "scale weights");
@@ -163,20 +169,27 @@ chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as
     const matrix<uint8_t> codes(codes_.data(), rows, w.cols);
     const matrix<params> widest(ranges.data + ranges.size(), ranges.rows, ranges.cols);
     upload(to.data, w.rows_at(row, rows));
-    fit_ranges(part, ranges, as, clip);
-    if (clip == clip_search::gram)
-      check(kernels::clip_under_gram(part, scale_.data(), g, as.group, as.scheme, ranges, clip_steps, in_),
-            "search ranges");
-    choose_nearest(part, ranges, as, codes);
-    if (sweeps > 0)
-      workspace_.run(
-          [&](void* memory, index_t& bytes) {
-            return kernels::sweep(part, scale_.data(), g, matrix<const params>(ranges), as.group, as.scheme, sweeps,
-                                  codes, memory, bytes, products_);
-          },
-          "improve codes");
-    judge(part, codes, ranges, as);
-    check(kernels::fit(part, widest, per_group(as.group), as.scheme, minmax{}, nullptr, in_), "find ranges");
+    {
+      const phase_clock::span span(clock_, phase::ranges);
+      fit_ranges(part, ranges, as, clip);
+      if (clip == clip_search::gram)
+        check(kernels::clip_under_gram(part, scale_.data(), g, as.group, as.scheme, ranges, clip_steps, in_),
+              "search ranges");
+      check(kernels::fit(part, widest, per_group(as.group), as.scheme, minmax{}, nullptr, in_), "find ranges");
+    }
+    {
+      const phase_clock::span span(clock_, phase::codes);
+      choose_nearest(part, ranges, as, codes);
+      if (sweeps > 0)
+        workspace_.run(
+            [&](void* memory, index_t& bytes) {
+              return kernels::sweep(part, scale_.data(), g, matrix<const params>(ranges), as.group, as.scheme, sweeps,
+                                    codes, memory, bytes, products_);
+            },
+            "improve codes");
+      judge(part, codes, ranges, as);
+    }
+    const phase_clock::span span(clock_, phase::copy);
     copy_back(q.codes.data() + row * w.cols, codes.data, codes.size());
     copy_back(q.parameters.data() + row * q.groups, ranges.data, ranges.size());
     copy_back(whole.data() + row * q.groups, widest.data, ranges.size());
@@ -197,6 +210,7 @@ void linear_search::upload(float* to, matrix<const float> w) {
     });
   });
   arrived_.record(staging_.in());
+  const phase_clock::span span(clock_, phase::copy);
   arrived_.hold(in_);
 }
 

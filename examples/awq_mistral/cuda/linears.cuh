@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "cuda/clock.cuh"
 #include "engine.hpp"
 #include "mistral/cuda/runtime.cuh"
 #include "nibble/half.hpp"
@@ -54,6 +55,9 @@ class linear_search {
  public:
   /// For linears of at most `elements` weights and `widest` inputs, in `in` and in the stream of `products`, which are one.
   linear_search(index_t elements, index_t widest, cudaStream_t in, cublasHandle_t products);
+  /// Of what the stream does, for the engine too. Read up to the last wait().
+  phase_clock& clock() { return clock_; }
+  const phase_clock& clock() const { return clock_; }
   /// Device memory that it takes, workspaces included.
   static index_t bytes(index_t elements, index_t widest);
 
@@ -77,7 +81,10 @@ class linear_search {
     check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost, in_),
           "copy from the GPU");
   }
-  void wait() const { check(cudaStreamSynchronize(in_), "search a linear"); }
+  void wait() {
+    check(cudaStreamSynchronize(in_), "search a linear");
+    clock_.collect();
+  }
 
  private:
   template <class T>
@@ -96,6 +103,7 @@ class linear_search {
 
   cudaStream_t in_;
   cublasHandle_t products_;
+  phase_clock clock_;
   staging staging_;
   event arrived_;
   const input_statistics* x_ = nullptr;

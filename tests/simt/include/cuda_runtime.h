@@ -4,6 +4,7 @@
 /// the SIMT executor, device memory is the heap, streams are ignored.
 #pragma once
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -185,8 +186,10 @@ inline cudaError_t cudaFreeHost(void* p) {
 /// Streams run at once, so events have happened when they are recorded; both are handles that must live.
 struct simt_stream {};
 using cudaEvent_t = struct simt_event*;
-struct simt_event {};
-inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+struct simt_event {
+  std::chrono::steady_clock::time_point when{};
+};
+inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2;
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new simt_stream;
   return cudaSuccess;
@@ -204,7 +207,14 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
-  return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
+  if (event == nullptr) return cudaErrorInvalidResourceHandle;
+  event->when = std::chrono::steady_clock::now();
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  if (from == nullptr || to == nullptr) return cudaErrorInvalidResourceHandle;
+  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
