@@ -10,7 +10,7 @@ packages=(cmake ninja-build g++ pkg-config nlohmann-json3-dev libsentencepiece-d
 case ${1:-} in
   programs) ;;
   tests) packages+=(catch2 libbenchmark-dev libboost-context-dev) ;;
-  tsan) packages+=(catch2 libbenchmark-dev libboost-context-dev clang libclang-rt-dev) ;;
+  tsan) packages+=(catch2 libbenchmark-dev libboost-context-dev clang libclang-rt-dev llvm) ;;
   *) echo "usage: $0 programs|tests|tsan" >&2; exit 2 ;;
 esac
 
