@@ -72,7 +72,7 @@ printf '%s\0' "${files[@]}" | xargs -0 -P "$jobs" -I '{}' bash -c 'compile "$@"'
 # bytes, bytes of stack; registers are 0 for a function that kernels call, told when it has a stack. Files may repeat others'.
 cat "$work"/reports/*.txt | c++filt -p | awk '
   function tell(name, registers, shared) {
-    gsub(/nibble::v[0-9_]+::|kernels::detail::|mistral::cuda::detail::|\(anonymous namespace\)::|^void /, "", name)
+    gsub(/nibble::(v[0-9_]+|mistral::cuda::detail)::|kernels::detail::|\(anonymous namespace\)::|^void /, "", name)
     arguments = match(name, /</) ? substr(name, RSTART) : "-"
     gsub(/ /, "", arguments)
     sub(/<.*/, "", name)

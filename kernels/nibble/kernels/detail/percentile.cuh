@@ -95,7 +95,7 @@ __device__ void each_element(matrix<const T> w, rectangle at, F f) {
 /// A block a group, of whole warps. @param share of the weights, or of their magnitudes, below the upper end; the other end is
 /// as far from the least weight, or the same below 0.
 template <class Tuned, class Scheme, class T>
-__global__ void __launch_bounds__(Tuned::value.threads)
+__global__ void __launch_bounds__(Tuned::value.threads, Tuned::value.blocks)
     fit_percentile_kernel(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, double share) {
   constexpr int statistics = 4, key_bits = 8 * static_cast<int>(sizeof(T));
   NIBBLE_SHARED(uint32_t, histogram, statistics * digits);
