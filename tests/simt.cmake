@@ -46,7 +46,7 @@ if(NIBBLE_SANITIZE MATCHES thread AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang"
 endif()
 
 # Sees no sanitizer itself, but tells them about its fibres: they are to watch the kernels.
-add_library(simt OBJECT simt/executor.cpp)
+add_library(simt OBJECT simt/executor.cpp simt/memory.cpp simt/report.cpp)
 target_include_directories(simt PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/simt/include)
 target_link_libraries(simt PUBLIC Boost::context ${CMAKE_DL_LIBS})
 target_compile_definitions(simt PUBLIC NIBBLE_SIMT)
@@ -59,16 +59,24 @@ endif()
 target_compile_features(simt PUBLIC cxx_std_17)
 target_compile_options(simt PRIVATE -Wall -Wextra -Wconversion -Wno-sign-conversion -O2)
 
-# A program of tests whose .cu files are C++ here.
+# A target whose .cu files, those named, are C++ here.
+function(simt_part name)
+  if(ARGN)
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
+  endif()
+  nibble_compile(${name})
+  # At -O1 gcc 12 takes empty objects, passed by reference, for uninitialised ones; clang tells of each `#pragma unroll`, which is
+  # for nvcc, that it does not follow.
+  target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas -Wno-maybe-uninitialized ${lightly}
+                         $<$<CXX_COMPILER_ID:Clang>:-Wno-pass-failed>)
+  set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
+endfunction()
+# A program of tests.
 function(simt_program name)
-  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
   add_executable(${name} ${ARGN})
+  simt_part(${name} ${ARGN})
   target_link_libraries(${name} PRIVATE simt catch_main test_places nibble_kernels)
   target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
-  nibble_compile(${name})
-  # At -O1 gcc 12 takes empty objects, passed by reference, for uninitialised ones.
-  target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas -Wno-maybe-uninitialized ${lightly})
-  set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
   catch_discover_tests(${name} TEST_PREFIX "simt/" EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900 LABELS simt)
 endfunction()
 
@@ -80,14 +88,6 @@ add_custom_target(simt_suite DEPENDS simt_tests)  # what `./test.sh --simt` buil
 
 # What the examples do on a GPU, and their programs with the executor for one: awq_mistral_simt, which the tests run.
 if(NIBBLE_EXAMPLES)
-  function(simt_part name)
-    if(ARGN)
-      set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
-    endif()
-    nibble_compile(${name})
-    target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas)
-    set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON)
-  endfunction()
   add_library(mistral_gpu_simt STATIC ${mistral_cuda_sources})
   target_link_libraries(mistral_gpu_simt PUBLIC simt mistral nibble_kernels)
   simt_part(mistral_gpu_simt ${mistral_cuda_sources})

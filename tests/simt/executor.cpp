@@ -3,122 +3,34 @@
 #include "simt/executor.hpp"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <string>
-#include <vector>
 
-#include "cuda_runtime.h"
-#include "fibre.hpp"
-#include "kernel_name.hpp"
+#include "state.hpp"
 
 namespace simt {
+
+launch_state* current = nullptr;
+const std::uint64_t seed = [] {
+  const char* text = std::getenv("NIBBLE_SIMT_SEED");
+  return text ? std::strtoull(text, nullptr, 10) : 1;
+}();
+std::uint64_t schedule = 1;
+
 namespace {
-
-/// xorshift64*: a schedule is drawn with it.
-class random_numbers {
- public:
-  explicit random_numbers(std::uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15u | 1u) {}
-  /// In [0, count).
-  std::size_t below(std::size_t count) {
-    state_ ^= state_ >> 12;
-    state_ ^= state_ << 25;
-    state_ ^= state_ >> 27;
-    return static_cast<std::size_t>(((state_ * 0x2545f4914f6cdd1du) >> 32) * count >> 32);
-  }
-
- private:
-  std::uint64_t state_;
-};
-
-enum class state : std::uint8_t { ready, at_barrier, at_meeting, ended };
-
-struct block_state;
-
-struct thread_state {
-  fibre runs;
-  block_state* block = nullptr;
-  unsigned number = 0;  ///< within the block
-  uint3 index{};
-  state now = state::ready;
-  // What it waits for.
-  const char* operation = "";
-  place at{"", 0};
-  std::uint32_t mask = 0;
-  void* operand = nullptr;
-  // cp.async: copies in the order they were begun, and how many of them each committed group still has.
-  std::vector<copy> copies;
-  std::vector<std::size_t> groups;
-  std::size_t uncommitted = 0;
-};
-
-/// Ordering objects, two in turn: with one, who leaves a barrier last would learn what others did up to the next.
-struct order_state {
-  char objects[2];
-  unsigned turn;
-  char& now() { return objects[turn % 2]; }
-};
-
-struct warp_state {
-  order_state meetings[32];      ///< by the lowest lane of the mask
-  std::uint32_t waiting, ended;  ///< lanes at a meeting, and those that are no more or never were
-};
-
-struct array_state {
-  const void* site;
-  std::unique_ptr<unsigned char, decltype(&std::free)> bytes;
-};
-
-struct block_state {
-  explicit block_state(std::size_t size) : threads(size), warps((size + 31) / 32) {}
-  uint3 index{};
-  std::vector<thread_state> threads;
-  std::vector<array_state> arrays;
-  std::size_t static_bytes = 0;
-  unsigned alive = 0, arrived = 0;
-  unsigned votes = 0, elected = 0;  ///< at the barrier that threads come to, and at the last one
-  place barrier{"", 0};             ///< where those that arrived wait
-  order_state order{};
-  std::vector<warp_state> warps;
-};
 
 /// Threads that may be in flight at once, and blocks.
 constexpr std::size_t most_threads = 1024, most_blocks = 4;
-constexpr std::size_t most_static_bytes = 48 * 1024;
 constexpr std::uint64_t most_idle_yields = 10'000'000;
 
-struct launch_state {
-  work of;
-  random_numbers draw;
-  std::vector<std::unique_ptr<block_state>> blocks;  ///< in flight
-  std::vector<thread_state*> ready;
-  std::uint64_t next_block = 0, all_blocks;
-  thread_state* running = nullptr;
-  /// Ordering objects: the launch comes after what stands before it, and before what follows; what one thread did before
-  /// its fence comes before what another does after a later one.
-  char begin = 0, end = 0, fence = 0;
-  std::uint64_t idle_yields = 0;  ///< since a thread last ended or met others
-};
-
-launch_state* current = nullptr;
 std::mutex one_launch;
 int sm = [] {
   const char* text = std::getenv("NIBBLE_SIMT_ARCHITECTURE");
   return text == nullptr ? 90 : std::atoi(text);
 }();
-const std::uint64_t seed = [] {
-  const char* text = std::getenv("NIBBLE_SIMT_SEED");
-  return text ? std::strtoull(text, nullptr, 10) : 1;
-}();
-std::uint64_t schedule = 1, launches = 0;  ///< launches since the schedule was set
-
-thread_state& running() {
-  return *current->running;
-}
+std::uint64_t launches = 0;  ///< since the schedule was set
 
 uint3 index_of(unsigned number, extent of) {
   return {number % of.x, number / of.x % of.y, number / of.x / of.y};
@@ -182,43 +94,6 @@ void end_block(block_state& b) {
   if (current->next_block < current->all_blocks) begin_block(b);
 }
 
-void print_place(std::string& text, place at) {
-  text += std::string(at.file) + ":" + std::to_string(at.line);
-}
-
-std::string triple(uint3 i) {
-  return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
-}
-
-/// Nobody can go on: tells of one block what its threads wait for.
-[[noreturn]] void deadlock(const block_state& b) {
-  std::string text;
-  std::vector<bool> told(b.threads.size());
-  place first{"", 0};
-  for (std::size_t i = 0; i < b.threads.size(); ++i) {
-    const thread_state& t = b.threads[i];
-    if (told[i] || t.now == state::ended) continue;
-    unsigned count = 0;
-    for (std::size_t j = i; j < b.threads.size(); ++j) {
-      const thread_state& u = b.threads[j];
-      if (u.now != t.now || u.operation != t.operation || u.at.line != t.at.line || u.mask != t.mask) continue;
-      told[j] = true;
-      ++count;
-    }
-    if (text.empty()) first = t.at;
-    text += text.empty() ? "" : "; ";
-    text += std::to_string(count) + " wait at " + t.operation + " in ";
-    print_place(text, t.at);
-    if (t.now == state::at_meeting) {
-      char mask[32];
-      std::snprintf(mask, sizeof(mask), " with mask 0x%08x", t.mask);
-      text += mask;
-    }
-    text += ", the first being " + triple(t.index);
-  }
-  fail(first, "deadlock: of the threads of block %s, %s", triple(b.index).c_str(), text.c_str());
-}
-
 }  // namespace
 
 void run(const work& w) {
@@ -250,30 +125,6 @@ void run(const work& w) {
     if (b->alive > 0) deadlock(*b);
   acquire(launch.end);
   current = nullptr;
-}
-
-void fail(place at, const char* format, ...) {
-  char text[1024];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(text, sizeof(text), format, arguments);
-  va_end(arguments);
-  const std::string name = current ? kernel_name(current->of.kernel) : "no kernel";
-  std::fprintf(stderr, "%s:%d: %s [%s, block %s, thread %s, schedule %llu of NIBBLE_SIMT_SEED=%llu]\n", at.file,
-               at.line, text, name.c_str(), triple(blockIdx).c_str(), triple(threadIdx).c_str(),
-               static_cast<unsigned long long>(schedule), static_cast<unsigned long long>(seed));
-  std::abort();
-}
-
-void forbid([[maybe_unused]] const void* p, [[maybe_unused]] std::size_t bytes) noexcept {
-#if defined(NIBBLE_SIMT_ASAN)
-  __asan_poison_memory_region(p, bytes);
-#endif
-}
-void allow([[maybe_unused]] const void* p, [[maybe_unused]] std::size_t bytes) noexcept {
-#if defined(NIBBLE_SIMT_ASAN)
-  __asan_unpoison_memory_region(p, bytes);
-#endif
 }
 
 void forget_fibres() {
@@ -398,74 +249,6 @@ void meet(const char* operation, std::uint32_t mask, void* operand, finish_funct
   }
   wait();
   if (orders_memory) acquire(order);
-}
-
-namespace {
-
-void* new_array(block_state& b, const void* site, std::size_t bytes) {
-  void* p = nullptr;
-  if (::posix_memalign(&p, 16, bytes) != 0) std::abort();
-  std::memset(p, 0xff, bytes);
-  b.arrays.push_back({site, {static_cast<unsigned char*>(p), &std::free}});
-  return p;
-}
-
-void* find_array(const block_state& b, const void* site) {
-  for (const array_state& a : b.arrays)
-    if (a.site == site) return a.bytes.get();
-  return nullptr;
-}
-
-}  // namespace
-
-void* shared_array(const void* site, std::size_t bytes, place at) {
-  const overlooked own;
-  block_state& b = *running().block;
-  if (void* there = find_array(b, site)) return there;
-  b.static_bytes += (bytes + 15) / 16 * 16;
-  if (b.static_bytes > most_static_bytes)
-    fail(at, "the kernel's shared arrays take %zu bytes, and CUDA gives %zu", b.static_bytes, most_static_bytes);
-  return new_array(b, site, bytes);
-}
-
-void* dynamic_shared(place at) {
-  const overlooked own;
-  block_state& b = *running().block;
-  if (void* there = find_array(b, nullptr)) return there;
-  if (current->of.dynamic_shared_bytes == 0) fail(at, "the launch gave no dynamic shared memory");
-  return new_array(b, nullptr, current->of.dynamic_shared_bytes);
-}
-
-void begin_copy(const copy& c) {
-  const overlooked own;
-  thread_state& t = running();
-  forbid(c.to, c.bytes);
-  t.copies.push_back(c);
-  ++t.uncommitted;
-}
-
-void commit_copies() {
-  const overlooked own;
-  thread_state& t = running();
-  t.groups.push_back(t.uncommitted);
-  t.uncommitted = 0;
-}
-
-bool next_copy(unsigned left, copy& c) {
-  const overlooked own;
-  thread_state& t = running();
-  while (t.groups.size() > left) {
-    if (t.groups.front() == 0) {
-      t.groups.erase(t.groups.begin());
-      continue;
-    }
-    --t.groups.front();
-    c = t.copies.front();
-    t.copies.erase(t.copies.begin());
-    allow(c.to, c.bytes);
-    return true;
-  }
-  return false;
 }
 
 }  // namespace simt
