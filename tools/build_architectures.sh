@@ -49,7 +49,7 @@ done
 [[ ${#code[@]} -gt 0 ]] || refuse "--arch names no architecture"
 if [[ ${#files[@]} -eq 0 ]]; then
   files=(tests/cuda/kernels/*.cu)
-  if [[ $quick == no ]]; then files+=(tests/*.cu tests/mistral_cuda/*.cu examples/mistral/cuda/*.cu bench/*.cu); fi
+  if [[ $quick == no ]]; then files+=(tests/*.cu tests/mistral_cuda/*.cu examples/*/cuda/*.cu bench/*.cu); fi
 fi
 
 rm -rf "$work/reports"
