@@ -48,6 +48,7 @@ class engine {
 
   /// "2 threads", "NVIDIA H200".
   virtual std::string name() const = 0;
+  virtual bool on_gpu() const = 0;
   /// Where it spent its time.
   virtual phase_times times() const = 0;
 

@@ -27,9 +27,9 @@ range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, co
   return compare_ranges(q.param_matrix(), matrix<const params>(p));
 }
 
-class on_host : public engine {
+class host_arithmetic : public engine {
  public:
-  explicit on_host(const job& j) : j_(j) {
+  explicit host_arithmetic(const job& j) : j_(j) {
     for (const auto& sequence : j.samples.sequences)
       tokens_.append(sequence.data(), static_cast<index_t>(sequence.size()));
     sample_starts_ = {0};
@@ -42,6 +42,7 @@ class on_host : public engine {
     return std::to_string(host::pool().size()) + (host::pool().size() == 1 ? " thread" : " threads");
   }
 
+  bool on_gpu() const override { return false; }
   phase_times times() const override { return times_; }
 
   void embed() override {
@@ -143,7 +144,7 @@ class on_host : public engine {
 };
 
 /// The attention's or the MLP's output on one sequence of its sample.
-void on_host::run_block(bool attention, size_t sequence, std::vector<float>& out) const {
+void host_arithmetic::run_block(bool attention, size_t sequence, std::vector<float>& out) const {
   const config& c = j_.model;
   const auto& sample = attention ? attention_sample_ : mlp_sample_;
   const index_t first = sample_starts_[sequence], tokens = sample_starts_[sequence + 1] - first;
@@ -157,7 +158,7 @@ void on_host::run_block(bool attention, size_t sequence, std::vector<float>& out
 }
 
 /// A sequence at a time: the blocks' scratch for all of them would outgrow the layer.
-double on_host::block_loss(layer_input input, const layer_packing& how, const float* s) {
+double host_arithmetic::block_loss(layer_input input, const layer_packing& how, const float* s) {
   const stopwatch watch(times_, phase::scales);
   const bool attention = input == layer_input::attention;
   const size_t sequences = sample_starts_.size() - 1;
@@ -188,7 +189,7 @@ double on_host::block_loss(layer_input input, const layer_packing& how, const fl
   return sum / std::max(count, 1.0);
 }
 
-chosen_codes on_host::choose_codes(const layer_weights& all, projection which, const packed& as,
+chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection which, const packed& as,
                                    const std::vector<float>& s) {
   const matrix<const float> w = all.at(j_.model, which);
   const host::second_moment& x = moment(which);
@@ -215,7 +216,7 @@ chosen_codes on_host::choose_codes(const layer_weights& all, projection which, c
 }  // namespace
 
 std::unique_ptr<engine> host_engine(const job& j) {
-  return std::make_unique<on_host>(j);
+  return std::make_unique<host_arithmetic>(j);
 }
 
 }  // namespace nibble::mistral

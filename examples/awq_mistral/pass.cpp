@@ -183,6 +183,7 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
     note = loss_note(report);
     r.layers.push_back(to_json(report, true));
   }
+  if (on.on_gpu()) r.gpu_bytes = std::max(r.gpu_bytes, j.on->free_bytes - std::min(j.on->free_bytes, gpu_free_bytes()));
   on.forget();
   if (again) {
     stopwatch watch(r.seconds.forward);

@@ -24,8 +24,9 @@ struct phase_seconds {
 struct pass_result {
   std::vector<nlohmann::ordered_json> layers;  ///< what to_json(layer_report) says of each
   phase_seconds seconds;
-  phase_times phases{};  ///< of the engine, since this process started
-  std::string machine;   ///< that quantized: engine::name
+  std::uint64_t gpu_bytes = 0;  ///< device memory that this process took, high water; 0 on the CPU
+  phase_times phases{};         ///< of the engine, since this process started
+  std::string machine;          ///< that quantized: engine::name
   double rtn_seconds = 0;
   index_t calibration_sequences = 0, calibration_tokens = 0;
   std::uint64_t original_bytes = 0, output_bytes = 0;  ///< of the weight files

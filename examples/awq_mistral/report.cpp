@@ -149,6 +149,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
                     {"quantization", r.seconds.quantization()},
                     {"evaluate", r.seconds.evaluate}};
   if (!r.machine.empty()) out["machine"] = {{"name", r.machine}, {"seconds", nlohmann::ordered_json::object()}};
+  if (r.gpu_bytes > 0) out["machine"]["gpu_bytes"] = r.gpu_bytes;
   for (const phase p : phases)
     if (!r.machine.empty()) out["machine"]["seconds"][to_string(p)] = r.phases[static_cast<size_t>(p)];
   out["peak_resident_bytes"] = r.peak_bytes;

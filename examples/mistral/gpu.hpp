@@ -26,6 +26,8 @@ bool built_with_cuda();
 int gpu_count();
 /// Makes `device` the current one. @throws error when there is none, it is too old, or the build has no CUDA.
 gpu open_gpu(int device);
+/// Memory that the current GPU has left now.
+std::uint64_t gpu_free_bytes();
 /// Scores on the current GPU; the batch that later models are compared on stays there.
 std::unique_ptr<batch_scorer> gpu_scorer(int device);
 

@@ -53,9 +53,9 @@ batch tokens_of(const job& j) {
   return tokens;
 }
 
-class on_gpu : public engine {
+class gpu_arithmetic : public engine {
  public:
-  on_gpu(const job& j, const gpu& on)
+  gpu_arithmetic(const job& j, const gpu& on)
       : j_(j),
         name_(on.name),
         tokens_(tokens_of(j)),
@@ -69,6 +69,7 @@ class on_gpu : public engine {
   }
 
   std::string name() const override { return name_; }
+  bool on_gpu() const override { return true; }
   phase_times times() const override { return linears_.clock().sums(); }
 
   void embed() override { forward_.embed(j_.files, tokens_.ids); }
@@ -162,7 +163,7 @@ class on_gpu : public engine {
   index_t non_finite_ = 0, staged_ = -1;
 };
 
-void on_gpu::gather(index_t layer, const layer_weights&, bool keep) {
+void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
   linears_.forget();
   for (const cuda::input_statistics& each : inputs_) {
     clear(each.gram);
@@ -186,7 +187,7 @@ void on_gpu::gather(index_t layer, const layer_weights&, bool keep) {
 }
 
 /// Each token is cleaned of what is not finite and counted in one pass, then added to the Gram matrix.
-void on_gpu::observe(layer_input input, matrix<const bf16> x) {
+void gpu_arithmetic::observe(layer_input input, matrix<const bf16> x) {
   const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
   const cuda::input_statistics& to = at(input);
   kernels::statistics sums;
@@ -203,7 +204,7 @@ void on_gpu::observe(layer_input input, matrix<const bf16> x) {
   }
 }
 
-void on_gpu::finish(cuda::input_statistics& each) {
+void gpu_arithmetic::finish(cuda::input_statistics& each) {
   const auto tokens = static_cast<double>(tokens_.tokens());
   {
     const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
@@ -223,7 +224,7 @@ void on_gpu::finish(cuda::input_statistics& each) {
 }  // namespace
 
 std::unique_ptr<engine> gpu_engine(const job& j, const gpu& on) {
-  return std::make_unique<on_gpu>(j, on);
+  return std::make_unique<gpu_arithmetic>(j, on);
 }
 
 std::uint64_t gpu_memory(const job& j, const gpu& on) {

@@ -66,13 +66,17 @@ int gpu_count() {
   return 0;
 }
 
+std::uint64_t gpu_free_bytes() {
+  std::size_t free = 0, total = 0;
+  cuda::check(cudaMemGetInfo(&free, &total), "tell how much memory the GPU has");
+  return free;
+}
+
 gpu open_gpu(int device) {
   cuda::use_device(device);
   cudaDeviceProp properties;
   cuda::check(cudaGetDeviceProperties(&properties, device), "tell what the GPU is");
-  std::size_t free = 0, total = 0;
-  cuda::check(cudaMemGetInfo(&free, &total), "tell how much memory the GPU has");
-  return {device, properties.name, free};
+  return {device, properties.name, gpu_free_bytes()};
 }
 
 std::unique_ptr<batch_scorer> gpu_scorer(int device) {

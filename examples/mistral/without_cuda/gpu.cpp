@@ -13,6 +13,10 @@ int gpu_count() {
   return 0;
 }
 
+std::uint64_t gpu_free_bytes() {
+  return 0;
+}
+
 gpu open_gpu(int) {
   throw error("this build has no CUDA");
 }
