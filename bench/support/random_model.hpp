@@ -96,8 +96,8 @@ inline void write_random_model(const fs::path& directory, const model_shape& sha
 }
 
 /// Runs awq_mistral, which lies beside this program, on DIRECTORY/model. @returns what --json tells; ends this program when it failed.
-inline nlohmann::json run_awq_mistral(const char* bench, const fs::path& directory,
-                                      const std::vector<std::string>& more) {
+inline nlohmann::ordered_json run_awq_mistral(const char* bench, const fs::path& directory,
+                                              const std::vector<std::string>& more) {
   const fs::path program = fs::read_symlink("/proc/self/exe").parent_path() / "awq_mistral";
   std::vector<std::string> words = {program.string(),
                                     "--model",
@@ -124,7 +124,7 @@ inline nlohmann::json run_awq_mistral(const char* bench, const fs::path& directo
     std::exit(1);
   }
   std::ifstream figures(directory / "figures.json");
-  return nlohmann::json::parse(figures);
+  return nlohmann::ordered_json::parse(figures);
 }
 
 }  // namespace bench

@@ -173,6 +173,48 @@ TEST_CASE("sequences do not see each other on the device, whatever chunks they g
 #endif
 }
 
+#if defined(NIBBLE_SIMT)
+TEST_CASE("a residual stream that the device has no room for stays on the host, and ends with the same bytes") {
+  model_spec spec;
+  spec.vocabulary = 50, spec.layers = 3;
+  made_model made(spec);
+  const batch b = random_batch({7, 20, 1, 12, 9, 16, 20}, 50);
+  const auto before = simt::free_device_memory;
+  cuda_forward::memory_plan least =
+      cuda_forward::plan_memory(made.model.c, b.starts, index_t{1} << 30, cuda_forward::residual::on_host);
+  least.chunk_tokens = 20;
+  const index_t enough = least.total();
+  CHECK(enough < cuda_forward::plan_memory(made.model.c, b.starts, index_t{1} << 30).total());
+  CHECK(cuda_forward::plan_either(made.model.c, b.starts, index_t{1} << 30).where == cuda_forward::residual::on_device);
+  simt::free_device_memory = static_cast<std::size_t>(enough + cuda_forward::runtime_bytes);
+  cuda_forward::forward_pass far(made.model.c, b.starts, 0, 0, true);
+  simt::free_device_memory = before;
+  REQUIRE(far.memory().where == cuda_forward::residual::on_host);
+  REQUIRE(far.memory().chunk_tokens == 20);
+  // Chunks of the same tokens, whose products have the same shapes: a device with little room beside the stream.
+  cuda_forward::memory_plan near_plan = cuda_forward::plan_memory(made.model.c, b.starts, index_t{1} << 30);
+  near_plan.chunk_tokens = 20;
+  simt::free_device_memory = static_cast<std::size_t>(near_plan.total() + cuda_forward::runtime_bytes);
+  cuda_forward::forward_pass near(made.model.c, b.starts);
+  simt::free_device_memory = before;
+  REQUIRE(near.memory().chunk_tokens == 20);
+  made.model.run(near, b);
+  const auto expected = made.model.downloaded(near);
+  made.model.run(far, b);
+  std::vector<float> got(expected.size());
+  const matrix<float> x(got.data(), b.tokens(), made.model.c.hidden);
+  far.download(x);
+  CHECK(got == expected);
+  // What was taken down can be put back.
+  far.upload(x);
+  std::vector<float> again(got.size());
+  far.download({again.data(), x.rows, x.cols});
+  CHECK(again == got);
+  const lm_head head = load_head(made.model.files, made.model.c);
+  CHECK_THROWS_WITH(far.score(head, {{0, 1}}, b.ids.data(), nullptr), Contains("cannot be scored"));
+}
+#endif
+
 TEST_CASE("an observer on the device sees what the host's sees, in the same order") {
   model_spec spec;
   spec.vocabulary = 50, spec.scale = 0.125f;

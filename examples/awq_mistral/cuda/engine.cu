@@ -14,9 +14,12 @@ namespace {
 
 using cuda::check;
 using cuda::device_memory;
+using cuda::search_limits;
 
 /// Tokens that are observed at a time.
 constexpr index_t observed_tokens = 2048;
+/// Columns of a Gram matrix in bf16 at a time: wider ones are rounded again for each loss, which costs a tenth of its product.
+constexpr index_t gram_panel = 4096;
 
 index_t width(const config& c, layer_input input) {
   return input == layer_input::down ? c.intermediate : input == layer_input::o ? c.q_width() : c.hidden;
@@ -36,14 +39,28 @@ index_t held_elements(const config& c) {
       max(elements(c, {projection::o}), elements(c, {projection::down})));
 }
 
+search_limits limits_of(const config& c) {
+  return {held_elements(c), widest(c), gram_panel};
+}
+
+/// Whether the checkpoint's linears are numbers of bf16, as which they then are held.
+bool exact_in_bf16(const job& j) {
+  for (index_t layer = 0; layer < j.model.layers; ++layer)
+    for (const projection p : projections)
+      if (j.files.at(projection_name(layer, p) + ".weight").dtype != "BF16") return false;
+  return true;
+}
+index_t held_bytes(const job& j) {
+  return held_elements(j.model) * (exact_in_bf16(j) ? index_t{sizeof(bf16)} : index_t{sizeof(float)});
+}
+
 /// Device memory beside the forward pass's.
 index_t engine_bytes(const job& j) {
   const config& c = j.model;
-  const index_t tokens = j.samples.tokens();
-  index_t bytes = cuda::linear_search::bytes(held_elements(c), widest(c)) + 4 * held_elements(c) +
-                  2 * min(observed_tokens, tokens) * widest(c);
+  index_t bytes =
+      limits_of(c).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
   for (const layer_input input : layer_inputs) bytes += width(c, input) * (4 * width(c, input) + 12);
-  return bytes + (j.o.propagate == propagation::quantized ? 4 * tokens * c.hidden : 0);
+  return bytes;
 }
 
 batch tokens_of(const job& j) {
@@ -54,18 +71,26 @@ batch tokens_of(const job& j) {
 }
 
 class gpu_arithmetic : public engine {
+  /// f(w), a held linear as it is stored on the device.
+  template <class F>
+  auto with_held(projection p, F f) const {
+    const index_t at = held_at_[static_cast<size_t>(p)], n = outputs(j_.model, p), k = inputs(j_.model, p);
+    return in_bf16_ ? f(matrix<const bf16>(reinterpret_cast<const bf16*>(held_.data()) + at, n, k))
+                    : f(matrix<const float>(reinterpret_cast<const float*>(held_.data()) + at, n, k));
+  }
+
  public:
   gpu_arithmetic(const job& j, const gpu& on)
       : j_(j),
         name_(on.name),
         tokens_(tokens_of(j)),
-        forward_(j.model, tokens_.starts, on.device, engine_bytes(j)),
-        linears_(held_elements(j.model), widest(j.model), forward_.compute(), forward_.products()),
+        forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true),
+        linears_(limits_of(j.model), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
-        held_(held_elements(j.model), "the linears that are searched"),
+        in_bf16_(exact_in_bf16(j)),
+        held_(held_bytes(j), "the linears that are searched"),
         clean_(min(observed_tokens, tokens_.tokens()) * widest(j.model), "activations") {
     for (const layer_input input : layer_inputs) inputs_.emplace_back(width(j.model, input));
-    if (j.o.propagate == propagation::quantized) kept_ = device_memory<float>(forward_.x().size(), "activations");
   }
 
   std::string name() const override { return name_; }
@@ -78,8 +103,7 @@ class gpu_arithmetic : public engine {
     linears_.wait();
   }
   const std::vector<float>& get() override {
-    data_.resize(static_cast<size_t>(forward_.x().size()));
-    forward_.download({data_.data(), tokens_.tokens(), j_.model.hidden});
+    forward_.download({room(), tokens_.tokens(), j_.model.hidden});
     return data_;
   }
   void forward(index_t layer) override {
@@ -100,20 +124,23 @@ class gpu_arithmetic : public engine {
     for (const projection p : linears) {
       const matrix<const float> linear = w.at(j_.model, p);
       held_at_[static_cast<size_t>(p)] = at;
-      linears_.upload(held_.data() + at, linear);
+      if (in_bf16_)
+        linears_.upload(reinterpret_cast<bf16*>(held_.data()) + at, linear);
+      else
+        linears_.upload(reinterpret_cast<float*>(held_.data()) + at, linear);
       at += linear.size();
     }
   }
   double unscaled_loss(projection p, const packed& as) override {
     linears_.use(at(input_of(p)));
-    return linears_.unscaled_loss(held(p), as);
+    return with_held(p, [&](auto w) { return linears_.unscaled_loss(w, as); });
   }
   void add_importance(projection p, const packed& as, double* sum) override {
-    linears_.add_importance(held(p), as, sum);
+    with_held(p, [&](auto w) { linears_.add_importance(w, as, sum); });
   }
   double scaled_loss(projection p, const packed& as, const float* s) override {
     linears_.use(at(input_of(p)));
-    return linears_.scaled_loss(held(p), as, j_.o.clip, s);
+    return with_held(p, [&](auto w) { return linears_.scaled_loss(w, as, j_.o.clip, s); });
   }
   double block_loss(layer_input, const layer_packing&, const float*) override {
     throw usage_error("--loss block is judged on the CPU only; use --loss gram, or --backend cpu");
@@ -127,9 +154,6 @@ class gpu_arithmetic : public engine {
  private:
   const cuda::input_statistics& at(layer_input input) const { return inputs_[static_cast<size_t>(input)]; }
   cudaStream_t stream() const { return forward_.compute(); }
-  matrix<const float> held(projection p) const {
-    return {held_.data() + held_at_[static_cast<size_t>(p)], outputs(j_.model, p), inputs(j_.model, p)};
-  }
   void run_staged(const cuda::device_observer& observer = nullptr) {
     staged_ = -1;
     const cuda::phase_clock::span span(linears_.clock(), phase::forward);
@@ -140,10 +164,9 @@ class gpu_arithmetic : public engine {
     check(cudaMemsetAsync(memory.data(), 0, static_cast<size_t>(memory.size()) * sizeof(T), stream()),
           "clear statistics");
   }
-  void copy_activations(float* to, const float* from) {
-    check(cudaMemcpyAsync(to, from, static_cast<size_t>(forward_.x().size()) * sizeof(float), cudaMemcpyDeviceToDevice,
-                          stream()),
-          "keep activations");
+  float* room() {
+    data_.resize(static_cast<size_t>(tokens_.tokens() * j_.model.hidden));
+    return data_.data();
   }
   void observe(layer_input input, matrix<const bf16> x);
   void finish(cuda::input_statistics& each);
@@ -155,7 +178,8 @@ class gpu_arithmetic : public engine {
   cuda::linear_search linears_;
   std::vector<cuda::input_statistics> inputs_;  ///< by layer_input
   device_memory<uint64_t> non_finite_there_;
-  device_memory<float> held_, kept_;
+  bool in_bf16_;
+  device_memory<std::byte> held_;
   device_memory<bf16> clean_;
   cuda::workspace workspace_;
   std::vector<float> data_;
@@ -170,11 +194,11 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
     clear(each.magnitudes);
   }
   clear(non_finite_there_);
-  if (keep) copy_activations(kept_.data(), forward_.x().data);
+  if (keep) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
   if (staged_ != layer) forward_.stage(j_.files, layer);
   run_staged([&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); });
   if (keep) {
-    copy_activations(forward_.x().data, kept_.data());
+    forward_.upload({data_.data(), tokens_.tokens(), j_.model.hidden});  // data_ lives until the next layer
   } else if (layer + 1 < j_.model.layers) {
     forward_.stage(j_.files, layer + 1);  // its copy runs under this layer's arithmetic
     staged_ = layer + 1;
@@ -231,7 +255,7 @@ std::uint64_t gpu_memory(const job& j, const gpu& on) {
   const index_t own = engine_bytes(j);
   const auto free = static_cast<index_t>(on.free_bytes) - own - cuda::runtime_bytes;
   return static_cast<std::uint64_t>(own + cuda::runtime_bytes +
-                                    cuda::plan_memory(j.model, tokens_of(j).starts, free).total());
+                                    cuda::plan_either(j.model, tokens_of(j).starts, free).total());
 }
 
 }  // namespace nibble::mistral

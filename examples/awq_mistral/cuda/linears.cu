@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/linears.cuh"
 
-#include <cstring>
+#include <algorithm>
 
 #include "nibble/host/parallel.hpp"
 #include "nibble/kernels/awq.cuh"
@@ -13,35 +13,32 @@
 namespace nibble::mistral::cuda {
 namespace {
 
-/// Weights of a tile of rows at most, steps that each end of a range is searched by (host's), bytes of a pinned buffer.
-constexpr index_t tile_goal = index_t(1) << 25, piece_bytes = index_t(16) << 20;
+/// Bytes of a pinned buffer; steps that each end of a range is searched by, the host's.
+constexpr index_t piece_bytes = index_t(16) << 20;
 constexpr int clip_steps = 6;
 /// Rows whose products gram_loss and sweep hold at a time, columns that sweep changes at a time, weights of the smallest group.
 constexpr index_t loss_rows = 1024, sweep_columns = 64, smallest_group = 32;
 
-index_t tile_elements(index_t elements, index_t widest) {
-  return min(elements, max(tile_goal, widest));
-}
-
 }  // namespace
 
-linear_search::linear_search(index_t elements, index_t widest, cudaStream_t in, cublasHandle_t products)
+linear_search::linear_search(const search_limits& limits, cudaStream_t in, cublasHandle_t products)
     : in_(in),
       products_(products),
       clock_(in),
-      staging_(max(piece_bytes, widest * index_t{sizeof(float)})),
-      gram_(widest * widest, "a Gram matrix in bf16"),
-      difference_(tile_elements(elements, widest), "a tile of differences"),
-      tile_(tile_elements(elements, widest), "a tile of weights"),
-      scale_(widest, "scales"),
-      importance_(widest, "importances"),
-      sum_(widest, "importances"),
-      codes_(tile_elements(elements, widest), "a tile of codes") {}
+      staging_(max(piece_bytes, limits.widest * index_t{sizeof(float)})),
+      limits_(limits),
+      gram_(limits.widest * limits.panel, "a Gram matrix in bf16"),
+      difference_(limits.elements, "differences"),
+      tile_(limits.tile, "a tile of weights"),
+      scale_(limits.widest, "scales"),
+      importance_(limits.widest, "importances"),
+      sum_(limits.widest, "importances"),
+      losses_(ceil_div(limits.widest, limits.panel), "losses"),
+      codes_(limits.tile, "a tile of codes") {}
 
-index_t linear_search::bytes(index_t elements, index_t widest) {
-  constexpr index_t of_weight = sizeof(bf16) + sizeof(float) + sizeof(uint8_t);
-  const index_t tile = tile_elements(elements, widest), rows = min(loss_rows, ceil_div(elements, widest));
-  return index_t{sizeof(bf16)} * widest * widest + tile * of_weight +
+index_t search_limits::bytes() const {
+  const index_t rows = min(loss_rows, ceil_div(elements, widest));
+  return index_t{sizeof(bf16)} * (widest * panel + elements) + tile * index_t{sizeof(float) + sizeof(uint8_t)} +
          2 * index_t{sizeof(params)} * ceil_div(tile, smallest_group) +
          rows * (2 * widest + sweep_columns) * index_t{sizeof(float)} + 16 * widest;
 }
@@ -49,9 +46,8 @@ index_t linear_search::bytes(index_t elements, index_t widest) {
 /// f(first row, rows, parameters of those rows' groups), a tile at a time.
 template <class F>
 void linear_search::for_tiles(index_t n, index_t k, index_t group, F f) {
-  const index_t most = max(index_t(1), min(n, tile_.size() / k)), groups = per_group(group).across(k);
+  const index_t most = max(index_t(1), min(n, limits_.tile / k)), groups = per_group(group).across(k);
   workspace::reserve(parameters_, 2 * most * groups, "parameters of groups");
-  workspace::reserve(losses_, ceil_div(n, most), "losses");
   for (index_t row = 0; row < n; row += most) {
     const index_t rows = min(most, n - row);
     f(row, rows, matrix<params>(parameters_.data(), rows, groups));
@@ -61,8 +57,13 @@ void linear_search::for_tiles(index_t n, index_t k, index_t group, F f) {
 void linear_search::use(const input_statistics& x) {
   if (x_ == &x) return;
   x_ = &x;
-  check(kernels::scale_columns(matrix<const float>(x.gram_matrix()), nullptr, matrix<bf16>(gram_.data(), x.k(), x.k()),
-                               in_),
+  if (limits_.panel >= x.k()) round_gram(0, x.k());
+}
+
+/// Columns [first, first + count) of the Gram matrix in use, to gram_.
+void linear_search::round_gram(index_t first, index_t count) {
+  check(kernels::scale_columns(matrix<const float>(x_->gram_matrix().cols_at(first, count)), nullptr,
+                               matrix<bf16>(gram_.data(), x_->k(), count), in_),
         "round a Gram matrix");
 }
 
@@ -87,48 +88,54 @@ void linear_search::choose_nearest(matrix<const float> w, matrix<const params> p
   check(kernels::quantize(w, p, codes, per_group(as.group), as.scheme, in_), "round weights");
 }
 
-/// Adds what the codes of a tile of scaled weights lose.
-void linear_search::judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p,
-                          const packed& as) {
-  const matrix<bf16> difference(difference_.data(), w.rows, w.cols);
-  check(kernels::codes_error(w, codes, p, scale_.data(), difference, as.group, as.scheme, in_), "judge codes");
-  add_loss(difference);
+/// The differences that codes of a tile of scaled weights make, which begins at `row`.
+void linear_search::judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as,
+                          index_t row) {
+  check(kernels::codes_error(w, codes, p, scale_.data(), differences(row, w.rows, w.cols), as.group, as.scheme, in_),
+        "judge codes");
 }
 
-/// Adds tr(D·G·Dᵀ) of a tile's differences D to what total_loss() will tell.
-void linear_search::add_loss(matrix<const bf16> difference) {
-  const matrix<const bf16> g(gram_.data(), x_->k(), x_->k());
-  double* const loss = losses_.data() + judged_++;
-  workspace_.run(
-      [&](void* memory, index_t& bytes) { return kernels::gram_loss(difference, g, loss, memory, bytes, products_); },
-      "judge rounding");
-}
-
-double linear_search::total_loss() {
-  std::vector<double> losses(static_cast<std::size_t>(judged_));
-  copy_back(losses.data(), losses_.data(), judged_);
+/// tr(D·G·Dᵀ) of all differences D (n, k). Waits.
+double linear_search::loss(index_t n, index_t k) {
+  index_t panels = 0;
+  {
+    const phase_clock::span span(clock_, phase::scales);
+    const index_t wide = min(limits_.panel, k);
+    for (index_t first = 0; first < k; first += wide, ++panels) {
+      const index_t count = min(wide, k - first);
+      if (wide < k) round_gram(first, count);
+      workspace_.run(
+          [&](void* memory, index_t& bytes) {
+            return kernels::gram_loss_of_columns(matrix<const bf16>(differences(0, n, k)),
+                                                 matrix<const bf16>(gram_.data(), k, count), first,
+                                                 losses_.data() + panels, memory, bytes, products_);
+          },
+          "judge rounding");
+    }
+  }
+  std::vector<double> losses(static_cast<std::size_t>(panels));
+  copy_back(losses.data(), losses_.data(), panels);
   wait();
-  judged_ = 0;
   double sum = 0;
-  for (const double loss : losses) sum += loss;
+  for (const double each : losses) sum += each;
   return sum;
 }
 
-double linear_search::unscaled_loss(matrix<const float> w, const packed& as) {
+template <class T>
+double linear_search::unscaled_loss(matrix<const T> w, const packed& as) {
   const std::vector<float> ones(static_cast<std::size_t>(w.cols), 1.0f);
   use_scale(ones.data());
   for_tiles(w.rows, w.cols, as.group, [&](index_t row, index_t rows, matrix<params>) {
     const phase_clock::span span(clock_, phase::scales);
-    const matrix<bf16> difference(difference_.data(), rows, w.cols);
-    check(kernels::scaled_error(w.rows_at(row, rows), scale_.data(), difference, matrix<params>(), as.group, as.scheme,
-                                in_),
+    check(kernels::scaled_error(w.rows_at(row, rows), scale_.data(), differences(row, rows, w.cols), matrix<params>(),
+                                as.group, as.scheme, in_),
           "round to nearest");
-    add_loss(difference);
   });
-  return total_loss();
+  return loss(w.rows, w.cols);
 }
 
-void linear_search::add_importance(matrix<const float> w, const packed& as, double* sum) {
+template <class T>
+void linear_search::add_importance(matrix<const T> w, const packed& as, double* sum) {
   copy_there(sum_.data(), sum, w.cols);
   {
     const phase_clock::span span(clock_, phase::scales);
@@ -142,7 +149,8 @@ void linear_search::add_importance(matrix<const float> w, const packed& as, doub
   wait();
 }
 
-double linear_search::scaled_loss(matrix<const float> w, const packed& as, clip_search clip, const float* s) {
+template <class T>
+double linear_search::scaled_loss(matrix<const T> w, const packed& as, clip_search clip, const float* s) {
   use_scale(s);
   for_tiles(w.rows, w.cols, as.group, [&](index_t row, index_t rows, matrix<params> ranges) {
     const phase_clock::span span(clock_, phase::scales);
@@ -151,9 +159,9 @@ double linear_search::scaled_loss(matrix<const float> w, const packed& as, clip_
     check(kernels::scale_columns(w.rows_at(row, rows), scale_.data(), scaled, in_), "scale weights");
     fit_ranges(scaled, ranges, as, clip);
     choose_nearest(scaled, ranges, as, codes);
-    judge(scaled, codes, ranges, as);
+    judge(scaled, codes, ranges, as, row);
   });
-  return total_loss();
+  return loss(w.rows, w.cols);
 }
 
 chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
@@ -187,31 +195,41 @@ chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as
                                     codes, memory, bytes, products_);
             },
             "improve codes");
-      judge(part, codes, ranges, as);
+      judge(part, codes, ranges, as, row);
     }
     const phase_clock::span span(clock_, phase::copy);
     copy_back(q.codes.data() + row * w.cols, codes.data, codes.size());
     copy_back(q.parameters.data() + row * q.groups, ranges.data, ranges.size());
     copy_back(whole.data() + row * q.groups, widest.data, ranges.size());
   });
-  out.loss = total_loss();
+  out.loss = loss(w.rows, w.cols);
   out.range = compare_ranges(q.param_matrix(), {whole.data(), q.n, q.groups});
   return out;
 }
 
-void linear_search::upload(float* to, matrix<const float> w) {
+template <class T>
+void linear_search::upload(T* to, matrix<const float> w) {
   wait();  // for what reads `to`
-  staging_.copy(to, w.rows, w.cols * index_t{sizeof(float)}, [&](index_t first, index_t count, void* buffer) {
+  staging_.copy(to, w.rows, w.cols * index_t{sizeof(T)}, [&](index_t first, index_t count, void* buffer) {
     constexpr index_t rows = 64;
     host::parallel_for(ceil_div(count, rows), [&](index_t tile) {
       const index_t row = tile * rows, n = min(rows, count - row);
-      std::memcpy(static_cast<float*>(buffer) + row * w.cols, w.row(first + row),
-                  static_cast<std::size_t>(n * w.cols) * sizeof(float));
+      std::transform(w.row(first + row), w.row(first + row) + n * w.cols, static_cast<T*>(buffer) + row * w.cols,
+                     [](float value) { return static_cast<T>(value); });
     });
   });
   arrived_.record(staging_.in());
   const phase_clock::span span(clock_, phase::copy);
   arrived_.hold(in_);
 }
+
+template double linear_search::unscaled_loss(matrix<const float>, const packed&);
+template double linear_search::unscaled_loss(matrix<const bf16>, const packed&);
+template void linear_search::add_importance(matrix<const float>, const packed&, double*);
+template void linear_search::add_importance(matrix<const bf16>, const packed&, double*);
+template double linear_search::scaled_loss(matrix<const float>, const packed&, clip_search, const float*);
+template double linear_search::scaled_loss(matrix<const bf16>, const packed&, clip_search, const float*);
+template void linear_search::upload(float*, matrix<const float>);
+template void linear_search::upload(bf16*, matrix<const float>);
 
 }  // namespace nibble::mistral::cuda

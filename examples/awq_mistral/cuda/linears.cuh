@@ -51,31 +51,47 @@ class workspace {
   device_memory<std::byte> memory_;
 };
 
+/// What memory of a search is for.
+struct search_limits {
+  index_t elements;  ///< weights of a linear at most
+  index_t widest;    ///< its inputs at most
+  /// Columns of a Gram matrix that are there in bf16 at a time: with all of them the matrix is rounded once, with fewer for
+  /// every loss again.
+  index_t panel;
+  index_t tile;  ///< weights that are rounded at a time, in whole rows
+
+  search_limits(index_t elements_, index_t widest_, index_t panel_, index_t tile_ = index_t(1) << 25)
+      : elements(elements_), widest(widest_), panel(min(panel_, widest_)), tile(min(elements_, max(tile_, widest_))) {}
+  /// Device memory, workspaces included.
+  index_t bytes() const;
+};
+
 class linear_search {
  public:
-  /// For linears of at most `elements` weights and `widest` inputs, in `in` and in the stream of `products`, which are one.
-  linear_search(index_t elements, index_t widest, cudaStream_t in, cublasHandle_t products);
+  /// In `in` and in the stream of `products`, which are one.
+  linear_search(const search_limits& limits, cudaStream_t in, cublasHandle_t products);
   /// Of what the stream does, for the engine too. Read up to the last wait().
   phase_clock& clock() { return clock_; }
   const phase_clock& clock() const { return clock_; }
-  /// Device memory that it takes, workspaces included.
-  static index_t bytes(index_t elements, index_t widest);
-
   /// The statistics that the calls below judge under; they outlive the next use().
   void use(const input_statistics& x);
   /// Forgets them, as they change.
   void forget() { x_ = nullptr; }
 
-  /// w (n, k) on the device.
-  double unscaled_loss(matrix<const float> w, const packed& as);
-  void add_importance(matrix<const float> w, const packed& as, double* sum);
-  double scaled_loss(matrix<const float> w, const packed& as, clip_search clip, const float* s);
+  /// w (n, k) on the device, float or, where that is exact, bf16.
+  template <class T>
+  double unscaled_loss(matrix<const T> w, const packed& as);
+  template <class T>
+  void add_importance(matrix<const T> w, const packed& as, double* sum);
+  template <class T>
+  double scaled_loss(matrix<const T> w, const packed& as, clip_search clip, const float* s);
   /// w (n, k) on the host, whose columns are scaled by s (k) already.
   chosen_codes choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
                             const std::vector<float>& s);
 
-  /// Copies w from the host when the device is done with `to`.
-  void upload(float* to, matrix<const float> w);
+  /// Copies w from the host, rounded to T, when the device is done with `to`.
+  template <class T>
+  void upload(T* to, matrix<const float> w);
   template <class T>
   void copy_back(T* to, const T* from, index_t count) {
     check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost, in_),
@@ -97,9 +113,12 @@ class linear_search {
   void use_scale(const float* s);
   void fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip);
   void choose_nearest(matrix<const float> w, matrix<const params> p, const packed& as, matrix<uint8_t> codes);
-  void judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as);
-  void add_loss(matrix<const bf16> difference);
-  double total_loss();
+  void judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as, index_t row);
+  matrix<bf16> differences(index_t row, index_t rows, index_t k) const {
+    return {difference_.data() + row * k, rows, k};
+  }
+  void round_gram(index_t first, index_t count);
+  double loss(index_t n, index_t k);
 
   cudaStream_t in_;
   cublasHandle_t products_;
@@ -107,13 +126,13 @@ class linear_search {
   staging staging_;
   event arrived_;
   const input_statistics* x_ = nullptr;
-  device_memory<bf16> gram_, difference_;  ///< the Gram matrix in use, a tile
+  search_limits limits_;
+  device_memory<bf16> gram_, difference_;  ///< of the Gram matrix in use; of all rows of a linear
   device_memory<float> tile_, scale_, importance_;
   device_memory<double> sum_, losses_;
   device_memory<uint8_t> codes_;
   device_memory<params> parameters_;
   workspace workspace_;
-  index_t judged_ = 0;  ///< tiles whose losses lie in losses_
 };
 
 }  // namespace nibble::mistral::cuda

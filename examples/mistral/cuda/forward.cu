@@ -72,13 +72,15 @@ std::function<void(index_t, index_t, bf16*)> rows_of(const tensor& t, index_t co
 
 }  // namespace
 
-memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes) {
-  const index_t tokens = starts.back(), longest = longest_of(starts);
+memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes, residual where) {
+  const index_t tokens = starts.back(), longest = longest_of(starts), token = 4 * c.hidden;
+  const bool here = where == residual::on_device;
   memory_plan plan;
+  plan.where = where;
   plan.layer_bytes = 2 * layer_elements(c) + 4 * 2 * c.hidden;
-  plan.batch_bytes = tokens * (4 * c.hidden + 4 + index_t{sizeof(score_state)}) +
+  plan.batch_bytes = tokens * ((here ? token : 0) + 4 + index_t{sizeof(score_state)}) +
                      16 * static_cast<index_t>(starts.size()) + 4 * longest * c.head_dim + 4 * 2 * c.hidden;
-  plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden;
+  plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden + (here ? 0 : 2 * token);
   plan.chunk_tokens = longest;
   if (plan.total() > free_bytes)
     throw error("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
@@ -89,22 +91,33 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
   return plan;
 }
 
+memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes) {
+  try {
+    return plan_memory(c, starts, free_bytes, residual::on_device);
+  } catch (const error&) {
+    return plan_memory(c, starts, free_bytes, residual::on_host);
+  }
+}
+
 namespace {
 
-memory_plan plan_here(const config& c, const std::vector<index_t>& starts, int device, index_t reserved_bytes) {
+memory_plan plan_here(const config& c, const std::vector<index_t>& starts, int device, index_t reserved_bytes,
+                      bool either) {
   use_device(device);
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "tell how much memory the GPU has");
-  return plan_memory(c, starts, static_cast<index_t>(free) - reserved_bytes - runtime_bytes);
+  const index_t left = static_cast<index_t>(free) - reserved_bytes - runtime_bytes;
+  return either ? plan_either(c, starts, left) : plan_memory(c, starts, left);
 }
 
 }  // namespace
 
-forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int device, index_t reserved_bytes)
+forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int device, index_t reserved_bytes,
+                           bool either)
     : c_(c),
       starts_(std::move(starts)),
       heads_{c.heads, c.kv_heads, c.head_dim},
-      plan_(plan_here(c, starts_, device, reserved_bytes)),
+      plan_(plan_here(c, starts_, device, reserved_bytes, either)),
       blas_(compute_),
       staging_(max(piece_goal, 4 * max(max(c.hidden, c.intermediate), c.q_width()))) {
   const index_t tokens = starts_.back(), longest = longest_of(starts_);
@@ -112,7 +125,9 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
     s.weights = device_memory<bf16>(layer_elements(c), "a layer's weights");
     s.norms = device_memory<float>(2 * c.hidden, "norms");
   }
-  x_ = device_memory<float>(tokens * c.hidden, "the residual stream");
+  if (plan_.where == residual::on_host) far_ = pinned_memory<float>(tokens * c.hidden, "the residual stream");
+  x_ = device_memory<float>((plan_.where == residual::on_host ? 2 * plan_.chunk_tokens : tokens) * c.hidden,
+                            "the residual stream");
   ids_ = device_memory<int32_t>(tokens, "ids");
   states_ = device_memory<score_state>(tokens, "scores");
   head_norms_ = device_memory<float>(2 * c.hidden, "norms");
@@ -168,6 +183,17 @@ void forward_pass::copy_norm(float* to, const std::vector<float>& from) {
 
 void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids) {
   check_ids(from, c_, ids);
+  if (plan_.where == residual::on_host) {
+    wait();
+    batch b;
+    b.ids = ids, b.starts = starts_;
+    const matrix<float> x(far_.data(), starts_.back(), c_.hidden);
+    mistral::embed(from, c_, b, x);
+    host::parallel_for(x.rows, [&](index_t row) {
+      for (index_t col = 0; col < x.cols; ++col) x(row, col) = static_cast<float>(bf16(x(row, col)));
+    });
+    return;
+  }
   const tensor& table = from.at("model.embed_tokens.weight", {c_.vocabulary, c_.hidden});
   const row_source all = rows_of(table, c_.hidden);
   check(cudaMemcpyAsync(ids_.data(), ids.data(), ids.size() * sizeof(ids[0]), cudaMemcpyHostToDevice, compute_),
@@ -188,16 +214,21 @@ void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids
 }
 
 void forward_pass::upload(matrix<const float> x) {
-  check(cudaMemcpyAsync(x_.data(), x.data, static_cast<std::size_t>(x.size()) * sizeof(float), cudaMemcpyHostToDevice,
-                        compute_),
-        "copy activations");
+  const auto bytes = static_cast<std::size_t>(x.size()) * sizeof(float);
+  if (plan_.where == residual::on_host) {
+    wait();
+    std::memcpy(far_.data(), x.data, bytes);
+    return;
+  }
+  check(cudaMemcpyAsync(x_.data(), x.data, bytes, cudaMemcpyHostToDevice, compute_), "copy activations");
 }
 
 void forward_pass::download(matrix<float> x) const {
-  check(cudaMemcpyAsync(x.data, x_.data(), static_cast<std::size_t>(x.size()) * sizeof(float), cudaMemcpyDeviceToHost,
-                        compute_),
-        "copy activations");
-  compute_.synchronise();
+  const auto bytes = static_cast<std::size_t>(x.size()) * sizeof(float);
+  if (plan_.where == residual::on_device)
+    check(cudaMemcpyAsync(x.data, x_.data(), bytes, cudaMemcpyDeviceToHost, compute_), "copy activations");
+  wait();
+  if (plan_.where == residual::on_host) std::memcpy(x.data, far_.data(), bytes);
 }
 
 void forward_pass::stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
@@ -241,14 +272,45 @@ void forward_pass::stage(const layer_weights& w) {
 
 void forward_pass::forward_layer(const device_observer& observe) {
   if (staged_ == nullptr) throw error("a layer's weights have to be staged before it runs");
-  for (const chunk& part : chunks_) forward_chunk(*staged_, part, observe);
+  if (plan_.where == residual::on_host)
+    forward_carried(*staged_, observe);
+  else
+    for (const chunk& part : chunks_) forward_chunk(*staged_, part, x().rows_at(part.first, part.tokens), observe);
   staged_->used.record(compute_);
   staged_ = nullptr;
 }
 
-void forward_pass::forward_chunk(const slot& s, const chunk& part, const device_observer& observe) {
+/// Chunks by turns in two places of x_. A chunk comes when the one before last is back from its place, and goes back when it is
+/// through the layer. One stream carries both ways, so a layer's chunks come after all of the layer before are back.
+void forward_pass::forward_carried(const slot& s, const device_observer& observe) {
+  const auto fetch = [&](std::size_t i) {
+    const chunk& part = chunks_[i];
+    const index_t elements = part.tokens * c_.hidden;
+    check(cudaMemcpyAsync(x_.data() + static_cast<index_t>(i % 2) * plan_.chunk_tokens * c_.hidden,
+                          far_.data() + part.first * c_.hidden, static_cast<std::size_t>(elements) * sizeof(float),
+                          cudaMemcpyHostToDevice, carried_),
+          "copy activations");
+    carriers_[i % 2].arrived.record(carried_);
+  };
+  fetch(0);
+  for (std::size_t i = 0; i < chunks_.size(); ++i) {
+    const chunk& part = chunks_[i];
+    carrier& place = carriers_[i % 2];
+    const matrix<float> rows(x_.data() + static_cast<index_t>(i % 2) * plan_.chunk_tokens * c_.hidden, part.tokens,
+                             c_.hidden);
+    if (i + 1 < chunks_.size()) fetch(i + 1);
+    place.arrived.hold(compute_);
+    forward_chunk(s, part, rows, observe);
+    place.through.record(compute_);
+    place.through.hold(carried_);
+    check(cudaMemcpyAsync(far_.data() + part.first * c_.hidden, rows.data,
+                          static_cast<std::size_t>(rows.size()) * sizeof(float), cudaMemcpyDeviceToHost, carried_),
+          "copy activations");
+  }
+}
+
+void forward_pass::forward_chunk(const slot& s, const chunk& part, matrix<float> rows, const device_observer& observe) {
   const index_t m = part.tokens, hidden = c_.hidden, qkv_cols = qkv_width(c_);
-  const auto rows = x().rows_at(part.first, m);
   const auto normed = view(normed_.data(), m, hidden);
   const auto tell = [&](layer_input which, matrix<const bf16> activations) {
     if (observe) observe(which, activations, compute_);
@@ -339,6 +401,7 @@ void forward_pass::score_entries(slot& s, index_t entry, index_t entries, const 
 
 void forward_pass::score(const lm_head& head, const std::vector<row_range>& rows, const int32_t* targets,
                          token_score* scores, const lm_head* reference_head, matrix<const float> reference_x) {
+  if (plan_.where == residual::on_host) throw error("a residual stream on the host cannot be scored on the GPU");
   index_t tokens = 0;
   for (const row_range& r : rows) tokens += r.count;
   const index_t vocabulary = head.weights->outputs(), heads = reference_head != nullptr ? 2 : 1;

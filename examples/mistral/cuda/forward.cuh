@@ -17,8 +17,12 @@
 
 namespace nibble::mistral::cuda {
 
+/// Where the residual stream of the whole batch is: on the device, or, but for two chunks, in pinned memory of the host.
+enum class residual { on_device, on_host };
+
 /// Device memory of a forward pass, in bytes.
 struct memory_plan {
+  residual where = residual::on_device;
   index_t layer_bytes = 0;   ///< of one layer's weights; two are held
   index_t batch_bytes = 0;   ///< residual stream, scores and tables of the whole batch
   index_t token_bytes = 0;   ///< activations of a token in a chunk
@@ -35,7 +39,10 @@ inline constexpr index_t runtime_bytes = index_t(96) << 20;
 
 /// What a batch (`starts` as batch::starts) takes; as many tokens a chunk as `free_bytes` allow, up to chunk_goal or the
 /// longest sequence. @throws error when there is no room for the longest.
-memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes);
+memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes,
+                        residual where = residual::on_device);
+/// As that, on the device where it has room, else on the host.
+memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes);
 
 /// As `observer`, of activations on the device; what it starts in the stream sees them, and nothing after that may.
 using device_observer = std::function<void(layer_input, matrix<const bf16>, cudaStream_t)>;
@@ -43,21 +50,27 @@ using device_observer = std::function<void(layer_input, matrix<const bf16>, cuda
 class forward_pass {
  public:
   /// @param reserved_bytes of device memory left for others, such as an observer's sums.
+  /// @param either  Whether the residual stream may be on the host where the device has no room for it; x() and score() are not
+  /// for such a pass.
   /// @throws error without a GPU of compute capability 8.0 or newer, or with too little memory on it.
-  forward_pass(const config& c, std::vector<index_t> starts, int device = 0, index_t reserved_bytes = 0);
+  forward_pass(const config& c, std::vector<index_t> starts, int device = 0, index_t reserved_bytes = 0,
+               bool either = false);
 
   const memory_plan& memory() const { return plan_; }
-  /// The residual stream (tokens, hidden) on the device.
+  /// The residual stream (tokens, hidden). @pre it is on the device.
   matrix<float> x() const { return {x_.data(), starts_.back(), c_.hidden}; }
   cudaStream_t compute() const { return compute_; }
   /// Of products in compute().
   cublasHandle_t products() const { return blas_; }
   /// Waits for what compute() was given. @throws error for what failed on the device since.
-  void wait() const { compute_.synchronise(); }
+  void wait() const {
+    compute_.synchronise();
+    carried_.synchronise();
+  }
 
   /// x = embeddings of the batch's ids, rounded to bf16. @throws error as embed of forward.hpp.
   void embed(const checkpoint& from, const std::vector<int32_t>& ids);
-  /// @pre x has no gaps between its rows.
+  /// @pre x has no gaps between its rows, and stays until wait() or the next download().
   void upload(matrix<const float> x);
   /// Waits for the device. @throws error for what failed on it since. @pre as upload().
   void download(matrix<float> x) const;
@@ -95,7 +108,8 @@ class forward_pass {
   void copy_norm(float* to, const std::vector<float>& from);
   void stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
              const std::vector<float>& post_norm);
-  void forward_chunk(const slot& s, const chunk& part, const device_observer& observe);
+  void forward_chunk(const slot& s, const chunk& part, matrix<float> rows, const device_observer& observe);
+  void forward_carried(const slot& s, const device_observer& observe);
   void norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first, const float* weight,
                  float epsilon, matrix<bf16> out);
   void score_entries(slot& s, index_t entry, index_t entries, const lm_head& head, const lm_head* reference_head,
@@ -106,7 +120,7 @@ class forward_pass {
   std::vector<index_t> starts_;
   head_layout heads_;
   memory_plan plan_;
-  stream compute_;
+  stream compute_, carried_;
   blas blas_;
   staging staging_;
   std::array<slot, 2> slots_;
@@ -118,6 +132,12 @@ class forward_pass {
   device_memory<bf16> normed_, narrow_;
   device_memory<int32_t> ids_;
   device_memory<score_state> states_;
+  /// A place for a chunk of a residual stream that is on the host.
+  struct carrier {
+    event arrived, through;
+  };
+  pinned_memory<float> far_;  ///< that stream
+  std::array<carrier, 2> carriers_;
 };
 
 }  // namespace nibble::mistral::cuda

@@ -183,19 +183,20 @@ status codes_error(matrix<const T> w, matrix<const uint8_t> q, matrix<const para
   });
 }
 
-/// *loss ← tr(D·G·Dᵀ) = Σ (D·G)∘D in the stream of `blas`: the product in fp32, the sum in double in one order. D (n, k) and G (k, k),
-/// symmetric, of one dtype: float, or fp16 or bf16 for tensor cores. The workspace holds the products of 1024 rows.
-/// @error (k + 1)·2⁻²⁴·Σ_rows(Σ_i|d_i|√G_ii)² in float; twice that for fp16 and bf16, for D and G as they are stored.
+/// *loss ← what columns [first, first + c) of G give of tr(D·G·Dᵀ) = Σ (D·G)∘D, in the stream of `blas`: the product in fp32, the sum in
+/// double in one order. D (n, k) and G's columns (k, c) of one dtype: float, or fp16 or bf16 for tensor cores. For a G of which only
+/// some columns are there at a time. The workspace holds the products of 1024 rows.
+/// @error (k + 1)·2⁻²⁴·Σ_rows(Σ_i|d_i|√G_ii)² over all columns in float; twice that for fp16 and bf16, for D and G as they are stored.
 /// @returns bad_shape, misaligned, too_large, workspace_too_small, launch_failed, unsupported_device.
 template <class T>
-status gram_loss(matrix<const T> difference, matrix<const T> g, double* loss, void* workspace, index_t& workspace_bytes,
-                 cublasHandle_t blas) {
+status gram_loss_of_columns(matrix<const T> difference, matrix<const T> g, index_t first, double* loss, void* workspace,
+                            index_t& workspace_bytes, cublasHandle_t blas) {
   if (!detail::well_formed(difference) || !detail::well_formed(g) || loss == nullptr) return status::bad_shape;
-  if (g.rows != difference.cols || g.cols != difference.cols) return status::bad_shape;
+  if (g.rows != difference.cols || first < 0 || first > g.rows - g.cols) return status::bad_shape;
   if (!detail::aligned(difference) || !detail::aligned(g)) return status::misaligned;
   return dispatch(tuning::awq{}, [&](auto tuned) {
     constexpr auto policy = tuned.value;
-    const index_t n = difference.rows, k = difference.cols, rows = min(n, index_t(policy.loss_rows));
+    const index_t n = difference.rows, k = g.cols, rows = min(n, index_t(policy.loss_rows));
     const index_t sums = round_up(n * static_cast<index_t>(sizeof(double)), workspace_alignment);
     const status checked =
         detail::check_workspace(workspace, workspace_bytes, sums + rows * k * static_cast<index_t>(sizeof(float)));
@@ -210,12 +211,20 @@ status gram_loss(matrix<const T> difference, matrix<const T> g, double* loss, vo
       done = matmul(blas, part, reading::plain, g, reading::plain, 0.0f, product);
       if (done == status::ok)
         done = launch(detail::row_dot_kernel<decltype(tuned), T>, part.rows, policy.threads, 0, stream,
-                      matrix<const float>(product), part, of_row + row);
+                      matrix<const float>(product), part.cols_at(first, k), of_row + row);
     }
     if (done != status::ok) return done;
     return launch(detail::sum_kernel<decltype(tuned)>, 1, policy.threads, 0, stream, static_cast<const double*>(of_row),
                   n, loss);
   });
+}
+
+/// *loss ← tr(D·G·Dᵀ): all columns of G (k, k), symmetric. Bound and statuses as gram_loss_of_columns's.
+template <class T>
+status gram_loss(matrix<const T> difference, matrix<const T> g, double* loss, void* workspace, index_t& workspace_bytes,
+                 cublasHandle_t blas) {
+  if (g.cols != difference.cols) return status::bad_shape;
+  return gram_loss_of_columns(difference, g, 0, loss, workspace, workspace_bytes, blas);
 }
 
 }  // namespace kernels
