@@ -2,6 +2,7 @@
 #include "mistral/cuda/forward.cuh"
 
 #include <cmath>
+#include <memory>
 
 #include "mistral/evaluation_text.hpp"
 #include "mistral/tokenizer.hpp"
@@ -158,18 +159,16 @@ TEST_CASE("sequences do not see each other on the device, whatever chunks they g
     CHECK(distance(own, std::vector<float>(begin, begin + length * spec.hidden)) < rounding_bound(made.model.c) / 2);
   }
 #if defined(NIBBLE_SIMT)
-  const auto before = simt::free_device_memory;
   cuda_forward::memory_plan least = cuda_forward::plan_memory(made.model.c, together.starts, index_t{1} << 30);
   CHECK(least.chunk_tokens == 40);
   least.chunk_tokens = 20;
-  simt::free_device_memory = static_cast<std::size_t>(least.total() + (index_t{96} << 20));
   {
+    const simt::pretended_memory little(static_cast<std::size_t>(least.total() + cuda_forward::runtime_bytes));
     cuda_forward::forward_pass pass(made.model.c, together.starts);
     CHECK(pass.memory().chunk_tokens == 20);
     made.model.run(pass, together);
     CHECK(distance(made.model.downloaded(pass), all) < rounding_bound(made.model.c) / 2);
   }
-  simt::free_device_memory = before;
 #endif
 }
 
@@ -179,24 +178,25 @@ TEST_CASE("a residual stream that the device has no room for stays on the host, 
   spec.vocabulary = 50, spec.layers = 3;
   made_model made(spec);
   const batch b = random_batch({7, 20, 1, 12, 9, 16, 20}, 50);
-  const auto before = simt::free_device_memory;
   cuda_forward::memory_plan least =
       cuda_forward::plan_memory(made.model.c, b.starts, index_t{1} << 30, cuda_forward::residual::on_host);
   least.chunk_tokens = 20;
   const index_t enough = least.total();
   CHECK(enough < cuda_forward::plan_memory(made.model.c, b.starts, index_t{1} << 30).total());
   CHECK(cuda_forward::plan_either(made.model.c, b.starts, index_t{1} << 30).where == cuda_forward::residual::on_device);
-  simt::free_device_memory = static_cast<std::size_t>(enough + cuda_forward::runtime_bytes);
-  cuda_forward::forward_pass far(made.model.c, b.starts, 0, 0, true);
-  simt::free_device_memory = before;
+  const auto with = [&](index_t bytes, bool either) {
+    const simt::pretended_memory little(static_cast<std::size_t>(bytes + cuda_forward::runtime_bytes));
+    return std::make_unique<cuda_forward::forward_pass>(made.model.c, b.starts, 0, 0, either);
+  };
+  const auto far_pass = with(enough, true);
+  cuda_forward::forward_pass& far = *far_pass;
   REQUIRE(far.memory().where == cuda_forward::residual::on_host);
   REQUIRE(far.memory().chunk_tokens == 20);
   // Chunks of the same tokens, whose products have the same shapes: a device with little room beside the stream.
   cuda_forward::memory_plan near_plan = cuda_forward::plan_memory(made.model.c, b.starts, index_t{1} << 30);
   near_plan.chunk_tokens = 20;
-  simt::free_device_memory = static_cast<std::size_t>(near_plan.total() + cuda_forward::runtime_bytes);
-  cuda_forward::forward_pass near(made.model.c, b.starts);
-  simt::free_device_memory = before;
+  const auto near_pass = with(near_plan.total(), false);
+  cuda_forward::forward_pass& near = *near_pass;
   REQUIRE(near.memory().chunk_tokens == 20);
   made.model.run(near, b);
   const auto expected = made.model.downloaded(near);
@@ -348,10 +348,10 @@ TEST_CASE("no GPU, one that is too old, one that is not there and one that is fu
   }
   CHECK_THAT(told(1), Contains("there is no GPU 1"));
   CHECK_THAT(told(-1), Contains("there is no GPU -1"));
-  const auto before = simt::free_device_memory;
-  simt::free_device_memory = 1 << 20;
-  CHECK_THAT(told(0), Contains("of memory left") && Contains("10 tokens in sequences of up to 10"));
-  simt::free_device_memory = before;
+  {
+    const simt::pretended_memory little(1 << 20);
+    CHECK_THAT(told(0), Contains("of memory left") && Contains("10 tokens in sequences of up to 10"));
+  }
   CHECK(told(0).empty());
 }
 #endif

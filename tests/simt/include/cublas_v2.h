@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The little of cuBLAS that launchers use, for the SIMT executor: a product runs at once on the host's CBLAS, in one thread,
+/// The little of cuBLAS that launchers use, for the SIMT executor: a product runs on the host's CBLAS, at once or when its stream comes to it, in one thread,
 /// inputs of 16 bits read as floats. Elements are copied in and out here, where the sanitizers that kernels are built with
 /// see them.
 #pragma once
@@ -90,17 +90,19 @@ inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a
     return CUBLAS_STATUS_INVALID_VALUE;
   if (simt::refuses_launch()) return CUBLAS_STATUS_EXECUTION_FAILED;
   const float by = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-  const auto of_a = simt::floats(a, type_a, rows_a, turn_a ? m : k, lda);
-  const auto of_b = simt::floats(b, type_b, rows_b, turn_b ? k : n, ldb);
-  auto of_c = keep == 0.0f ? std::vector<float>(static_cast<std::size_t>(m) * static_cast<std::size_t>(n))
-                           : simt::floats(c, type_c, m, n, ldc);
-  nibble::host::detail::single_threaded_blas();
-  cblas_sgemm(CblasColMajor, turn_a ? CblasTrans : CblasNoTrans, turn_b ? CblasTrans : CblasNoTrans, m, n, k, by,
-              of_a.data(), least(rows_a), of_b.data(), least(rows_b), keep, of_c.data(), least(m));
-  std::size_t from = 0;
-  for (int col = 0; col < n; ++col)
-    for (int row = 0; row < m; ++row)
-      static_cast<float*>(c)[static_cast<std::ptrdiff_t>(col) * ldc + row] = of_c[from++];
+  simt::give(handle->stream, [=] {
+    const auto of_a = simt::floats(a, type_a, rows_a, turn_a ? m : k, lda);
+    const auto of_b = simt::floats(b, type_b, rows_b, turn_b ? k : n, ldb);
+    auto of_c = keep == 0.0f ? std::vector<float>(static_cast<std::size_t>(m) * static_cast<std::size_t>(n))
+                             : simt::floats(c, type_c, m, n, ldc);
+    nibble::host::detail::single_threaded_blas();
+    cblas_sgemm(CblasColMajor, turn_a ? CblasTrans : CblasNoTrans, turn_b ? CblasTrans : CblasNoTrans, m, n, k, by,
+                of_a.data(), least(rows_a), of_b.data(), least(rows_b), keep, of_c.data(), least(m));
+    std::size_t from = 0;
+    for (int col = 0; col < n; ++col)
+      for (int row = 0; row < m; ++row)
+        static_cast<float*>(c)[static_cast<std::ptrdiff_t>(col) * ldc + row] = of_c[from++];
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 // NOLINTEND(readability-identifier-naming)

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The little of the CUDA runtime that kernels, launchers and their tests use, for a host compiler: a launch runs at once on
-/// the SIMT executor, device memory is the heap, streams are ignored.
+/// The little of the CUDA runtime that kernels, launchers and their tests use, for a host compiler: a launch runs on
+/// the SIMT executor, at once or when its stream comes to it, and device memory is the heap.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "simt/executor.hpp"
+#include "simt/streams.hpp"
 
 #define __global__
 #define __device__
@@ -62,6 +65,7 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorInvalidResourceHandle = 400,
+  cudaErrorNotReady = 600,
   cudaErrorLaunchOutOfResources = 701
 };
 enum cudaMemcpyKind {
@@ -129,41 +133,47 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaErrorInvalidValue;
 }
 
-/// What cudaMemGetInfo tells, and beyond which cudaMalloc has no more at once; for tests to set, or the environment.
-namespace simt {
-inline std::size_t free_device_memory = [] {
-  const char* text = std::getenv("NIBBLE_SIMT_MEMORY");
-  return text == nullptr ? std::size_t{8} << 30 : static_cast<std::size_t>(std::strtoull(text, nullptr, 10));
-}();
-}
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
-  if (bytes > simt::free_device_memory) return cudaErrorMemoryAllocation;
-  return ::posix_memalign(p, 256, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+  *p = bytes > simt::free_device_memory() ? nullptr : simt::device_heap.take(bytes, 256);
+  return *p != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 template <class T>
 cudaError_t cudaMalloc(T** p, std::size_t bytes) {
   return cudaMalloc(reinterpret_cast<void**>(p), bytes);
 }
 inline cudaError_t cudaFree(void* p) {
-  std::free(p);
+  simt::finish_all();
+  simt::device_heap.give_back(p);
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
   if (bytes > 0) std::memmove(to, from, bytes);
   return cudaSuccess;
 }
+/// Memory of the host that is not pinned is read at once, and written before this returns.
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-  return cudaMemcpy(to, from, bytes, kind);
+                                   cudaStream_t in = nullptr) {
+  if (in != nullptr && kind == cudaMemcpyHostToDevice && !simt::pinned_heap.holds(from)) {
+    const auto* const first = static_cast<const std::byte*>(from);
+    simt::give(in, [to, taken = std::vector<std::byte>(first, first + bytes)] {
+      cudaMemcpy(to, taken.data(), taken.size(), cudaMemcpyHostToDevice);
+    });
+    return cudaSuccess;
+  }
+  simt::give(in, [=] { cudaMemcpy(to, from, bytes, kind); });
+  if (in != nullptr && kind == cudaMemcpyDeviceToHost && !simt::pinned_heap.holds(to)) simt::finish(in);
+  return cudaSuccess;
 }
 inline cudaError_t cudaMemset(void* p, int value, std::size_t bytes) {
   if (bytes > 0) std::memset(p, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t = nullptr) {
-  return cudaMemset(p, value, bytes);
+inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t in = nullptr) {
+  simt::give(in, [=] { cudaMemset(p, value, bytes); });
+  return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+inline cudaError_t cudaStreamSynchronize(cudaStream_t in) {
+  if (in != nullptr) simt::finish(in);
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int device) {
@@ -172,29 +182,30 @@ inline cudaError_t cudaSetDevice(int device) {
 }
 
 inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *free = *total = simt::free_device_memory;
+  *free = simt::free_device_memory();
+  *total = simt::device_capacity;
   return simt::architecture() < 0 ? cudaErrorNoDevice : cudaSuccess;
 }
 inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
-  return ::posix_memalign(p, 4096, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+  *p = simt::pinned_heap.take(bytes, 4096);
+  return *p != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFreeHost(void* p) {
-  std::free(p);
+  simt::finish_all();
+  simt::pinned_heap.give_back(p);
   return cudaSuccess;
 }
 
-/// Streams run at once, so events have happened when they are recorded; both are handles that must live.
-struct simt_stream {};
-using cudaEvent_t = struct simt_event*;
-struct simt_event {
-  std::chrono::steady_clock::time_point when{};
-};
+using cudaEvent_t = simt_event*;
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2;
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new simt_stream;
+  simt::streams.push_back(*stream = new simt_stream);
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  if (stream == nullptr) return cudaErrorInvalidResourceHandle;
+  simt::finish(stream);
+  simt::streams.erase(std::find(simt::streams.begin(), simt::streams.end(), stream));
   delete stream;
   return cudaSuccess;
 }
@@ -206,23 +217,34 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t in = nullptr) {
   if (event == nullptr) return cudaErrorInvalidResourceHandle;
-  event->when = std::chrono::steady_clock::now();
+  simt::give(in, [state = event->state, number = ++event->state->recorded] {
+    state->happened = number;
+    state->when = std::chrono::steady_clock::now();
+  });
   return cudaSuccess;
 }
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   if (from == nullptr || to == nullptr) return cudaErrorInvalidResourceHandle;
-  *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+  for (const cudaEvent_t each : {from, to})
+    if (each->state->happened == 0 || each->state->happened < each->state->recorded) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(to->state->when - from->state->when).count();
   return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
+  if (event == nullptr) return cudaErrorInvalidResourceHandle;
+  simt::advance([&] { return event->state->happened == event->state->recorded; });
+  return cudaSuccess;
 }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned = 0) {
-  return event != nullptr ? cudaSuccess : cudaErrorInvalidResourceHandle;
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t in, cudaEvent_t event, unsigned = 0) {
+  if (event == nullptr || in == nullptr) return cudaErrorInvalidResourceHandle;
+  in->work.emplace_back(
+      [state = event->state, number = event->state->recorded] { return state->happened >= number; });
+  return cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() {
+  simt::finish_all();
   return cudaSuccess;
 }
 template <class Kernel>
@@ -246,16 +268,18 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* how, void (*kernel)(Par
     std::tuple<Parameters...> arguments;
   };
   const call of{kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};
-  const auto body = [](const void* p) {
-    const auto& c = *static_cast<const call*>(p);
-    std::apply(c.kernel, c.arguments);
-  };
-  simt::run({{how->gridDim.x, how->gridDim.y, how->gridDim.z},
-             {how->blockDim.x, how->blockDim.y, how->blockDim.z},
-             how->dynamicSmemBytes,
-             body,
-             &of,
-             reinterpret_cast<const void*>(kernel)});
+  simt::give(how->stream, [of, grid = how->gridDim, block = how->blockDim, shared = how->dynamicSmemBytes] {
+    const auto body = [](const void* p) {
+      const auto& c = *static_cast<const call*>(p);
+      std::apply(c.kernel, c.arguments);
+    };
+    simt::run({{grid.x, grid.y, grid.z},
+               {block.x, block.y, block.z},
+               shared,
+               body,
+               &of,
+               reinterpret_cast<const void*>(of.kernel)});
+  });
   return cudaSuccess;
 }
 // NOLINTEND(readability-identifier-naming)
