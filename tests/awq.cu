@@ -155,8 +155,8 @@ TEST_CASE("a group without a finite weight, and weights that overflow when scale
 }
 
 TEST_CASE("the kernel's rounding error of codes is the host's bit for bit") {
-  for (const index_t group : {-1, 5, 16, 32})
-    for (const index_t cols : {1, 33, 64, 200}) {
+  for (const index_t group : {-1, 1, 5, 16, 32})
+    for (const index_t cols : {1, 33, 34, 64, 200}) {
       CAPTURE(group, cols);
       const any_scheme scheme = scheme_of(4, false);
       const auto w = weights<float>(7, cols);

@@ -85,7 +85,11 @@ TEST_CASE("the kernels agree with the reference under schemes known at compile t
 
 TEST_CASE("every remainder of rows and columns") {
   for (index_t cols = 1; cols <= 40; ++cols)
-    kernel_agrees<bf16>(3, cols, per_group(16), scheme<4>{}, {(8 - cols % 8) % 8});
+    for (const index_t group : {16, 3, 1}) {
+      const place whole{(8 - cols % 8) % 8};
+      kernel_agrees<bf16>(3, cols, per_group(group), scheme<4>{}, whole, whole);
+      kernel_agrees<bf16>(3, cols, per_group(group), scheme<4>{}, whole);
+    }
   for (index_t cols = 1; cols <= 20; ++cols)
     kernel_agrees<float>(2, cols, per_group(4), scheme<4>{}, {(4 - cols % 4) % 4});
   for (index_t rows = 1; rows <= 40; ++rows) kernel_agrees<fp16>(rows, 1, per_channel, scheme<4>{});
