@@ -191,6 +191,18 @@ __global__ void missing_second_barrier(float* out, bool whole) {
   out[threadIdx.x] = sum;
 }
 
+/// The same in more threads, all blocks together, than ThreadSanitizer keeps apart.
+__global__ void missing_second_barriers(float* out) {
+  NIBBLE_SHARED(float, tile, 256);
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    FAULT tile[threadIdx.x] = static_cast<float>(threadIdx.x + 1000 * i);
+    device::barrier();
+    sum += tile[255 - threadIdx.x];
+  }
+  out[blockIdx.x * 256 + threadIdx.x] = sum;
+}
+
 /// The same in a warp.
 __global__ void missing_warp_barrier(float* out, bool whole) {
   NIBBLE_SHARED(float, tile, 32);
@@ -350,7 +362,8 @@ TEST_CASE("ThreadSanitizer tells of races that no result shows, and accuses no k
   });
   if (!under_tsan) return;
   const device_array<int> out(32);
-  const device_array<float> turned(32);
+  const device_array<float> turned(32), of_blocks(8 * 256);
+  is_told("data race", missing_second_barriers, 8, 256, 0, of_blocks.data());
   is_told("data race", vote_for_a_barrier, 1, 32, 0, turned.data());
   is_told("data race", blocks_write_one_element, 4, 32, 0, out.data());
   const auto words = in_child([&] { sums(false); });
