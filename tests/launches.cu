@@ -136,9 +136,9 @@ TEST_CASE("awq's launchers, ranges under a Gram matrix and sweeps say so when a 
   CHECK(launches_of(
             [&] { return kernels::clip_under_gram(few, by.data(), g.const_view(), -1, s, few_p, 1, nullptr); }) == 1);
   CHECK(launches_with_workspace([&](void* workspace, index_t& bytes) {
-          return kernels::sweep(w.const_view(), by.data(), g.const_view(), p.const_view(), -1, s, 2, q.view(),
+          return kernels::sweep(w.const_view(), by.data(), g.const_view(), p.const_view(), -1, s, 1, q.view(),
                                 workspace, bytes, blas);
-        }) == 2 * (2 + 2 * 2 * 2));
+        }) == 2 * (2 + 2 * 2));
   CHECK(launches_of([&] {
           return kernels::matmul(blas, few_out, kernels::reading::plain, g.const_view(), kernels::reading::plain, 0.0f,
                                  to);

@@ -67,8 +67,8 @@ function(simt_part name)
   nibble_compile(${name})
   # At -O1 gcc 12 takes empty objects, passed by reference, for uninitialised ones; clang tells of each `#pragma unroll`, which is
   # for nvcc, that it does not follow.
-  target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas -Wno-maybe-uninitialized ${lightly}
-                         $<$<CXX_COMPILER_ID:Clang>:-Wno-pass-failed>)
+  target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas ${lightly}
+                         $<IF:$<CXX_COMPILER_ID:Clang>,-Wno-pass-failed,-Wno-maybe-uninitialized>)
   set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
 endfunction()
 # A program of tests.
