@@ -10,11 +10,12 @@ usage() {
 usage: tools/gpu_check.sh [OPTION...]
 Builds the kernels' tests and benches with nvcc and runs them on the GPU, in phases:
   unpack    the .deb files of --debs into the work directory, for a machine that has no network
-  build     cuda_tests and the benches; mistral_cuda_tests too where the examples' libraries are
+  build     cuda_tests and the benches; mistral_cuda_tests, awq_mistral and bench_awq_pass too where the examples' libraries are
   test      every test
   memcheck  compute-sanitizer's memcheck on the quick tests, those that took 3 seconds at most more than the fastest
   racecheck its racecheck on the same
   bench     every bench beside a device copy; JSON to bench/results/GPU-DATE-COMMIT
+  pass      awq_mistral's whole pass on two layers of the shapes of Mistral-7B and Mistral-Small-24B, by phase; tables beside the JSON
   summary   a table of all that, which ends every other call too
 A phase ends within --limit seconds. What it did not get to is left to the next call, and nothing that passed is done twice
 unless the sources or --arch have changed.
@@ -32,7 +33,7 @@ END
 say() { echo "gpu_check.sh: $1"; }
 refuse() { say "$1" >&2; exit 2; }
 
-phases=(unpack build test memcheck racecheck bench)
+phases=(unpack build test memcheck racecheck bench pass)
 phase=all work=$source_dir/build-gpu-check debs='' arch='' limit=520 jobs=$(nproc) commit=''
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -92,7 +93,7 @@ remember() { # PHASE RESULT NOTE
   say "$1: $2 after $seconds s${3:+: $3}"
 }
 
-sources=$(cd "$source_dir" && find CMakeLists.txt cmake include reference kernels tests bench -path bench/results -prune -o \
+sources=$(cd "$source_dir" && find CMakeLists.txt cmake include reference kernels examples tests bench -path bench/results -prune -o \
   -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-64)
 if [[ $(cat "$work/sources" 2>/dev/null) != "$sources $arch" ]]; then
   for each in "${phases[@]:1}"; do forget "$each"; done
@@ -147,10 +148,10 @@ build() {
   : >"$log"
   local configure=(cmake -S "$source_dir" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNIBBLE_CUDA=ON -DNIBBLE_BENCH=ON
                    "-DCMAKE_CUDA_ARCHITECTURES=$arch")
-  local targets=(cuda_tests cuda_benches mistral_cuda_tests) without=''
+  local targets=(cuda_tests cuda_benches mistral_cuda_tests bench_awq_pass) without=''
   within "$(left)" "$log" "${configure[@]}" -DNIBBLE_EXAMPLES=ON || status=$?
   if [[ $status -ne 0 && $status -ne 124 ]]; then
-    status=0 targets=(cuda_tests cuda_benches) without=', without mistral_cuda_tests, for CMake misses a library of the examples'
+    status=0 targets=(cuda_tests cuda_benches) without=', without mistral_cuda_tests and bench_awq_pass, for CMake misses a library of the examples'
     within "$(left)" "$log" "${configure[@]}" -DNIBBLE_EXAMPLES=OFF || status=$?
   fi
   if [[ $status -ne 0 && $status -ne 124 ]]; then
@@ -280,6 +281,29 @@ bench() {
   keep_results
 }
 
+pass_phase() {
+  need_gpu pass
+  local shape status=0 text=$work/bench/awq_pass
+  if [[ ! -x $build/bin/bench_awq_pass ]]; then
+    remember pass missing "phase build left no bench_awq_pass"
+    return
+  fi
+  mkdir -p "$work/bench"
+  for shape in 7b 24b; do
+    [[ ! -f ${text}_$shape.txt ]] || continue
+    : >"$text.part"
+    within "$(left)" "$text.part" "$build/bin/bench_awq_pass" "$work/pass" --shape "$shape" --layers 2 --backend cuda || status=$?
+    rm -rf "$work/pass/awq_pass"
+    case $status in
+      0) mv "$text.part" "${text}_$shape.txt" ;;
+      124) remember pass unfinished "stopped in $shape"; return ;;
+      *) show_end "$text.part"; remember pass failed "$shape: see $text.part"; return ;;
+    esac
+  done
+  remember pass passed "7b and 24b"
+  keep_results
+}
+
 keep_results() {
   local first gpu to
   first=$(find "$work/bench" -name '*.json' | sort | head -n 1)
@@ -288,6 +312,7 @@ keep_results() {
   to=$source_dir/bench/results/${gpu:-GPU}-$(date -u -r "$first" +%Y-%m-%d)-$commit
   mkdir -p "$to"
   cp "$work"/bench/*.json "$to"
+  for first in "$work"/bench/awq_pass_*.txt; do if [[ -f $first ]]; then cp "$first" "$to"; fi; done
   if command -v nvidia-smi >/dev/null; then nvidia-smi -q -d CLOCK,POWER >"$to/nvidia-smi.txt" 2>&1 || true; fi
   echo "$to" >"$work/results"
 }
@@ -316,6 +341,9 @@ summary() {
        /^ *"error_message":/ { rate = "failed" }
        END { row() }' "$work"/bench/*.json
   echo "* of cuBLAS in the same run"
+  for each in "$work"/bench/awq_pass_*.txt; do
+    if [[ -f $each ]]; then echo && cat "$each"; fi
+  done
   if [[ -f $work/results ]]; then say "JSON is in $(cat "$work/results")"; fi
 }
 
@@ -323,6 +351,7 @@ run_phase() {
   began=$SECONDS
   case $1 in
     test) test_phase ;;
+    pass) pass_phase ;;
     memcheck | racecheck) sanitize "$1" ;;
     *) "$1" ;;
   esac

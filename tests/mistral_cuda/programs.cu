@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "mistral/cuda/forward.cuh"
 #include "mistral/resume.hpp"
 #include "mistral/safetensors.hpp"
 #include "mistral_cuda/support.hpp"
@@ -145,6 +146,13 @@ TEST_CASE(
   figures_agree(gpu, cpu);
   same_form(w.root / "gpu", w.root / "cpu");
   const outcome plan = run_program(awq_program, w.awq("plan", {"--backend", "cuda", "--dry-run"}));
+#if defined(NIBBLE_SIMT)  // where nothing but the program takes memory
+  const double megabytes = std::stod(plan.out.substr(plan.out.find("GPU memory") + 10));
+  const double planned = 1e6 * (megabytes + 0.05) - static_cast<double>(cuda::runtime_bytes);
+  const double taken = gpu.at("machine").at("gpu_bytes").get<double>();
+  CHECK(taken <= planned);
+  CHECK(taken > 0.8 * planned);
+#endif
   CHECK_THAT(plan.out, Contains("GPU memory") && Contains("not known for " + machine));
 }
 
