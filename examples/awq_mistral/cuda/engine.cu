@@ -2,10 +2,10 @@
 /// @file
 /// The engine of a GPU. Activations, statistics and Gram matrices stay on the device, in the stream of the forward pass; weights
 /// come from the host, those that scales are searched for whole, those that codes are chosen for a tile of rows at a time.
-#include "engine.hpp"
+#include "awq_mistral/engine.hpp"
 
-#include "cuda/linears.cuh"
-#include "job.hpp"
+#include "awq_mistral/cuda/linears.cuh"
+#include "awq_mistral/job.hpp"
 #include "mistral/cuda/forward.cuh"
 #include "nibble/kernels/observe.cuh"
 
@@ -57,8 +57,7 @@ index_t held_bytes(const job& j) {
 /// Device memory beside the forward pass's.
 index_t engine_bytes(const job& j) {
   const config& c = j.model;
-  index_t bytes =
-      limits_of(c).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
+  index_t bytes = limits_of(c).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
   for (const layer_input input : layer_inputs) bytes += width(c, input) * (4 * width(c, input) + 12);
   return bytes;
 }

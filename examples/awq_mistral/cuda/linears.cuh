@@ -8,11 +8,11 @@
 #include <cstddef>
 #include <vector>
 
-#include "cuda/clock.cuh"
-#include "engine.hpp"
+#include "awq_mistral/cuda/clock.cuh"
+#include "awq_mistral/engine.hpp"
+#include "awq_mistral/options.hpp"
 #include "mistral/cuda/runtime.cuh"
 #include "nibble/half.hpp"
-#include "options.hpp"
 
 namespace nibble::mistral::cuda {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "engine.hpp"
+#include "awq_mistral/engine.hpp"
 
 #include "mistral/error.hpp"
 
