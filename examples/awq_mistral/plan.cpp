@@ -146,20 +146,21 @@ std::uint64_t activation_bytes(const job& j) {
 }
 
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
-std::uint64_t memory_needed(const job& j) {
+std::uint64_t memory_needed(const job& j, bool on_gpu) {
   std::uint64_t layer = 0, largest = 0, grams = 0;
   for (const projection p : projections) {
     const auto size = static_cast<std::uint64_t>(outputs(j.model, p) * inputs(j.model, p));
     layer += 4 * size;
     largest = std::max(largest, size);
   }
-  if (j.o.how_found == method::awq)
+  if (j.o.how_found == method::awq && !on_gpu)
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
       grams += 4 * k * std::min(k, static_cast<std::uint64_t>(j.samples.tokens()));
     }
   const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
-  return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) + (std::uint64_t(64) << 20);
+  return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) +
+         (std::uint64_t(on_gpu ? 128 : 64) << 20);  // pinned buffers
 }
 
 /// Answering holds the whole original as it is stored, and keys and values of the prompts that are decoded together.
@@ -203,7 +204,6 @@ plan plan_run(const job& j) {
   out.disk_bytes = needed - std::min(needed, left_bytes(j));
   struct statvfs disk = {};
   if (::statvfs(directory_of(j).c_str(), &disk) == 0) out.free_bytes = std::uint64_t(disk.f_bavail) * disk.f_frsize;
-  out.memory_bytes = std::max(memory_needed(j), answering_memory(j));
   out.machine_bytes = available_bytes();
   if (j.on && j.o.how_found == method::awq) {
     try {
@@ -212,6 +212,7 @@ plan plan_run(const job& j) {
       if (j.o.backend.insists()) throw;  // the run takes the CPU, and says why
     }
   }
+  out.memory_bytes = std::max(memory_needed(j, out.gpu_bytes > 0), answering_memory(j));
 
   const double rate = efficiency * sgemm_rate();
   const auto tokens = static_cast<double>(j.samples.tokens());
