@@ -227,13 +227,18 @@ TEST_CASE("kernel searches of a grid stop where the whole matrix has lost patien
   kernel_agrees(weights<float>(3, 64), per_group(32), s, mse_search{10, 0.05, 2.0f, 1});
 }
 
-TEST_CASE("kernel searches of a grid leave what improves only after patience ended") {
-  // All weights but two lie at 0.64 of the range, between two levels of 3 bits: the first steps make that worse, and from 0.76
-  // of the range on it is better than at the start.
-  owned<float> w(2, 32);
+/// All weights but two lie at 0.64 of the range, between two levels of 3 bits: a search's first steps make that worse, and from
+/// 0.76 of the range on it is better than at the start.
+owned<float> late_improvers(index_t cols) {
+  owned<float> w(2, cols);
   for (index_t row = 0; row < 2; ++row)
-    for (index_t col = 0; col < 32; ++col)
+    for (index_t col = 0; col < cols; ++col)
       w.view()(row, col) = (col % 2 == 0 ? 1.0f : -1.0f) * (col < 2 ? 1.0f : 0.64f);
+  return w;
+}
+
+TEST_CASE("kernel searches of a grid leave what improves only after patience ended") {
+  const auto w = late_improvers(32);
   any_scheme s;
   s.bits = 3;
   const auto found = [&](int patience) {
@@ -244,6 +249,17 @@ TEST_CASE("kernel searches of a grid leave what improves only after patience end
   REQUIRE(found(1) > 1.2f * found(0));  // else nothing here tells whether the search ended
   for (int patience = 0; patience <= 40; ++patience)
     kernel_agrees(w, per_channel, s, mse_search{50, 0.8, 2.0f, patience});
+}
+
+TEST_CASE("kernel searches try no candidate past the last, and those of a long grid at their own steps") {
+  any_scheme s;
+  s.bits = 3;
+  for (const index_t cols : {32, 512}) {
+    kernel_agrees(late_improvers(cols), per_channel, s, mse_search{50, 0.2, 2.0f, 0});
+    kernel_agrees(late_improvers(cols), per_channel, s, ends_search{4, 0.2f, 0});
+    for (const int patience : {0, 30, 47, 48, 100})
+      kernel_agrees(late_improvers(cols), per_channel, s, mse_search{200, 0.8, 2.0f, patience});
+  }
 }
 
 TEST_CASE("kernel searches of a grid of as many steps as words have bits") {
