@@ -408,8 +408,6 @@ void forward_pass::score(const lm_head& head, const std::vector<row_range>& rows
   check(cudaMemcpyAsync(ids_.data(), targets, static_cast<std::size_t>(tokens) * sizeof(int32_t),
                         cudaMemcpyHostToDevice, compute_),
         "copy ids");
-  slots_[0].used.wait();
-  slots_[1].used.wait();
   copy_norm(head_norms_.data(), head.norm);
   if (reference_head != nullptr) copy_norm(head_norms_.data() + c_.hidden, reference_head->norm);
   const index_t room = min(slots_[0].weights.size() / c_.hidden, wide_width(c_));
