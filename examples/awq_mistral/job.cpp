@@ -31,6 +31,10 @@ dtype stored_dtype(const awq_options& o, const checkpoint& files) {
 
 }  // namespace
 
+void tell(const std::string& note) {
+  std::fprintf(stderr, "awq_mistral: note: %s\n", note.c_str());
+}
+
 job::job(const awq_options& options)
     : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
   check_tensors();
@@ -42,12 +46,11 @@ job::job(const awq_options& options)
 }
 
 void job::choose_machine() {
-  on = choose_gpu(o.backend,
-                  [](const std::string& why) { std::fprintf(stderr, "awq_mistral: note: %s\n", why.c_str()); });
+  on = choose_gpu(o.backend, tell);
   if (!on || o.how_found != method::awq || o.loss != search_loss::block) return;
   const std::string why = "--loss block is judged on the CPU only";
   if (o.backend.insists()) throw usage_error(why + "; use --loss gram, or --backend cpu");
-  std::fprintf(stderr, "awq_mistral: note: %s, which takes the GPU's place\n", why.c_str());
+  tell(why + ", which takes the GPU's place");
   on.reset();
 }
 
@@ -124,7 +127,7 @@ void job::check_packings() const {
 void job::warn() const {
   warn_of_unmatched();
   warn_of_split_sets();
-  for (const std::string& warning : findings.warnings) std::fprintf(stderr, "awq_mistral: note: %s\n", warning.c_str());
+  for (const std::string& warning : findings.warnings) tell(warning);
 }
 
 /// A misspelt pattern in what is to be left as it was would go unseen until the model answers badly.

@@ -19,6 +19,9 @@
 
 namespace nibble::mistral {
 
+/// A note to the user, on stderr.
+void tell(const std::string& note);
+
 /// A run's inputs, opened and checked before the first hour is spent.
 struct job {
   const awq_options& o;

@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 
+#include "job.hpp"
 #include "mistral/backend.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
@@ -232,7 +233,7 @@ int run(const CLI::App& app, awq_options& o, const words& w) {
   if (o.output.empty()) throw usage_error("--output is required: the directory to write");
   o.max_shard_bytes = parse_size(w.shard);
   check_recipe_alone(app, o);
-  for (const std::string& note : check(o)) std::fprintf(stderr, "awq_mistral: note: %s\n", note.c_str());
+  for (const std::string& note : check(o)) tell(note);
   if (o.model.empty()) o.model = embedded("model");
   if (o.calibration.empty()) o.calibration = embedded("text/calibration-state-of-the-union-2000-2012.txt");
   if (o.threads > 0) nibble::host::set_threads(o.threads);

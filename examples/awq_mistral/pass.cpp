@@ -126,9 +126,9 @@ std::unique_ptr<engine> make_engine(const job& j, pass_result& r) {
   std::unique_ptr<engine> on;
   try {
     if (j.on) on = gpu_engine(j, *j.on);
-  } catch (const error& unusable) {
+  } catch (const gpu_unusable& unusable) {
     if (j.o.backend.insists()) throw;
-    std::fprintf(stderr, "awq_mistral: note: %s; the CPU takes its place\n", unusable.what());
+    tell(std::string(unusable.what()) + "; the CPU takes its place");
   }
   if (!on) on = host_engine(j);
   r.machine = on->name();
@@ -284,13 +284,8 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
     if (!bar) bar.emplace("evaluating", all);
     bar->at(done);
   };
-  index_t activations = std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4);
-  std::unique_ptr<batch_scorer> scorer;
-  if (j.on) {
-    scorer = gpu_scorer(j.on->device);
-    activations = std::min<index_t>(index_t(1) << 30, static_cast<index_t>(j.on->free_bytes / 8));
-  }
-  r.evaluations = evaluate(models, j.text.ids, j.windows, report, activations, scorer.get());
+  r.evaluations = evaluate_on(j.on, j.o.backend, models, j.text.ids, j.windows, report,
+                              std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4), tell);
   if (!j.text.questions.empty()) answer_all(j, quantized, quantized_config, r);
 }
 
@@ -394,8 +389,8 @@ pass_result run_pass(const awq_options& o) {
   const plan p = plan_run(j);
   check_room(p, j);
   if (p.gpu_bytes == 0 && p.quantization_seconds > worth_a_note)
-    std::fprintf(stderr, "awq_mistral: note: this takes about %s on %d threads; --dry-run tells more\n",
-                 duration_text(p.quantization_seconds).c_str(), host::pool().size());
+    tell("this takes about " + duration_text(p.quantization_seconds) + " on " + std::to_string(host::pool().size()) +
+         " threads; --dry-run tells more");
   output_directory out(o.output, o.model, o.overwrite);
   resumable_run run(out, key_of(j), o.restart);
   const bool going_on = !run.state().is_null();

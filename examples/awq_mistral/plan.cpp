@@ -208,7 +208,7 @@ plan plan_run(const job& j) {
   if (j.on && j.o.how_found == method::awq) {
     try {
       out.gpu_bytes = gpu_memory(j, *j.on);
-    } catch (const error&) {
+    } catch (const gpu_unusable&) {
       if (j.o.backend.insists()) throw;  // the run takes the CPU, and says why
     }
   }

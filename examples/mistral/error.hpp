@@ -22,4 +22,9 @@ struct usage_error : error {
   using error::error;
 };
 
+/// A GPU that is missing, too old or too small: the CPU can take its place.
+struct gpu_unusable : error {
+  using error::error;
+};
+
 }  // namespace nibble::mistral

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "error.hpp"
 #include "evaluate.hpp"
@@ -55,10 +56,29 @@ inline std::optional<gpu> choose_gpu(const backend_options& o, const std::functi
   if (gpu_count() == 0) return {};
   try {
     return open_gpu(0);
-  } catch (const error& unusable) {
+  } catch (const gpu_unusable& unusable) {
     note(std::string(unusable.what()) + "; the CPU takes its place");
     return {};
   }
+}
+
+/// evaluate() on the GPU, if there is one; a GPU that nobody insisted on gives way to the CPU where it has too little memory.
+inline std::vector<evaluation> evaluate_on(const std::optional<gpu>& on, const backend_options& o,
+                                           const std::vector<evaluated_model>& models, const std::vector<int32_t>& ids,
+                                           const std::vector<window>& windows, const evaluation_progress& progress,
+                                           index_t activation_bytes,
+                                           const std::function<void(const std::string&)>& note) {
+  if (on) {
+    try {
+      const auto scorer = gpu_scorer(on->device);
+      const index_t there = min(index_t(1) << 30, static_cast<index_t>(gpu_free_bytes() / 8));
+      return evaluate(models, ids, windows, progress, there, scorer.get());
+    } catch (const gpu_unusable& unusable) {
+      if (o.insists()) throw;
+      note(std::string(unusable.what()) + "; the CPU takes its place");
+    }
+  }
+  return evaluate(models, ids, windows, progress, activation_bytes);
 }
 
 }  // namespace nibble::mistral

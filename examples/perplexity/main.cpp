@@ -178,15 +178,9 @@ figures measure(const options& o) {
   models.push_back({own.files, own.settings, nullptr});
   figures f;
   f.text = {text, windows, o.windows};
-  const auto on = choose_gpu(
-      o.backend, [](const std::string& why) { std::fprintf(stderr, "perplexity: note: %s\n", why.c_str()); });
-  nibble::index_t activations = nibble::index_t(1) << 30;
-  std::unique_ptr<batch_scorer> scorer;
-  if (on) {
-    scorer = gpu_scorer(on->device);
-    activations = nibble::min(activations, static_cast<nibble::index_t>(on->free_bytes / 8));
-  }
-  f.models = evaluate(models, text.ids, windows, progress_line(), activations, scorer.get());
+  const auto tell = [](const std::string& note) { std::fprintf(stderr, "perplexity: note: %s\n", note.c_str()); };
+  f.models = evaluate_on(choose_gpu(o.backend, tell), o.backend, models, text.ids, windows, progress_line(),
+                         nibble::index_t(1) << 30, tell);
   f.questions = text.questions;
   if (f.questions.empty()) return f;
   if (first) f.answered.push_back(ask(*first, *tok, f.questions));

@@ -220,7 +220,7 @@ TEST_CASE("a machine whose GPU is missing, too old or too small says so in a sen
   w.quantize("cpu", {"--backend", "cpu"});
   const std::string cpu = payload(w.root / "cpu");
   const auto by_itself = [&](const std::string& output, const std::function<void()>& prepare) {
-    const outcome result = w.run(output, {}, prepare);
+    const outcome result = w.run(output, {"--evaluate", w.text.string(), "--allow-overlap"}, prepare);
     CAPTURE(result.err);
     REQUIRE(result.status == 0);
     CHECK(payload(w.root / output) == cpu);
@@ -229,5 +229,16 @@ TEST_CASE("a machine whose GPU is missing, too old or too small says so in a sen
   CHECK_THAT(by_itself("a", none), !Contains("GPU"));
   CHECK_THAT(by_itself("b", old), Contains("note: the GPU 0 has compute capability 7.5"));
   CHECK_THAT(by_itself("c", small), Contains("of memory left") && Contains("the CPU takes its place"));
+  const auto perplexity = [&](const std::string& backend, const std::function<void()>& prepare) {
+    return run_program(perplexity_program,
+                       {"--model", w.model.string(), "--text", w.text.string(), "--backend", backend}, w.root.path(),
+                       prepare);
+  };
+  const outcome alone = perplexity("cpu", nullptr), instead = perplexity("auto", small),
+                insisted = perplexity("cuda", small);
+  CHECK(instead.out == alone.out);
+  CHECK_THAT(instead.err, Contains("perplexity: note: the GPU has") && Contains("the CPU takes its place"));
+  CHECK(insisted.status == 1);
+  CHECK(insisted.out.empty());
 }
 #endif

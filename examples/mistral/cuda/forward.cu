@@ -83,9 +83,9 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
   plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden + (here ? 0 : 2 * token);
   plan.chunk_tokens = longest;
   if (plan.total() > free_bytes)
-    throw error("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
-                std::to_string(tokens) + " tokens in sequences of up to " + std::to_string(longest) + " need " +
-                gibibytes(plan.total()) + "; take fewer or shorter ones, or --backend cpu");
+    throw gpu_unusable("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
+                       std::to_string(tokens) + " tokens in sequences of up to " + std::to_string(longest) + " need " +
+                       gibibytes(plan.total()) + "; take fewer or shorter ones, or --backend cpu");
   const index_t room = longest + (free_bytes - plan.total()) / plan.token_bytes;
   plan.chunk_tokens = max(longest, min(min(tokens, chunk_goal), room));
   return plan;
@@ -94,7 +94,7 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
 memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes) {
   try {
     return plan_memory(c, starts, free_bytes, residual::on_device);
-  } catch (const error&) {
+  } catch (const gpu_unusable&) {
     return plan_memory(c, starts, free_bytes, residual::on_host);
   }
 }

@@ -42,15 +42,16 @@ inline void use_device(int device) {
   const cudaError_t found = cudaGetDeviceCount(&count);
   if (found != cudaSuccess || count == 0) {
     static_cast<void>(cudaGetLastError());
-    throw error("no GPU was found (" + std::string(cudaGetErrorString(found)) +
-                "); the CPU does the same with --backend cpu");
+    throw gpu_unusable("no GPU was found (" + std::string(cudaGetErrorString(found)) +
+                       "); the CPU does the same with --backend cpu");
   }
   if (device < 0 || device >= count)
-    throw error("there is no GPU " + std::to_string(device) + ": they are numbered 0 to " + std::to_string(count - 1));
+    throw gpu_unusable("there is no GPU " + std::to_string(device) + ": they are numbered 0 to " +
+                       std::to_string(count - 1));
   check(cudaSetDevice(device), "use the GPU");
   if (const int sm = sm_version(); sm < 80)
-    throw error("the GPU " + std::to_string(device) + " has compute capability " + std::to_string(sm / 10) + "." +
-                std::to_string(sm % 10) + ", but 8.0 is needed; the CPU does the same with --backend cpu");
+    throw gpu_unusable("the GPU " + std::to_string(device) + " has compute capability " + std::to_string(sm / 10) +
+                       "." + std::to_string(sm % 10) + ", but 8.0 is needed; the CPU does the same with --backend cpu");
 }
 
 /// `count` T, uninitialised, on the device or, Pinned, in host memory that it copies from by itself.
@@ -64,8 +65,8 @@ class memory {
     const cudaError_t result = Pinned ? cudaMallocHost(&p, bytes) : cudaMalloc(&p, bytes);
     if (result != cudaSuccess) {
       static_cast<void>(cudaGetLastError());
-      throw error(std::string(Pinned ? "no host memory" : "no GPU memory") + " is left for " + what + ", " +
-                  gibibytes(static_cast<index_t>(bytes)) + " (" + cudaGetErrorString(result) + ")");
+      throw gpu_unusable(std::string(Pinned ? "no host memory" : "no GPU memory") + " is left for " + what + ", " +
+                         gibibytes(static_cast<index_t>(bytes)) + " (" + cudaGetErrorString(result) + ")");
     }
     data_ = static_cast<T*>(p);
   }
@@ -128,7 +129,7 @@ class blas {
  public:
   explicit blas(cudaStream_t in) {
     if (cublasCreate(&handle_) != CUBLAS_STATUS_SUCCESS)
-      throw error("cuBLAS could not start; is the GPU's memory full?");
+      throw gpu_unusable("cuBLAS could not start; is the GPU's memory full?");
     cublasSetStream(handle_, in);
   }
   ~blas() { cublasDestroy(handle_); }
