@@ -94,7 +94,7 @@ double number(const json& of, const char* a, const char* b) {
   return of.at(a).at(b).get<double>();
 }
 
-/// The losses of every linear agree, and so do the three perplexities.
+/// The losses of every linear and the loudness of every input agree, and so do perplexities, if there are any.
 void figures_agree(const json& gpu, const json& cpu) {
   REQUIRE(gpu.at("layers").size() == cpu.at("layers").size());
   for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
@@ -104,7 +104,14 @@ void figures_agree(const json& gpu, const json& cpu) {
       for (const char* loss : {"round_to_nearest_loss", "loss"})
         CHECK(own.at(loss).get<double>() == Approx(expected.at(loss).get<double>()).epsilon(0.03));
     }
+  for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
+    for (const auto& [name, expected] : cpu["layers"][layer]["activations"].items()) {
+      CAPTURE(layer, name);
+      CHECK(gpu["layers"][layer]["activations"].at(name).at("median_magnitude").get<double>() ==
+            Approx(expected.at("median_magnitude").get<double>()).epsilon(0.03));
+    }
   REQUIRE(gpu.at("models").size() == cpu.at("models").size());
+  if (!cpu["models"][0].contains("perplexity")) return;
   for (size_t model = 0; model < cpu["models"].size(); ++model)
     CHECK(gpu["models"][model].at("perplexity").get<double>() ==
           Approx(cpu["models"][model].at("perplexity").get<double>()).epsilon(0.002));
@@ -154,6 +161,14 @@ TEST_CASE(
   CHECK(taken > 0.8 * planned);
 #endif
   CHECK_THAT(plan.out, Contains("GPU memory") && Contains("not known for " + machine));
+}
+
+TEST_CASE("a GPU judges each layer under its own statistics, also where a single linear of a layer is packed") {
+  const workplace w;
+  const words down = {"--ignore", "lm_head,re:.*self_attn.*,re:.*gate_proj,re:.*up_proj", "--clip", "none", "--n-grid",
+                      "1"};
+  figures_agree(w.quantize("gpu", down + words{"--backend", "cuda"}),
+                w.quantize("cpu", down + words{"--backend", "cpu"}));
 }
 
 TEST_CASE(

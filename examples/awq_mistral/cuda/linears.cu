@@ -73,7 +73,6 @@ void linear_search::use_scale(const float* s) {
   for (std::size_t i = 0; i < importance.size(); ++i) importance[i] = x_->energy[i] / (s[i] * s[i]);
   copy_there(scale_.data(), s, x_->k());
   copy_there(importance_.data(), importance.data(), x_->k());
-  wait();  // `importance` ends here
 }
 
 void linear_search::fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip) {

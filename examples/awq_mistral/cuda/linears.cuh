@@ -103,6 +103,7 @@ class linear_search {
   }
 
  private:
+  /// From memory that is not pinned, which is read before this returns.
   template <class T>
   void copy_there(T* to, const T* from, index_t count) {
     check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyHostToDevice, in_),
