@@ -190,7 +190,7 @@ double host_arithmetic::block_loss(layer_input input, const layer_packing& how, 
 }
 
 chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection which, const packed& as,
-                                   const std::vector<float>& s) {
+                                           const std::vector<float>& s) {
   const matrix<const float> w = all.at(j_.model, which);
   const host::second_moment& x = moment(which);
   const group_shape g = per_group(as.group);
