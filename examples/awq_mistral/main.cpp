@@ -8,7 +8,6 @@
 #include <limits>
 #include <map>
 
-#include "job.hpp"
 #include "mistral/backend.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
@@ -19,7 +18,8 @@
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
-#include "pass.hpp"
+#include "pass/job.hpp"
+#include "pass/pass.hpp"
 
 using namespace nibble::mistral;
 
@@ -51,7 +51,7 @@ struct words {
   std::string shard = "5GB";
 };
 
-void add_model_options(CLI::App& app, awq_options& o, words& w) {
+void add_model_options(CLI::App& app, pass_options& o, words& w) {
   const std::string group = "Model and output";
   app.add_option("--model", o.model,
                  "Directory of the model: config.json, safetensors, tokenizer; the small model that "
@@ -82,7 +82,7 @@ void add_model_options(CLI::App& app, awq_options& o, words& w) {
       ->group(group);
 }
 
-void add_quantization_options(CLI::App& app, awq_options& o) {
+void add_quantization_options(CLI::App& app, pass_options& o) {
   const std::string group = "Quantization";
   app.add_option("--recipe", o.recipe,
                  "llm-compressor's recipe.yaml: which linears to quantize and how, each group its own way, instead of "
@@ -148,7 +148,7 @@ void add_quantization_options(CLI::App& app, awq_options& o) {
       ->group(group);
 }
 
-void add_data_options(CLI::App& app, awq_options& o) {
+void add_data_options(CLI::App& app, pass_options& o) {
   const std::string group = "Calibration and evaluation";
   app.add_option(
          "--calibration", o.calibration,
@@ -202,7 +202,7 @@ void add_data_options(CLI::App& app, awq_options& o) {
       ->group(group);
 }
 
-void add_machine_options(CLI::App& app, awq_options& o) {
+void add_machine_options(CLI::App& app, pass_options& o) {
   const std::string group = "Machine";
   add_backend_options(app, o.backend, group);
   app.add_option("--threads", o.threads,
@@ -214,7 +214,7 @@ void add_machine_options(CLI::App& app, awq_options& o) {
 }
 
 /// @throws usage_error for an option that the recipe contradicts.
-void check_recipe_alone(const CLI::App& app, const awq_options& o) {
+void check_recipe_alone(const CLI::App& app, const pass_options& o) {
   for (const char* option : decided_by_recipe)
     if (!o.recipe.empty() && app.get_option(option)->count() > 0)
       throw usage_error(std::string(option) + " contradicts --recipe " + o.recipe + ", which decides it; leave it out");
@@ -229,7 +229,7 @@ void check_outside(const std::string& file, const std::string& output) {
     throw usage_error(file + " lies in " + output + ", which is replaced as a whole; write it elsewhere");
 }
 
-int run(const CLI::App& app, awq_options& o, const words& w) {
+int run(const CLI::App& app, pass_options& o, const words& w) {
   if (o.output.empty()) throw usage_error("--output is required: the directory to write");
   o.max_shard_bytes = parse_size(w.shard);
   check_recipe_alone(app, o);
@@ -257,7 +257,7 @@ int run(const CLI::App& app, awq_options& o, const words& w) {
 
 int main(int argc, char** argv) {
   CLI::App app("Quantizes the linear layers of a Mistral or Llama checkpoint with AWQ.", "awq_mistral");
-  awq_options o;
+  pass_options o;
   words w;
   app.set_help_flag("--help", "Print this and exit");
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION, "Print the version and exit");

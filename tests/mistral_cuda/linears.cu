@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// awq_mistral's searches on a GPU against the host's, under the same statistics and scales.
-#include "awq_mistral/cuda/linears.cuh"
+#include "pass/cuda/linears.cuh"
 
 #include <cmath>
 #include <random>

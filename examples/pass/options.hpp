@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// What awq_mistral is told on its command line.
+/// What a pass is told on its command line.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ enum class search_loss { gram, block };
 enum class method { awq, rtn };
 enum class propagation { original, quantized };
 
-struct awq_options {
+struct pass_options {
   std::string model, output, calibration, evaluate, json, report, recipe;
   std::string baseline;  ///< --json of an earlier run
   index_t samples = 256, max_length = 512;
@@ -52,7 +52,7 @@ inline constexpr const char* decided_by_recipe[] = {"--scheme", "--group-size", 
 
 /// Settles what the command line said, and the recipe if it named one. @returns what the user should be told, sentences.
 /// @throws usage_error for combinations that make no sense, error for a recipe that cannot be followed.
-std::vector<std::string> check(awq_options& o);
+std::vector<std::string> check(pass_options& o);
 
 /// "5GB", "500MB", "1GiB", "1000000" → bytes. @throws usage_error.
 std::uint64_t parse_size(const std::string& text);

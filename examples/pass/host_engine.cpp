@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "engine.hpp"
-#include "job.hpp"
 #include "nibble/host/awq.hpp"
+#include "pass/engine.hpp"
+#include "pass/job.hpp"
 
 namespace nibble::mistral {
 namespace {

@@ -2,12 +2,12 @@
 /// @file
 /// The engine of a GPU. Activations, statistics and Gram matrices stay on the device, in the stream of the forward pass; weights
 /// come from the host, those that scales are searched for whole, those that codes are chosen for a tile of rows at a time.
-#include "awq_mistral/engine.hpp"
+#include "pass/engine.hpp"
 
-#include "awq_mistral/cuda/linears.cuh"
-#include "awq_mistral/job.hpp"
 #include "mistral/cuda/forward.cuh"
 #include "nibble/kernels/observe.cuh"
+#include "pass/cuda/linears.cuh"
+#include "pass/job.hpp"
 
 namespace nibble::mistral {
 namespace {

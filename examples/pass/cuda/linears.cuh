@@ -8,11 +8,11 @@
 #include <cstddef>
 #include <vector>
 
-#include "awq_mistral/cuda/clock.cuh"
-#include "awq_mistral/engine.hpp"
-#include "awq_mistral/options.hpp"
 #include "mistral/cuda/runtime.cuh"
 #include "nibble/half.hpp"
+#include "pass/cuda/clock.cuh"
+#include "pass/engine.hpp"
+#include "pass/options.hpp"
 
 namespace nibble::mistral::cuda {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "pass.hpp"
+#include "pass/pass.hpp"
 
 #include <sys/resource.h>
 
@@ -8,8 +8,6 @@
 #include <cmath>
 #include <cstdio>
 
-#include "activations.hpp"
-#include "job.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/finite.hpp"
@@ -25,8 +23,10 @@
 #include "mistral/source_card.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
-#include "phases.hpp"
-#include "plan.hpp"
+#include "pass/activations.hpp"
+#include "pass/job.hpp"
+#include "pass/phases.hpp"
+#include "pass/plan.hpp"
 
 namespace nibble::mistral {
 
@@ -374,7 +374,7 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
 
 }  // namespace
 
-std::string plan_of(const awq_options& o) {
+std::string plan_of(const pass_options& o) {
   const job j(o);
   j.warn();
   check_output(o.output, o.model, o.overwrite);
@@ -383,7 +383,7 @@ std::string plan_of(const awq_options& o) {
   return to_text(p, j);
 }
 
-pass_result run_pass(const awq_options& o) {
+pass_result run_pass(const pass_options& o) {
   const job j(o);
   j.warn();
   const plan p = plan_run(j);

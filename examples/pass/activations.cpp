@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "activations.hpp"
+#include "pass/activations.hpp"
 
 #include <fstream>
 

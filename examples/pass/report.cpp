@@ -6,7 +6,7 @@
 #include "mistral/progress.hpp"
 #include "mistral/provenance.hpp"
 #include "nibble/version.hpp"
-#include "pass.hpp"
+#include "pass/pass.hpp"
 
 namespace nibble::mistral {
 
@@ -27,7 +27,7 @@ std::string format(const char* pattern, Args... args) {
 }
 
 /// "W4A16_ASYM, groups of 128", or what a recipe's groups are.
-std::string packings_text(const awq_options& o) {
+std::string packings_text(const pass_options& o) {
   if (o.recipe.empty())
     return o.scheme + ", " + (o.group_size < 0 ? "one group an output" : "groups of " + std::to_string(o.group_size));
   std::vector<std::string> all;
@@ -39,7 +39,7 @@ std::string packings_text(const awq_options& o) {
   return text;
 }
 
-std::string own_name(const awq_options& o) {
+std::string own_name(const pass_options& o) {
   return o.how_found == method::awq ? "AWQ" : "round to nearest";
 }
 
@@ -53,7 +53,7 @@ struct row {
   const answer_figures* answers = nullptr;  ///< where questions were asked
 };
 
-std::vector<row> rows_of(const awq_options& o, const pass_result& r) {
+std::vector<row> rows_of(const pass_options& o, const pass_result& r) {
   const auto figures = [&](size_t at) { return r.evaluations.empty() ? nullptr : &r.evaluations[at]; };
   std::vector<row> rows = {{"original", r.original_bytes, 0, -1, figures(0), true}};
   if (o.how_found == method::awq && !r.evaluations.empty())
@@ -69,7 +69,7 @@ model_results own_results(const nlohmann::ordered_json& models, const pass_resul
   return model_results::read(models.back(), "this run's figures", !r.questions.empty());
 }
 
-nlohmann::ordered_json models_json(const awq_options& o, const pass_result& r) {
+nlohmann::ordered_json models_json(const pass_options& o, const pass_result& r) {
   auto models = nlohmann::ordered_json::array();
   for (const row& each : rows_of(o, r)) {
     nlohmann::ordered_json model = {{"name", each.name}, {"bytes", each.bytes}};
@@ -88,7 +88,7 @@ nlohmann::ordered_json models_json(const awq_options& o, const pass_result& r) {
   return models;
 }
 
-std::string answers_table(const awq_options& o, const pass_result& r) {
+std::string answers_table(const pass_options& o, const pass_result& r) {
   std::vector<std::pair<std::string, const answer_figures*>> rows;
   for (const row& each : rows_of(o, r)) rows.emplace_back(each.name, each.answers);
   return "\n" + answers_table(rows);
@@ -96,7 +96,7 @@ std::string answers_table(const awq_options& o, const pass_result& r) {
 
 }  // namespace
 
-nlohmann::ordered_json options_json(const awq_options& o) {
+nlohmann::ordered_json options_json(const pass_options& o) {
   nlohmann::ordered_json options = {{"model", o.model},
                                     {"output", o.output},
                                     {"method", o.how_found == method::awq ? "awq" : "rtn"},
@@ -126,7 +126,7 @@ nlohmann::ordered_json options_json(const awq_options& o) {
   return options;
 }
 
-nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
+nlohmann::ordered_json to_json(const pass_options& o, const pass_result& r) {
   auto options = options_json(o);
   if (o.how_found == method::awq) {
     options["num_calibration_samples"] = r.calibration_sequences;
@@ -167,7 +167,7 @@ nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r) {
   return out;
 }
 
-std::string table(const awq_options& o, const pass_result& r) {
+std::string table(const pass_options& o, const pass_result& r) {
   const bool evaluated = !r.evaluations.empty();
   std::string out = format("%-18s %9s %11s", "", "size", "bits/weight");
   if (evaluated) out += format(" %11s %18s %9s %9s %9s", "perplexity", "increase", "KL, nats", "KL, 99 %", "same top");
@@ -192,7 +192,7 @@ std::string table(const awq_options& o, const pass_result& r) {
   return out;
 }
 
-std::vector<std::string> regressions(const awq_options& o, const pass_result& r) {
+std::vector<std::string> regressions(const pass_options& o, const pass_result& r) {
   if (o.max_regression < 0) return {};
   const auto of = [&](size_t model) {
     return gated_figures{r.evaluations[model].perplexity,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "options.hpp"
+#include "pass/options.hpp"
 
 #include <algorithm>
 #include <cctype>
@@ -22,7 +22,7 @@ constexpr named_scheme schemes[] = {{"W4A16_ASYM", 4, false}, {"W4A16", 4, true}
                                     {"W2A16_ASYM", 2, false}};
 
 /// Bits and symmetry that --scheme names, groups as --group-size says.
-packing named_packing(const awq_options& o) {
+packing named_packing(const pass_options& o) {
   const auto* known =
       std::find_if(std::begin(schemes), std::end(schemes), [&](const named_scheme& s) { return o.scheme == s.name; });
   if (known == std::end(schemes)) {
@@ -35,7 +35,7 @@ packing named_packing(const awq_options& o) {
   return {o.format, known->bits, known->symmetric, o.group_size};
 }
 
-void check_format(const awq_options& o) {
+void check_format(const pass_options& o) {
   if (o.format == packed_format::compressed_tensors) return;
   for (const packing_group& group : o.how.groups())
     if (group.how.bits != 4 || group.how.symmetric)
@@ -44,7 +44,7 @@ void check_format(const awq_options& o) {
                         (o.recipe.empty() ? "--scheme W4A16_ASYM" : "a recipe whose only scheme is W4A16_ASYM"));
 }
 
-std::vector<std::string> follow_recipe(awq_options& o) {
+std::vector<std::string> follow_recipe(pass_options& o) {
   recipe r = read_recipe(o.recipe);
   o.how_found = r.awq ? method::awq : method::rtn;
   o.duo = r.duo_scaling == "both" ? duo_scaling::both : r.duo_scaling == "true" ? duo_scaling::on : duo_scaling::off;
@@ -66,7 +66,7 @@ std::vector<std::string> follow_recipe(awq_options& o) {
 
 }  // namespace
 
-std::vector<std::string> check(awq_options& o) {
+std::vector<std::string> check(pass_options& o) {
   std::vector<std::string> notes;
   if (o.recipe.empty()) {
     o.how = quantization::uniform(named_packing(o), o.ignore, "--ignore");

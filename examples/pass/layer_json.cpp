@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "layer.hpp"
+#include "pass/layer.hpp"
 
 namespace nibble::mistral {
 

@@ -8,14 +8,14 @@
 #include <string>
 #include <vector>
 
-#include "layer.hpp"
 #include "mistral/calibration_check.hpp"
 #include "mistral/config.hpp"
 #include "mistral/gpu.hpp"
 #include "mistral/results.hpp"
 #include "mistral/safetensors.hpp"
 #include "mistral/tokenizer.hpp"
-#include "options.hpp"
+#include "pass/layer.hpp"
+#include "pass/options.hpp"
 
 namespace nibble::mistral {
 
@@ -24,7 +24,7 @@ void tell(const std::string& note);
 
 /// A run's inputs, opened and checked before the first hour is spent.
 struct job {
-  const awq_options& o;
+  const pass_options& o;
   config model;
   checkpoint files;
   dtype stored;  ///< dtype of what is not packed, and of scales
@@ -38,7 +38,7 @@ struct job {
   std::optional<gpu> on;          ///< to run on; the CPU otherwise
   double read_seconds = 0;        ///< what reading the samples took
 
-  explicit job(const awq_options& options);
+  explicit job(const pass_options& options);
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "job.hpp"
+#include "pass/job.hpp"
 
 namespace nibble::mistral {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "job.hpp"
+#include "pass/job.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -24,7 +24,7 @@ const tensor& floating(const tensor& t) {
               ", but only weights of F32, F16 or BF16 can be quantized");
 }
 
-dtype stored_dtype(const awq_options& o, const checkpoint& files) {
+dtype stored_dtype(const pass_options& o, const checkpoint& files) {
   const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
   return o.format == packed_format::compressed_tensors ? own : dtype::f16;
 }
@@ -35,7 +35,7 @@ void tell(const std::string& note) {
   std::fprintf(stderr, "awq_mistral: note: %s\n", note.c_str());
 }
 
-job::job(const awq_options& options)
+job::job(const pass_options& options)
     : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
   check_tensors();
   check_packings();

@@ -7,12 +7,12 @@
 #include <optional>
 #include <vector>
 
-#include "layer.hpp"
 #include "mistral/overlap.hpp"
 #include "mistral/questions.hpp"
 #include "mistral/results.hpp"
-#include "options.hpp"
-#include "phases.hpp"
+#include "pass/layer.hpp"
+#include "pass/options.hpp"
+#include "pass/phases.hpp"
 
 namespace nibble::mistral {
 
@@ -44,21 +44,21 @@ struct pass_result {
 
 /// @throws error or usage_error; no output directory is left then, but after the first layer what a run with the same
 /// options goes on from (resume.hpp).
-pass_result run_pass(const awq_options& o);
+pass_result run_pass(const pass_options& o);
 
 /// What --dry-run prints: shapes, time, memory, disk. @throws as run_pass before its first layer.
-std::string plan_of(const awq_options& o);
+std::string plan_of(const pass_options& o);
 
 /// What the options say, in the words of the command line.
-nlohmann::ordered_json options_json(const awq_options& o);
+nlohmann::ordered_json options_json(const pass_options& o);
 
 /// Everything that was found, for --json, --report and the model card.
-nlohmann::ordered_json to_json(const awq_options& o, const pass_result& r);
+nlohmann::ordered_json to_json(const pass_options& o, const pass_result& r);
 
 /// What grew worse than --max-regression allows, against the original and the baseline; a sentence each.
-std::vector<std::string> regressions(const awq_options& o, const pass_result& r);
+std::vector<std::string> regressions(const pass_options& o, const pass_result& r);
 
 /// The table at the end.
-std::string table(const awq_options& o, const pass_result& r);
+std::string table(const pass_options& o, const pass_result& r);
 
 }  // namespace nibble::mistral

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "layer.hpp"
+#include "pass/layer.hpp"
 
 #include <algorithm>
 
@@ -42,7 +42,7 @@ std::vector<scale_group> scaled_groups(const config& c, const layer_packing& how
 }
 
 /// The best scale of a group whose linears `on` holds.
-host::awq_result search(const config& c, const awq_options& o, const layer_packing& how, dtype stored, engine& on,
+host::awq_result search(const config& c, const pass_options& o, const layer_packing& how, dtype stored, engine& on,
                         const layer_weights& w, const scale_group& group) {
   std::vector<double> sums(static_cast<size_t>(inputs(c, group.linears.front())), 0.0);
   index_t rows = 0;
@@ -87,7 +87,7 @@ void apply(const config& c, const scale_group& group, const std::vector<float>& 
 
 }  // namespace
 
-layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored, engine& on,
+layer_report quantize_layer(const config& c, const pass_options& o, const layer_packing& how, dtype stored, engine& on,
                             layer_weights& w, const linear_sink& sink) {
   layer_report report;
   for (const layer_input input : layer_inputs)

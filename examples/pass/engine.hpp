@@ -15,7 +15,7 @@
 #include "mistral/gpu.hpp"
 #include "mistral/packed_writer.hpp"
 #include "mistral/summary.hpp"
-#include "phases.hpp"
+#include "pass/phases.hpp"
 
 namespace nibble::mistral {
 

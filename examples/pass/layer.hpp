@@ -8,8 +8,8 @@
 #include <functional>
 #include <vector>
 
-#include "engine.hpp"
-#include "options.hpp"
+#include "pass/engine.hpp"
+#include "pass/options.hpp"
 
 namespace nibble::mistral {
 
@@ -41,7 +41,7 @@ using linear_sink = std::function<void(projection, const quantized_linear&)>;
 
 /// Quantizes the projections of w that `how` packs, under what `on` gathered. On return w holds what the checkpoint will hold,
 /// dequantized: weights scaled by s, and norms divided by it, already rounded to `stored`.
-layer_report quantize_layer(const config& c, const awq_options& o, const layer_packing& how, dtype stored, engine& on,
+layer_report quantize_layer(const config& c, const pass_options& o, const layer_packing& how, dtype stored, engine& on,
                             layer_weights& w, const linear_sink& sink);
 
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "awq_mistral/cuda/linears.cuh"
+#include "pass/cuda/linears.cuh"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "awq_mistral/engine.hpp"
+#include "pass/engine.hpp"
 
 #include "mistral/error.hpp"
 

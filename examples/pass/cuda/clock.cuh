@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "awq_mistral/phases.hpp"
 #include "mistral/cuda/runtime.cuh"
+#include "pass/phases.hpp"
 
 namespace nibble::mistral::cuda {
 
