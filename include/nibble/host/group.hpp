@@ -113,10 +113,10 @@ struct rectangle {
   index_t size() const noexcept { return rows * cols; }
 };
 
-/// f(rectangle, params&, Scratch&) for every group. Small groups are shared out
-/// over the pool, a Scratch a tile.
-template <class Scratch, class F>
-void for_groups(index_t n, index_t k, matrix<params> p, group_shape g, F f) {
+/// f(rectangle, parameters&, Scratch&) for every group. Small groups are shared
+/// out over the pool, a Scratch a tile.
+template <class Scratch, class P, class F>
+void for_groups(index_t n, index_t k, matrix<P> p, group_shape g, F f) {
   const index_t height = g.height(n), width = g.width(k), across = g.across(k);
   const auto run = [&](index_t first, index_t last) {
     Scratch scratch;

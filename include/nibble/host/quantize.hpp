@@ -233,14 +233,14 @@ inline index_t rows_at_once(index_t cols) noexcept {
   return cols >= 65536 ? 1 : ceil_div(65536, cols < 1 ? 1 : cols);
 }
 
-/// f(row, first column, columns, params) for every group's piece of every row, rows shared out over the pool.
-template <class F>
-void for_group_spans(index_t rows, index_t cols, matrix<const params> p, group_shape g, F f) {
+/// f(row, first column, columns, parameters) for every group's piece of every row, rows shared out over the pool.
+template <class P, class F>
+void for_group_spans(index_t rows, index_t cols, matrix<const P> p, group_shape g, F f) {
   const index_t height = g.height(rows), width = g.width(cols), step = rows_at_once(cols);
   parallel_for(ceil_div(rows, step), [&](index_t tile) {
     vectorised([&] {
       for (index_t row = tile * step; row < min(rows, (tile + 1) * step); ++row) {
-        const params* const of_row = p.row(row / height);
+        const P* const of_row = p.row(row / height);
         for (index_t col = 0, group = 0; col < cols; col += width, ++group)
           f(row, col, min(width, cols - col), of_row[group]);
       }
