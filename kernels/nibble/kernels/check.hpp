@@ -25,9 +25,10 @@ bool aligned(matrix<T> m, index_t items = 1) noexcept {
   return address % (sizeof(T) * static_cast<size_t>(items)) == 0 && (m.rows <= 1 || m.stride % items == 0);
 }
 
-/// Whether p has the parameters of every group of an (n, k) matrix.
+/// Whether p has the parameters of every group of an (n, k) matrix: params, or a scale.
 /// @returns bad_group for an extent that is neither positive nor −1, bad_shape for parameters of another shape.
-inline status check_groups(matrix<const params> p, index_t n, index_t k, group_shape g) noexcept {
+template <class P>
+status check_groups(matrix<P> p, index_t n, index_t k, group_shape g) noexcept {
   if (g.rows < -1 || g.rows == 0 || g.cols < -1 || g.cols == 0) return status::bad_group;
   if (!well_formed(p) || p.rows != g.down(n) || p.cols != g.across(k)) return status::bad_shape;
   return aligned(p) ? status::ok : status::misaligned;

@@ -60,9 +60,9 @@ __device__ void store_some(T* p, device::chunk<T, Items> some, int count) {
     if (j < count) p[j] = some.at[j];
 }
 
-/// to(row, col) = f(from(row, col), params of its group) for all of a thread's elements.
-template <int Items, int Rows, class From, class To, class F>
-__device__ void map_groups(matrix<const From> from, matrix<const params> p, matrix<To> to, group_shape g,
+/// to(row, col) = f(from(row, col), parameters of its group) for all of a thread's elements.
+template <int Items, int Rows, class From, class P, class To, class F>
+__device__ void map_groups(matrix<const From> from, matrix<const P> p, matrix<To> to, group_shape g,
                            unsigned blocks_across, F f) {
   const index_t height = g.height(from.rows), width = g.width(from.cols);
   const share<Items, Rows> mine(from.cols, width, blocks_across);
@@ -75,8 +75,8 @@ __device__ void map_groups(matrix<const From> from, matrix<const params> p, matr
   for (int i = 0; i < Rows; ++i) {
     const index_t row = mine.row(i);
     if (row >= from.rows) return;
-    const params* const of_row = p.row(height == 1 ? row : row / height);
-    params of_group = of_row[mine.first_group];
+    const P* const of_row = p.row(height == 1 ? row : row / height);
+    P of_group = of_row[mine.first_group];
     device::chunk<To, Items> y;
 #pragma unroll
     for (int j = 0; j < Items; ++j) {
