@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <sstream>
 
 #include "progress.hpp"
 #include "report_parts.hpp"
@@ -14,6 +15,7 @@ namespace {
 using json = nlohmann::ordered_json;
 using page::at;
 using page::file_name;
+using page::own_name;
 using page::text;
 using page::value;
 
@@ -56,8 +58,17 @@ std::string shell_word(const std::string& name) {
   return fine.find(' ') == std::string::npos ? fine : "'" + fine + "'";
 }
 
-bool is_awq(const json& run) {
+bool calibrated(const json& run) {
   return at(at(run, "options"), "method") != "rtn";
+}
+
+/// "awq" of "awq", and of "awq+gptq" each.
+std::vector<std::string> method_tags(const json& run) {
+  std::vector<std::string> tags;
+  std::istringstream words(text(at(at(run, "options"), "method")));
+  for (std::string word; std::getline(words, word, '+');)
+    if (word != "rtn") tags.push_back(word);
+  return tags;
 }
 
 bool compressed_tensors(const json& run) {
@@ -88,9 +99,10 @@ std::string metadata(const json& run) {
   }
   out += "library_name: transformers\npipeline_tag: text-generation\nquantized_by: " +
          quoted(text(at(at(run, "made"), "program")) + ", nibble " + text(at(run, "nibble"))) + "\ntags:\n";
-  std::vector<std::string> tags = {"quantized", "nibble"};
-  if (compressed_tensors(run)) tags.insert(tags.begin(), "compressed-tensors");
-  if (is_awq(run) || !compressed_tensors(run)) tags.insert(tags.begin(), "awq");
+  std::vector<std::string> tags = method_tags(run);
+  const std::string layout = compressed_tensors(run) ? "compressed-tensors" : "awq";
+  for (const std::string& tag : {layout, std::string("quantized"), std::string("nibble")})
+    if (std::find(tags.begin(), tags.end(), tag) == tags.end()) tags.push_back(tag);
   for (const std::string& tag : tags) out += "- " + tag + "\n";
   return out + "---\n";
 }
@@ -100,9 +112,10 @@ std::string summary(const json& run) {
   const std::string name = plain(text(at(source, "name")));
   const std::string original = base.is_string() ? "[" + name + "](https://huggingface.co/" + text(base) + ")" : name;
   return "# " + plain(name_of(run)) + "\n\n" + original + " with its linear layers quantized to " +
-         plain(text(at(run, "packing"))) + ", by " + (is_awq(run) ? "AWQ" : "rounding to nearest") + ", in the " +
-         text(at(options, "format")) + " format: " + size_text(value(at(at(run, "models").front(), "bytes"))) +
-         " of weights became " + size_text(value(at(at(run, "models").back(), "bytes"))) + ".\n\n";
+         plain(text(at(run, "packing"))) + ", by " + (calibrated(run) ? plain(own_name(run)) : "rounding to nearest") +
+         ", in the " + text(at(options, "format")) +
+         " format: " + size_text(value(at(at(run, "models").front(), "bytes"))) + " of weights became " +
+         size_text(value(at(at(run, "models").back(), "bytes"))) + ".\n\n";
 }
 
 /// A cell of a model: nothing where it has no such figure.
@@ -225,7 +238,7 @@ std::string limits(const json& run) {
   for (const json& each : at(at(run, "options"), "ignore"))
     ignored += (ignored.empty() ? "" : ", ") + plain(each.is_string() ? text(each) : each.dump());
   out += (ignored.empty() ? "nothing" : ignored) + ".\n";
-  if (is_awq(run))
+  if (calibrated(run))
     out +=
         "- Scales, ranges and codes were chosen on the calibration text; text of another kind or language may lose "
         "more than the table says.\n";

@@ -19,6 +19,14 @@
 
 namespace nibble::mistral {
 
+/// Steps by which clip_search::gram takes each end of a range in.
+inline constexpr int clip_steps = 6;
+
+/// Channels of an input.
+inline index_t width(const config& c, layer_input input) {
+  return input == layer_input::down ? c.intermediate : input == layer_input::o ? c.q_width() : c.hidden;
+}
+
 /// How each projection of a layer is packed; empty where it is left as it was.
 using layer_packing = std::array<std::optional<packing>, 7>;
 

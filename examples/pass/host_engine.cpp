@@ -29,9 +29,7 @@ range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, co
 
 class host_arithmetic : public engine {
  public:
-  explicit host_arithmetic(const job& j) : j_(j) {
-    for (const auto& sequence : j.samples.sequences)
-      tokens_.append(sequence.data(), static_cast<index_t>(sequence.size()));
+  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()) {
     sample_starts_ = {0};
     if (j.o.loss != search_loss::block) return;
     for (size_t i = 1; i < tokens_.starts.size(); ++i)
@@ -59,10 +57,8 @@ class host_arithmetic : public engine {
 
   void gather(index_t, const layer_weights& w, bool keep) override {
     const auto& c = j_.model;
-    for (const layer_input input : layer_inputs) {
-      const index_t k = input == layer_input::down ? c.intermediate : input == layer_input::o ? c.q_width() : c.hidden;
-      inputs_[static_cast<size_t>(input)] = host::second_moment(k, tokens_.tokens(), j_.o.shrinkage);
-    }
+    for (const layer_input input : layer_inputs)
+      inputs_[static_cast<size_t>(input)] = host::second_moment(width(c, input), tokens_.tokens(), j_.o.shrinkage);
     const index_t sampled = sample_starts_.back();
     std::vector<float> copy;
     if (keep) copy = data_;
@@ -202,7 +198,8 @@ chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection 
     const stopwatch watch(times_, phase::ranges);
     with_range_method(j_.o.clip,
                       [&](auto range) { host::fit(w, q.param_matrix(), g, as.scheme, range, importance.data()); });
-    if (j_.o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, as.group, as.scheme, q.param_matrix());
+    if (j_.o.clip == clip_search::gram)
+      host::clip_under_gram(w, s.data(), x, as.group, as.scheme, q.param_matrix(), clip_steps);
   }
   const stopwatch watch(times_, phase::codes);
   const matrix<const params> p = q.param_matrix();

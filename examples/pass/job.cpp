@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "mistral/error.hpp"
 
@@ -31,10 +30,6 @@ dtype stored_dtype(const pass_options& o, const checkpoint& files) {
 
 }  // namespace
 
-void tell(const std::string& note) {
-  std::fprintf(stderr, "awq_mistral: note: %s\n", note.c_str());
-}
-
 job::job(const pass_options& options)
     : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
   check_tensors();
@@ -42,15 +37,15 @@ job::job(const pass_options& options)
   tok = open_tokenizer(o.model);
   choose_machine();
   if (!o.evaluate.empty()) read_evaluated();
-  if (o.how_found == method::awq) read_samples();
+  if (o.calibrated()) read_samples();
 }
 
 void job::choose_machine() {
-  on = choose_gpu(o.backend, tell);
-  if (!on || o.how_found != method::awq || o.loss != search_loss::block) return;
+  on = choose_gpu(o.backend, [&](const std::string& note) { tell(o, note); });
+  if (!on || !o.scales_searched() || o.loss != search_loss::block) return;
   const std::string why = "--loss block is judged on the CPU only";
   if (o.backend.insists()) throw usage_error(why + "; use --loss gram, or --backend cpu");
-  tell(why + ", which takes the GPU's place");
+  tell(o, why + ", which takes the GPU's place");
   on.reset();
 }
 
@@ -93,6 +88,12 @@ void job::check_tensors() const {
   }
 }
 
+batch job::tokens() const {
+  batch all;
+  for (const auto& sequence : samples.sequences) all.append(sequence.data(), static_cast<index_t>(sequence.size()));
+  return all;
+}
+
 layer_packing job::packings(index_t layer) const {
   layer_packing how;
   for (const projection p : projections) how[static_cast<size_t>(p)] = o.how.of(projection_name(layer, p));
@@ -127,15 +128,15 @@ void job::check_packings() const {
 void job::warn() const {
   warn_of_unmatched();
   warn_of_split_sets();
-  for (const std::string& warning : findings.warnings) tell(warning);
+  for (const std::string& warning : findings.warnings) tell(o, warning);
 }
 
 /// A misspelt pattern in what is to be left as it was would go unseen until the model answers badly.
 void job::warn_of_unmatched() const {
   for (const std::string& text : o.how.unmatched(linears()))
-    std::fprintf(stderr, "awq_mistral: note: %s: \"%s\" matches no linear of the model%s\n",
-                 o.recipe.empty() ? "--ignore" : o.recipe.c_str(), text.substr(0, 200).c_str(),
-                 text.rfind("re:", 0) == 0 ? " (patterns match from the start of a name)" : "");
+    tell(o, (o.recipe.empty() ? "--ignore" : o.recipe) + ": \"" + text.substr(0, 200) +
+                "\" matches no linear of the model" +
+                (text.rfind("re:", 0) == 0 ? " (patterns match from the start of a name)" : ""));
 }
 
 /// vLLM runs q, k and v as one linear, gate and up as another, and takes the first one's packing for all of them.
@@ -147,10 +148,7 @@ void job::warn_of_split_sets() const {
       for (const projection p : set) {
         const std::string first = projection_name(layer, set.front()), other = projection_name(layer, p);
         if (o.how.of(first) == o.how.of(other)) continue;
-        std::fprintf(
-            stderr,
-            "awq_mistral: note: vLLM will not load this model: it fuses %s and %s, which are not packed alike\n",
-            first.c_str(), other.c_str());
+        tell(o, "vLLM will not load this model: it fuses " + first + " and " + other + ", which are not packed alike");
         return;
       }
 }

@@ -19,9 +19,6 @@
 
 namespace nibble::mistral {
 
-/// A note to the user, on stderr.
-void tell(const std::string& note);
-
 /// A run's inputs, opened and checked before the first hour is spent.
 struct job {
   const pass_options& o;
@@ -39,6 +36,8 @@ struct job {
   double read_seconds = 0;        ///< what reading the samples took
 
   explicit job(const pass_options& options);
+  /// Of the samples.
+  batch tokens() const;
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// One layer through AWQ: scales searched for every group of linears that share an input and folded into what comes
-/// before, ranges fitted, codes chosen and improved.
+/// One layer quantized: what each input of linears is scaled by is folded into what comes before, then each linear gets its ranges
+/// and codes.
 #pragma once
 
 #include <array>
@@ -18,7 +18,6 @@ struct input_report {
   layer_input input;
   awq_ratio ratio;
   double identity_loss = 0, scaled_loss = 0;  ///< of the search, before sweeps
-  bool searched = false;
 };
 struct linear_report {
   projection which;
@@ -39,10 +38,20 @@ nlohmann::ordered_json to_json(const layer_report& layer, bool calibrated);
 /// Told of each finished linear, which may be written and forgotten.
 using linear_sink = std::function<void(projection, const quantized_linear&)>;
 
-/// Quantizes the projections of w that `how` packs, under what `on` gathered. On return w holds what the checkpoint will hold,
-/// dequantized: weights scaled by s, and norms divided by it, already rounded to `stored`.
-layer_report quantize_layer(const config& c, const pass_options& o, const layer_packing& how, dtype stored, engine& on,
-                            layer_weights& w, const linear_sink& sink);
+/// What is to be done to a layer, and by whom.
+struct layer_task {
+  const config& c;
+  const pass_options& o;
+  layer_packing how;
+  dtype stored;
+  engine& on;  ///< which gathered the layer's statistics
+
+  packed as(projection p) const { return {how, p, stored}; }
+};
+
+/// Quantizes the projections of w that t.how packs. On return w holds what the checkpoint will hold, dequantized: weights scaled
+/// by s, and norms divided by it, already rounded to t.stored.
+layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_sink& sink);
 
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
 void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink);

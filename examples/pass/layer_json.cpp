@@ -2,7 +2,6 @@
 #include "pass/layer.hpp"
 
 namespace nibble::mistral {
-
 namespace {
 
 const char* name_of(layer_input input) {

@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <cstdio>
 
 #include "mistral/error.hpp"
 #include "mistral/recipe.hpp"
 
 namespace nibble::mistral {
-
 namespace {
 
 struct named_scheme {
@@ -46,8 +46,8 @@ void check_format(const pass_options& o) {
 
 std::vector<std::string> follow_recipe(pass_options& o) {
   recipe r = read_recipe(o.recipe);
-  o.how_found = r.awq ? method::awq : method::rtn;
-  o.duo = r.duo_scaling == "both" ? duo_scaling::both : r.duo_scaling == "true" ? duo_scaling::on : duo_scaling::off;
+  o.how_found = r.awq ? methods::awq : methods::rtn;
+  o.duo = value_of(duo_choices, r.duo_scaling);
   o.grid = r.grid;
   o.ignore = r.ignore;
   for (packing_group& group : r.groups) group.how.format = o.format;
@@ -65,6 +65,10 @@ std::vector<std::string> follow_recipe(pass_options& o) {
 }
 
 }  // namespace
+
+void tell(const pass_options& o, const std::string& note) {
+  std::fprintf(stderr, "%s: note: %s\n", o.program.c_str(), note.c_str());
+}
 
 std::vector<std::string> check(pass_options& o) {
   std::vector<std::string> notes;

@@ -3,6 +3,7 @@
 /// What a pass is told on its command line.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -13,12 +14,54 @@
 
 namespace nibble::mistral {
 
+/// What is folded into the layer before.
+enum class scaling { none, awq };
+
+/// How a pass finds codes.
+struct method {
+  const char* word;   ///< of --method and --json
+  const char* title;  ///< of tables and cards
+  bool calibrated;    ///< by statistics of a text; false: rounded to nearest in min-max ranges
+  scaling scales;
+};
+namespace methods {
+inline constexpr method awq = {"awq", "AWQ", true, scaling::awq};
+inline constexpr method rtn = {"rtn", "round to nearest", false, scaling::none};
+}  // namespace methods
+
 enum class clip_search { none, mse, gram };
 enum class search_loss { gram, block };
-enum class method { awq, rtn };
 enum class propagation { original, quantized };
 
+/// A word of the command line, and what it stands for.
+template <class T>
+struct choice {
+  const char* word;
+  T value;
+};
+inline constexpr choice<packed_format> format_choices[] = {{"compressed-tensors", packed_format::compressed_tensors},
+                                                           {"awq-gemm", packed_format::awq_gemm},
+                                                           {"awq-gemv", packed_format::awq_gemv}};
+inline constexpr choice<search_loss> loss_choices[] = {{"block", search_loss::block}, {"gram", search_loss::gram}};
+inline constexpr choice<duo_scaling> duo_choices[] = {
+    {"true", duo_scaling::on}, {"false", duo_scaling::off}, {"both", duo_scaling::both}};
+inline constexpr choice<clip_search> clip_choices[] = {
+    {"mse", clip_search::mse}, {"gram", clip_search::gram}, {"none", clip_search::none}};
+inline constexpr choice<propagation> propagation_choices[] = {{"original", propagation::original},
+                                                              {"quantized", propagation::quantized}};
+
+/// The word for one of the choices, and the choice of a word. @pre it is there.
+template <class T, size_t N>
+std::string word_of(const choice<T> (&choices)[N], T value) {
+  return std::find_if(choices, choices + N, [&](const choice<T>& each) { return each.value == value; })->word;
+}
+template <class T, size_t N>
+T value_of(const choice<T> (&choices)[N], const std::string& word) {
+  return std::find_if(choices, choices + N, [&](const choice<T>& each) { return each.word == word; })->value;
+}
+
 struct pass_options {
+  std::string program;  ///< whose options these are
   std::string model, output, calibration, evaluate, json, report, recipe;
   std::string baseline;  ///< --json of an earlier run
   index_t samples = 256, max_length = 512;
@@ -27,6 +70,7 @@ struct pass_options {
   packed_format format = packed_format::compressed_tensors;
   std::vector<std::string> ignore = {"lm_head"};
   quantization how;  ///< how each linear is packed: what the recipe, or the four above, say
+  method how_found = methods::rtn;
   search_loss loss = search_loss::gram;
   duo_scaling duo = duo_scaling::both;
   int grid = 20;
@@ -34,7 +78,6 @@ struct pass_options {
   int sweeps = 2;
   float shrinkage = 0.5f;
   propagation propagate = propagation::original;
-  method how_found = method::awq;
   backend_options backend;
   int threads = 0;  ///< 0: all
   std::uint64_t seed = 42;
@@ -44,11 +87,13 @@ struct pass_options {
   bool restart = false;
   bool dry_run = false;
   bool allow_overlap = false;  ///< of calibration samples with the text to evaluate
+
+  bool calibrated() const { return how_found.calibrated; }
+  bool scales_searched() const { return how_found.scales == scaling::awq; }
 };
 
-/// Options that a recipe decides as well.
-inline constexpr const char* decided_by_recipe[] = {"--scheme", "--group-size",  "--ignore",
-                                                    "--method", "--duo-scaling", "--n-grid"};
+/// A note to the user, on stderr.
+void tell(const pass_options& o, const std::string& note);
 
 /// Settles what the command line said, and the recipe if it named one. @returns what the user should be told, sentences.
 /// @throws usage_error for combinations that make no sense, error for a recipe that cannot be followed.

@@ -29,7 +29,6 @@
 #include "pass/plan.hpp"
 
 namespace nibble::mistral {
-
 namespace {
 
 /// Seconds from which on a user should know before.
@@ -128,7 +127,7 @@ std::unique_ptr<engine> make_engine(const job& j, pass_result& r) {
     if (j.on) on = gpu_engine(j, *j.on);
   } catch (const gpu_unusable& unusable) {
     if (j.o.backend.insists()) throw;
-    tell(std::string(unusable.what()) + "; the CPU takes its place");
+    tell(j.o, std::string(unusable.what()) + "; the CPU takes its place");
   }
   if (!on) on = host_engine(j);
   r.machine = on->name();
@@ -179,7 +178,7 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
   std::string note;
   {
     stopwatch watch(r.seconds.search);
-    const auto report = quantize_layer(j.model, j.o, j.packings(layer), j.stored, on, w, sink);
+    const auto report = quantize_layer({j.model, j.o, j.packings(layer), j.stored, on}, w, sink);
     note = loss_note(report);
     r.layers.push_back(to_json(report, true));
   }
@@ -200,7 +199,7 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
   const auto done = static_cast<index_t>(r.layers.size());
   if (done == j.model.layers) return;
   std::unique_ptr<engine> on;
-  if (j.o.how_found == method::awq) on = engine_at(j, directory, done, saved.activations, r);
+  if (j.o.calibrated()) on = engine_at(j, directory, done, saved.activations, r);
   progress bar("quantizing", j.model.layers);
   for (index_t layer = done; layer < j.model.layers; ++layer) {
     layer_weights w;
@@ -262,7 +261,7 @@ void answer_all(const job& j, const checkpoint& quantized, const config& quantiz
     }));
   };
   ask({j.files, j.model});
-  if (j.o.how_found == method::awq) ask({j.files, j.model, [&](index_t layer) { return round_resident(j, layer); }});
+  if (j.o.calibrated()) ask({j.files, j.model, [&](index_t layer) { return round_resident(j, layer); }});
   ask({quantized, quantized_config});
 }
 
@@ -277,7 +276,7 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
     return w;
   };
   std::vector<evaluated_model> models = {{j.files, j.model, nullptr}};
-  if (j.o.how_found == method::awq) models.push_back({j.files, j.model, rounded});
+  if (j.o.calibrated()) models.push_back({j.files, j.model, rounded});
   models.push_back({quantized, quantized_config, nullptr});
   std::optional<progress> bar;
   const auto report = [&](index_t done, index_t all) {
@@ -285,13 +284,10 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
     bar->at(done);
   };
   r.evaluations = evaluate_on(j.on, j.o.backend, models, j.text.ids, j.windows, report,
-                              std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4), tell);
+                              std::max<index_t>(index_t(64) << 20, r.calibration_tokens * j.model.hidden * 4),
+                              [&](const std::string& note) { tell(j.o, note); });
   if (!j.text.questions.empty()) answer_all(j, quantized, quantized_config, r);
 }
-
-}  // namespace
-
-namespace {
 
 /// Everything the weights depend on but the machine, whose BLAS rounds as its instructions do.
 nlohmann::ordered_json key_of(const job& j) {
@@ -299,7 +295,7 @@ nlohmann::ordered_json key_of(const job& j) {
   for (const char* place : {"model", "output", "calibration", "recipe"}) key["options"].erase(place);
   key["options"]["max_shard_bytes"] = j.o.max_shard_bytes;
   key["model"] = identity_of(j.o.model, j.files);
-  if (j.o.how_found == method::awq) key["calibration"] = sha256_of_file(j.o.calibration);
+  if (j.o.calibrated()) key["calibration"] = sha256_of_file(j.o.calibration);
   return key;
 }
 
@@ -330,14 +326,8 @@ void write_checkpoint(const job& j, const std::filesystem::path& directory, resu
   write_rest(j, writer);
   r.output_bytes = writer.finish();
   write_config(directory, j.model, config_dtype(j.stored), quantization_json(j.o.how, j.linears()));
-  write_recipe(directory, {j.o.how_found == method::awq,
-                           j.o.duo == duo_scaling::both ? "both"
-                           : j.o.duo == duo_scaling::on ? "true"
-                                                        : "false",
-                           j.o.grid,
-                           j.o.how.groups(),
-                           j.o.ignore,
-                           {}});
+  write_recipe(directory,
+               {j.o.scales_searched(), word_of(duo_choices, j.o.duo), j.o.grid, j.o.how.groups(), j.o.ignore, {}});
   copy_sidecars(j.o.model, directory);
   check_written(writer);
   saved.save("written", r, writer, j.model.layers);
@@ -363,7 +353,7 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
   r.bits_per_weight = bits_per_weight(j);
   r.peak_bytes = peak_resident_bytes();
   if (!j.o.evaluate.empty()) evaluate_all(j, out.path(), r);
-  if (j.o.how_found == method::awq) r.calibration_sha256 = sha256_of_file(j.o.calibration);
+  if (j.o.calibrated()) r.calibration_sha256 = sha256_of_file(j.o.calibration);
   r.source = describe_source(j.o.model, j.model);
   r.serving = serving_json(j.model, [&](const std::string& name) { return j.o.how.of(name); });
   write_file(out.path() / "README.md", model_card(to_json(j.o, r)));
@@ -389,8 +379,8 @@ pass_result run_pass(const pass_options& o) {
   const plan p = plan_run(j);
   check_room(p, j);
   if (p.gpu_bytes == 0 && p.quantization_seconds > worth_a_note)
-    tell("this takes about " + duration_text(p.quantization_seconds) + " on " + std::to_string(host::pool().size()) +
-         " threads; --dry-run tells more");
+    tell(o, "this takes about " + duration_text(p.quantization_seconds) + " on " + std::to_string(host::pool().size()) +
+                " threads; --dry-run tells more");
   output_directory out(o.output, o.model, o.overwrite);
   resumable_run run(out, key_of(j), o.restart);
   const bool going_on = !run.state().is_null();

@@ -62,7 +62,7 @@ struct products {
   }
   /// Candidates, ranges, sweeps and the losses that are reported.
   double of_search(const layer_packing& how) const {
-    const bool block = j.o.loss == search_loss::block;
+    const bool block = j.o.scales_searched() && j.o.loss == search_loss::block;
     double all = 0;
     for (const projection p : projections) {
       const auto& packed = how[static_cast<size_t>(p)];
@@ -70,7 +70,7 @@ struct products {
       const auto n = static_cast<double>(outputs(j.model, p)), k = static_cast<double>(inputs(j.model, p));
       const bool gram = tokens >= k;
       const double loss = 2 * n * k * std::min(k, tokens);
-      const bool scaled = p != projection::o || j.model.kv_heads == j.model.heads;
+      const bool scaled = j.o.scales_searched() && (p != projection::o || j.model.kv_heads == j.model.heads);
       const bool by_block = block && p != projection::o && p != projection::down;
       if (scaled && !by_block) all += j.o.grid * loss * (j.o.clip == clip_search::none ? 1 : 1.25);
       if (j.o.clip == clip_search::gram)
@@ -153,7 +153,7 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
     layer += 4 * size;
     largest = std::max(largest, size);
   }
-  if (j.o.how_found == method::awq && !on_gpu)
+  if (j.o.calibrated() && !on_gpu)
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
       grams += 4 * k * std::min(k, static_cast<std::uint64_t>(j.samples.tokens()));
@@ -200,12 +200,12 @@ plan plan_run(const job& j) {
   for (const plan_row& each : out.rows) out.output_bytes += each.bytes;
   // A shard is copied when its header does not fit its room, and two states' activations are kept for a moment.
   const std::uint64_t copied = std::min(out.output_bytes, std::uint64_t(512) << 20);
-  const std::uint64_t needed = out.output_bytes + copied + (j.o.how_found == method::awq ? 2 * activation_bytes(j) : 0);
+  const std::uint64_t needed = out.output_bytes + copied + (j.o.calibrated() ? 2 * activation_bytes(j) : 0);
   out.disk_bytes = needed - std::min(needed, left_bytes(j));
   struct statvfs disk = {};
   if (::statvfs(directory_of(j).c_str(), &disk) == 0) out.free_bytes = std::uint64_t(disk.f_bavail) * disk.f_frsize;
   out.machine_bytes = available_bytes();
-  if (j.on && j.o.how_found == method::awq) {
+  if (j.on && j.o.calibrated()) {
     try {
       out.gpu_bytes = gpu_memory(j, *j.on);
     } catch (const gpu_unusable&) {
@@ -219,7 +219,7 @@ plan plan_run(const job& j) {
   const products p{j, tokens, tokens / std::max<double>(1, static_cast<double>(j.samples.sequences.size()))};
   double work = 0, weights = 0;
   for (index_t layer = 0; layer < j.model.layers; ++layer)
-    if (j.o.how_found == method::awq) work += p.of_statistics() + p.of_search(j.packings(layer));
+    if (j.o.calibrated()) work += p.of_statistics() + p.of_search(j.packings(layer));
   for (const auto& [name, t] : j.files.tensors()) weights += static_cast<double>(t.size());
   constexpr double read_and_pack =
       20e-9;  // seconds a weight on one thread: convert, fit, round, pack, write, read back
@@ -227,7 +227,7 @@ plan plan_run(const job& j) {
   const products evaluated{j, static_cast<double>(j.text.ids.size()), 1024};
   if (!j.o.evaluate.empty()) {
     const double head = 2 * static_cast<double>(j.model.vocabulary * j.model.hidden) * evaluated.tokens;
-    const int models = j.o.how_found == method::awq ? 3 : 2;
+    const int models = j.o.calibrated() ? 3 : 2;
     // Windows overlap by half: each token is read twice.
     out.evaluation_seconds = models * (2 * evaluated.of_forward() * static_cast<double>(j.model.layers) + head) / rate;
   }
@@ -257,7 +257,7 @@ std::string to_text(const plan& p, const job& j) {
   }
   const auto size = [](std::uint64_t bytes) { return size_text(static_cast<double>(bytes)); };
   add("\nweights      %s now, %s quantized\n", size(p.original_bytes).c_str(), size(p.output_bytes).c_str());
-  if (j.o.how_found == method::awq)
+  if (j.o.calibrated())
     add("calibration  %lld tokens in %zu sequences of %s\n", static_cast<long long>(j.samples.tokens()),
         j.samples.sequences.size(), j.o.calibration.c_str());
   if (p.gpu_bytes > 0)

@@ -9,15 +9,7 @@
 #include "pass/pass.hpp"
 
 namespace nibble::mistral {
-
 namespace {
-
-const char* to_string(clip_search clip) {
-  return clip == clip_search::none ? "none" : clip == clip_search::mse ? "mse" : "gram";
-}
-const char* to_string(duo_scaling duo) {
-  return duo == duo_scaling::both ? "both" : duo == duo_scaling::on ? "true" : "false";
-}
 
 template <class... Args>
 std::string format(const char* pattern, Args... args) {
@@ -39,10 +31,6 @@ std::string packings_text(const pass_options& o) {
   return text;
 }
 
-std::string own_name(const pass_options& o) {
-  return o.how_found == method::awq ? "AWQ" : "round to nearest";
-}
-
 /// One line of the table: a model and its figures.
 struct row {
   std::string name;
@@ -56,9 +44,9 @@ struct row {
 std::vector<row> rows_of(const pass_options& o, const pass_result& r) {
   const auto figures = [&](size_t at) { return r.evaluations.empty() ? nullptr : &r.evaluations[at]; };
   std::vector<row> rows = {{"original", r.original_bytes, 0, -1, figures(0), true}};
-  if (o.how_found == method::awq && !r.evaluations.empty())
-    rows.push_back({"round to nearest", r.output_bytes, r.bits_per_weight, r.rtn_seconds, figures(1), false});
-  rows.push_back({own_name(o), r.output_bytes, r.bits_per_weight, r.seconds.quantization(),
+  if (o.calibrated() && !r.evaluations.empty())
+    rows.push_back({methods::rtn.title, r.output_bytes, r.bits_per_weight, r.rtn_seconds, figures(1), false});
+  rows.push_back({o.how_found.title, r.output_bytes, r.bits_per_weight, r.seconds.quantization(),
                   r.evaluations.empty() ? nullptr : &r.evaluations.back(), false});
   for (size_t i = 0; i < r.answered.size(); ++i) rows[i].answers = &r.answered[i].figures;
   return rows;
@@ -99,7 +87,7 @@ std::string answers_table(const pass_options& o, const pass_result& r) {
 nlohmann::ordered_json options_json(const pass_options& o) {
   nlohmann::ordered_json options = {{"model", o.model},
                                     {"output", o.output},
-                                    {"method", o.how_found == method::awq ? "awq" : "rtn"},
+                                    {"method", o.how_found.word},
                                     {"format", to_string(o.format)},
                                     {"ignore", o.ignore}};
   if (o.recipe.empty())
@@ -111,29 +99,28 @@ nlohmann::ordered_json options_json(const pass_options& o) {
                                  {"symmetric", group.how.symmetric},
                                  {"group_size", group.how.group},
                                  {"targets", group.targets}});
-  if (o.how_found == method::awq)
-    options.update({{"calibration", o.calibration},
-                    {"num_calibration_samples", o.samples},
-                    {"max_seq_length", o.max_length},
-                    {"loss", o.loss == search_loss::gram ? "gram" : "block"},
-                    {"duo_scaling", to_string(o.duo)},
-                    {"n_grid", o.grid},
-                    {"clip", to_string(o.clip)},
-                    {"sweeps", o.sweeps},
-                    {"shrinkage", o.shrinkage},
-                    {"propagate", o.propagate == propagation::original ? "original" : "quantized"},
-                    {"seed", o.seed}});
+  if (!o.calibrated()) return options;
+  options.update(
+      {{"calibration", o.calibration}, {"num_calibration_samples", o.samples}, {"max_seq_length", o.max_length}});
+  if (o.scales_searched())
+    options.update(
+        {{"loss", word_of(loss_choices, o.loss)}, {"duo_scaling", word_of(duo_choices, o.duo)}, {"n_grid", o.grid}});
+  options.update({{"clip", word_of(clip_choices, o.clip)},
+                  {"sweeps", o.sweeps},
+                  {"shrinkage", o.shrinkage},
+                  {"propagate", word_of(propagation_choices, o.propagate)},
+                  {"seed", o.seed}});
   return options;
 }
 
 nlohmann::ordered_json to_json(const pass_options& o, const pass_result& r) {
   auto options = options_json(o);
-  if (o.how_found == method::awq) {
+  if (o.calibrated()) {
     options["num_calibration_samples"] = r.calibration_sequences;
     options["calibration_tokens"] = r.calibration_tokens;
   }
   nlohmann::ordered_json out = {{"nibble", NIBBLE_VERSION},
-                                {"made", made_by("awq_mistral")},
+                                {"made", made_by(o.program)},
                                 {"source", r.source},
                                 {"packing", packings_text(o)},
                                 {"options", options}};
@@ -158,7 +145,7 @@ nlohmann::ordered_json to_json(const pass_options& o, const pass_result& r) {
     nlohmann::ordered_json& on = out["evaluation"];
     on["text"] = o.evaluate;
     r.measured.add_to(on);
-    if (o.how_found == method::awq) on["words_shared_with_calibration"] = r.shared_with_calibration.share();
+    if (o.calibrated()) on["words_shared_with_calibration"] = r.shared_with_calibration.share();
   }
   if (r.baseline) out["baseline"] = comparison_json(*r.baseline, own_results(out["models"], r));
   if (!r.questions.empty()) out["answers"] = answers_json(r.questions, r.answered);

@@ -80,7 +80,7 @@ quantized_linear host_codes(const problem& p, const owned<float>& w, const packe
   else
     host::fit(w.view(), q.param_matrix(), g, as.scheme, ends_search{}, importance.data());
   if (clip == clip_search::gram)
-    host::clip_under_gram(w.view(), p.s.data(), p.moment, as.group, as.scheme, q.param_matrix());
+    host::clip_under_gram(w.view(), p.s.data(), p.moment, as.group, as.scheme, q.param_matrix(), clip_steps);
   const matrix<const params> ranges = q.param_matrix();
   host::quantize(w.view(), ranges, q.code_matrix(), g, as.scheme);
   host::sweep(w.view(), p.s.data(), p.moment, ranges, as.group, as.scheme, sweeps, q.code_matrix());

@@ -21,9 +21,6 @@ constexpr index_t observed_tokens = 2048;
 /// Columns of a Gram matrix in bf16 at a time: wider ones are rounded again for each loss, which costs a tenth of its product.
 constexpr index_t gram_panel = 4096;
 
-index_t width(const config& c, layer_input input) {
-  return input == layer_input::down ? c.intermediate : input == layer_input::o ? c.q_width() : c.hidden;
-}
 index_t widest(const config& c) {
   return max(max(c.intermediate, c.hidden), c.q_width());
 }
@@ -62,27 +59,12 @@ index_t engine_bytes(const job& j) {
   return bytes;
 }
 
-batch tokens_of(const job& j) {
-  batch tokens;
-  for (const auto& sequence : j.samples.sequences)
-    tokens.append(sequence.data(), static_cast<index_t>(sequence.size()));
-  return tokens;
-}
-
 class gpu_arithmetic : public engine {
-  /// f(w), a held linear as it is stored on the device.
-  template <class F>
-  auto with_held(projection p, F f) const {
-    const index_t at = held_at_[static_cast<size_t>(p)], n = outputs(j_.model, p), k = inputs(j_.model, p);
-    return in_bf16_ ? f(matrix<const bf16>(reinterpret_cast<const bf16*>(held_.data()) + at, n, k))
-                    : f(matrix<const float>(reinterpret_cast<const float*>(held_.data()) + at, n, k));
-  }
-
  public:
   gpu_arithmetic(const job& j, const gpu& on)
       : j_(j),
         name_(on.name),
-        tokens_(tokens_of(j)),
+        tokens_(j.tokens()),
         forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true),
         linears_(limits_of(j.model), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
@@ -151,6 +133,13 @@ class gpu_arithmetic : public engine {
   }
 
  private:
+  /// f(w), a held linear as it is stored on the device.
+  template <class F>
+  std::invoke_result_t<F, matrix<const float>> with_held(projection p, F f) const {
+    const index_t at = held_at_[static_cast<size_t>(p)], n = outputs(j_.model, p), k = inputs(j_.model, p);
+    return in_bf16_ ? f(matrix<const bf16>(reinterpret_cast<const bf16*>(held_.data()) + at, n, k))
+                    : f(matrix<const float>(reinterpret_cast<const float*>(held_.data()) + at, n, k));
+  }
   const cuda::input_statistics& at(layer_input input) const { return inputs_[static_cast<size_t>(input)]; }
   cudaStream_t stream() const { return forward_.compute(); }
   void run_staged(const cuda::device_observer& observer = nullptr) {
@@ -254,7 +243,7 @@ std::uint64_t gpu_memory(const job& j, const gpu& on) {
   const index_t own = engine_bytes(j);
   const auto free = static_cast<index_t>(on.free_bytes) - own - cuda::runtime_bytes;
   return static_cast<std::uint64_t>(own + cuda::runtime_bytes +
-                                    cuda::plan_either(j.model, tokens_of(j).starts, free).total());
+                                    cuda::plan_either(j.model, j.tokens().starts, free).total());
 }
 
 }  // namespace nibble::mistral

@@ -13,9 +13,8 @@
 namespace nibble::mistral::cuda {
 namespace {
 
-/// Bytes of a pinned buffer; steps that each end of a range is searched by, the host's.
+/// Bytes of a pinned buffer.
 constexpr index_t piece_bytes = index_t(16) << 20;
-constexpr int clip_steps = 6;
 /// Rows whose products gram_loss and sweep hold at a time, columns that sweep changes at a time, weights of the smallest group.
 constexpr index_t loss_rows = 1024, sweep_columns = 64, smallest_group = 32;
 
