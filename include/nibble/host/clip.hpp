@@ -19,6 +19,10 @@
 
 NIBBLE_NAMESPACE_BEGIN
 namespace host {
+
+/// Steps that clip_under_gram takes of either end.
+inline constexpr int clip_steps = 6;
+
 namespace detail {
 
 /// One group of columns in a tile of rows, and each row's best range so far.
@@ -130,7 +134,7 @@ class clip_tile {
 /// with, which stays where nothing beats it, so no group ends worse under its diagonal block. @pre w is finite.
 template <class Scheme>
 void clip_under_gram(matrix<const float> w, const float* s, const second_moment& x, index_t group_size, Scheme scheme,
-                     matrix<params> p, int steps = 6) {
+                     matrix<params> p, int steps = clip_steps) {
   const index_t width = per_group(group_size).width(w.cols), groups = ceil_div(w.cols, width);
   const diagonal_blocks blocks(x, width);
   detail::single_threaded_blas();

@@ -169,6 +169,21 @@ class second_moment {
   /// The tokens (m, k), not shrunk, not divided. @pre sampled()
   matrix<const float> samples() const noexcept { return {data_.data(), tokens_, inputs_}; }
 
+  /// out (k, k) ← the shrunk Gram matrix, both triangles, also where the tokens are kept.
+  void whole(matrix<float> out) const {
+    if (!sampled()) {
+      parallel_for(inputs_, [&](index_t i) { std::copy_n(gram_matrix().row(i), inputs_, out.row(i)); });
+      return;
+    }
+    parallel_for(inputs_, [&](index_t i) { std::fill_n(out.row(i), inputs_, 0.0f); });
+    gram(samples(), out);
+    mirror(out, 1.0f / static_cast<float>(max(tokens_, index_t(1))));
+    parallel_for(inputs_, [&](index_t i) {
+      for (index_t j = 0; j < inputs_; ++j)
+        out(i, j) = i == j ? diagonal_[static_cast<size_t>(i)] : shrink(out(i, j), i, j, shrinkage_);
+    });
+  }
+
   /// out (count, count) ← the shrunk Gram matrix's diagonal block that begins at `first`.
   void block(index_t first, index_t count, matrix<float> out) const {
     if (!sampled()) {

@@ -23,22 +23,71 @@ namespace detail {
 /// Columns between two updates of all slopes.
 inline constexpr index_t sweep_cols = 64;
 
-/// A tile of rows whose codes are being improved. Its products are kept up to date: D·G', or D·Xᵀ where x keeps its
-/// tokens, with D = (ŵ − w) / s.
+/// D = (ŵ − w) / s of a tile of rows, and its products D·G', or D·Xᵀ where x keeps its tokens, both kept up to date.
+class tile_residual {
+ public:
+  template <class Scheme>
+  tile_residual(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s, group_shape g,
+                Scheme scheme, const second_moment& x)
+      : x_(x),
+        difference_(tile_buffers::view(buffers().difference, w.rows, w.cols)),
+        projected_(first_product(w, q, p, s, g, scheme)) {}
+
+  index_t rows() const noexcept { return difference_.rows; }
+  index_t cols() const noexcept { return difference_.cols; }
+  float& operator()(index_t row, index_t col) const noexcept { return difference_(row, col); }
+
+  /// out (rows, count) ← D·G' of columns [first, first + count).
+  void slopes(index_t first, matrix<float> out) const {
+    if (!x_.sampled()) {
+      for (index_t row = 0; row < rows(); ++row)
+        for (index_t j = 0; j < out.cols; ++j) out(row, j) = projected_(row, first + j);
+      return;
+    }
+    sgemm(CblasNoTrans, CblasNoTrans, rows(), out.cols, x_.tokens(), projected_, x_.samples().cols_at(first, out.cols),
+          0.0f, out);
+    const float apart = x_.shrinkage(), kept = (1 - apart) / static_cast<float>(max(x_.tokens(), index_t(1)));
+    for (index_t row = 0; row < rows(); ++row)
+      for (index_t j = 0; j < out.cols; ++j)
+        out(row, j) =
+            kept * out(row, j) + apart * difference_(row, first + j) * x_.diagonal()[static_cast<size_t>(first + j)];
+  }
+
+  /// What the changes (rows, count) of D's columns [first, first + count), which it holds already, add to the products.
+  void spread(index_t first, matrix<const float> change) const {
+    if (x_.sampled())
+      sgemm(CblasNoTrans, CblasTrans, rows(), x_.tokens(), change.cols, change,
+            x_.samples().cols_at(first, change.cols), 1.0f, projected_);
+    else
+      sgemm(CblasNoTrans, CblasNoTrans, rows(), cols(), change.cols, change,
+            x_.gram_matrix().rows_at(first, change.cols), 1.0f, projected_);
+  }
+
+ private:
+  template <class Scheme>
+  matrix<float> first_product(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
+                              group_shape g, Scheme scheme) const {
+    codes_difference(w, q, p, s, g, scheme, difference_);
+    return project(difference_, x_, buffers().product);
+  }
+
+  const second_moment& x_;
+  matrix<float> difference_, projected_;
+};
+
+/// A tile of rows whose codes are being improved.
 template <class Scheme>
 class sweep_tile {
  public:
-  sweep_tile(matrix<const params> p, const float* s, const second_moment& x, const diagonal_blocks& blocks,
-             index_t width, Scheme scheme, matrix<uint8_t> q, matrix<float> difference, matrix<float> projected)
-      : p_(p),
+  sweep_tile(const tile_residual& residual, matrix<const params> p, const float* s, const diagonal_blocks& blocks,
+             index_t width, Scheme scheme, matrix<uint8_t> q)
+      : residual_(residual),
+        p_(p),
         s_(s),
-        x_(x),
         blocks_(blocks),
         width_(width),
         scheme_(scheme),
         q_(q),
-        difference_(difference),
-        projected_(projected),
         slope_(static_cast<size_t>(q.rows * sweep_cols)),
         change_(slope_.size()),
         block_(static_cast<size_t>(sweep_cols * sweep_cols)) {}
@@ -51,38 +100,21 @@ class sweep_tile {
       const auto block = tile_buffers::view(block_, count, count);
       for (index_t i = 0; i < count; ++i)
         for (index_t j = 0; j < count; ++j) block(i, j) = blocks_(col / sweep_cols)(i, j);
-      const auto slope = slopes(col, count);
-      const auto change = tile_buffers::view(change_, q_.rows, count);
+      const auto slope = tile_buffers::view(slope_, q_.rows, count),
+                 change = tile_buffers::view(change_, q_.rows, count);
+      residual_.slopes(col, slope);
       bool moved = false;
       vectorised([&] {
         for (index_t row = 0; row < q_.rows; ++row)
           moved = improve_row(row, col, block, slope.row(row), change.row(row)) || moved;
       });
-      if (moved) spread(col, change);
+      if (moved) residual_.spread(col, change);
       any = any || moved;
     }
     return any;
   }
 
  private:
-  /// D·G' of columns [col, col + count).
-  matrix<float> slopes(index_t col, index_t count) {
-    const auto slope = tile_buffers::view(slope_, q_.rows, count);
-    if (!x_.sampled()) {
-      for (index_t row = 0; row < q_.rows; ++row)
-        for (index_t j = 0; j < count; ++j) slope(row, j) = projected_(row, col + j);
-      return slope;
-    }
-    sgemm(CblasNoTrans, CblasNoTrans, q_.rows, count, x_.tokens(), projected_, x_.samples().cols_at(col, count), 0.0f,
-          slope);
-    const float apart = x_.shrinkage(), kept = (1 - apart) / static_cast<float>(max(x_.tokens(), index_t(1)));
-    for (index_t row = 0; row < q_.rows; ++row)
-      for (index_t j = 0; j < count; ++j)
-        slope(row, j) =
-            kept * slope(row, j) + apart * difference_(row, col + j) * x_.diagonal()[static_cast<size_t>(col + j)];
-    return slope;
-  }
-
   /// change (block.cols) ← what each new code of the row adds to D.
   bool improve_row(index_t row, index_t col, matrix<const float> block, float* slope, float* change) {
     bool moved = false;
@@ -96,7 +128,7 @@ class sweep_tile {
       const float step = (nibble::dequantize(better, p, scheme_) - nibble::dequantize(code, p, scheme_)) / s;
       code = better;
       change[i] = step;
-      difference_(row, col + i) += step;
+      residual_(row, col + i) += step;
       moved = true;
       const float* const curvature = block.row(i);
       for (index_t j = 0; j < block.cols; ++j) slope[j] += step * curvature[j];
@@ -104,24 +136,13 @@ class sweep_tile {
     return moved;
   }
 
-  /// What the changes of columns [col, col + change.cols) add to the products.
-  void spread(index_t col, matrix<const float> change) {
-    if (x_.sampled())
-      sgemm(CblasNoTrans, CblasTrans, q_.rows, x_.tokens(), change.cols, change, x_.samples().cols_at(col, change.cols),
-            1.0f, projected_);
-    else
-      sgemm(CblasNoTrans, CblasNoTrans, q_.rows, q_.cols, change.cols, change,
-            x_.gram_matrix().rows_at(col, change.cols), 1.0f, projected_);
-  }
-
+  const tile_residual& residual_;
   matrix<const params> p_;
   const float* s_;
-  const second_moment& x_;
   const diagonal_blocks& blocks_;
   index_t width_;
   Scheme scheme_;
   matrix<uint8_t> q_;
-  matrix<float> difference_, projected_;
   std::vector<float> slope_, change_, block_;
 };
 
@@ -136,13 +157,10 @@ void sweep(matrix<const float> w, const float* s, const second_moment& x, matrix
   const group_shape g = per_group(group_size);
   const diagonal_blocks blocks(x, detail::sweep_cols);
   detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
-    auto& with = detail::buffers();
-    const auto difference = detail::tile_buffers::view(with.difference, rows, w.cols);
     const auto of_tile = p.rows_at(first, rows);
     const auto codes = q.rows_at(first, rows);
-    detail::codes_difference(w.rows_at(first, rows), matrix<const uint8_t>(codes), of_tile, s, g, scheme, difference);
-    const auto projected = detail::project(difference, x, with.product);
-    detail::sweep_tile<Scheme> tile(of_tile, s, x, blocks, g.width(w.cols), scheme, codes, difference, projected);
+    const detail::tile_residual residual(w.rows_at(first, rows), codes, of_tile, s, g, scheme, x);
+    detail::sweep_tile<Scheme> tile(residual, of_tile, s, blocks, g.width(w.cols), scheme, codes);
     int round = 0;
     while (round < rounds && tile.improve()) ++round;
   });

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// What a linear should do with inputs that differ from the ones it was trained on, since the layers before it are quantized:
+/// of all weights, those that give on the inputs x as they are what w gave on the inputs x₀ of the original model,
+///     w* = argmin E‖w·x₀ − w*·x‖² = w + w·E[(x₀ − x)·xᵀ]·H⁻¹,
+/// H the damped, shrunk Hessian of x, E[(x₀ − x)·xᵀ] shrunk likewise; a share α of the way there, w + α·(w* − w). Codes are then chosen for w* under H, since
+/// what w* itself misses does not depend on them. (GPTAQ, Li et al., arXiv 2504.02692, has the same aim, and approximates it
+/// a column at a time.)
+#pragma once
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <iterator>
+#include <vector>
+
+#include "nibble/host/hessian.hpp"
+#include "nibble/host/matmul.hpp"
+#include "nibble/host/observe.hpp"
+#include "nibble/host/output_loss.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/matrix.hpp"
+#include "nibble/observe.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+
+/// E[(x₀ − x)·xᵀ] (k, k), gathered in chunks of tokens.
+class drift {
+ public:
+  drift() = default;
+  explicit drift(index_t inputs) : inputs_(inputs), data_(static_cast<size_t>(inputs * inputs), 0.0f) {}
+
+  /// Adds tokens: x₀ and x (m, k), what is not finite as 0. Summed over 512 tokens by the BLAS, then added.
+  void add(matrix<const float> original, matrix<const float> x) {
+    const index_t k = inputs_, chunk = detail::gram_tokens, edge = detail::gram_tile, across = ceil_div(k, edge);
+    detail::single_threaded_blas();
+    for (index_t first = 0; first < x.rows; first += chunk) {
+      const index_t rows = min(chunk, x.rows - first);
+      const auto clean = detail::tile_buffers::view(clean_, rows, k),
+                 apart = detail::tile_buffers::view(apart_, rows, k);
+      parallel_for(rows, [&](index_t row) {
+        for (index_t col = 0; col < k; ++col) {
+          clean(row, col) = observed(x(first + row, col));
+          apart(row, col) = observed(original(first + row, col)) - clean(row, col);
+        }
+      });
+      const matrix<float> sum(data_.data(), k, k);
+      parallel_for(across * across, [&](index_t tile) {
+        const index_t i = tile / across * edge, j = tile % across * edge;
+        const index_t height = min(edge, k - i), width = min(edge, k - j);
+        detail::sgemm(CblasTrans, CblasNoTrans, height, width, rows, apart.cols_at(i, height), clean.cols_at(j, width),
+                      1.0f, sum.rows_at(i, height).cols_at(j, width));
+      });
+    }
+    tokens_ += x.rows;
+  }
+
+  index_t inputs() const noexcept { return inputs_; }
+  index_t tokens() const noexcept { return tokens_; }
+  /// Σ (x₀ − x)·xᵀ over the tokens, not divided.
+  matrix<const float> sum() const noexcept { return {data_.data(), inputs_, inputs_}; }
+
+ private:
+  index_t inputs_ = 0, tokens_ = 0;
+  std::vector<float> data_, clean_, apart_;
+};
+
+/// target (n, k) ← w + share·(w* − w) for w (n, k), whose columns are scaled by s (k) as h's are; d is not.
+/// Where that is not finite, w. @param shrinkage λ, of what is beside the diagonal of d. @pre h.usable(), d.tokens() > 0.
+inline void moved_target(matrix<const float> w, const float* s, const drift& d, const hessian& h, float share,
+                         float shrinkage, matrix<float> target) {
+  const index_t k = w.cols;
+  const auto& column = h.order().column;
+  // d in the units and the order of h: diag(1/s)·E[(x₀ − x)·xᵀ]·diag(1/s) / unit
+  std::vector<float> ordered(static_cast<size_t>(k * k));
+  const matrix<float> o(ordered.data(), k, k);
+  const double per_token = static_cast<double>(share) / (h.unit() * static_cast<double>(d.tokens()));
+  parallel_for(k, [&](index_t row) {
+    const double of_row = per_token / static_cast<double>(s[row]);
+    for (index_t i = 0; i < k; ++i) {
+      const index_t col = column[static_cast<size_t>(i)];
+      const float sum = shrink(d.sum()(row, col), row, col, shrinkage);
+      o(row, i) = static_cast<float>(of_row / static_cast<double>(s[col]) * static_cast<double>(sum));
+    }
+  });
+  detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
+    const auto moved = detail::tile_buffers::view(detail::buffers().product, rows, k);
+    detail::sgemm(CblasNoTrans, CblasNoTrans, rows, k, k, w.rows_at(first, rows), o, 0.0f, moved);
+    for (const auto transposed : {CblasNoTrans, CblasTrans})  // · (Lᵀ·L)⁻¹
+      cblas_strsm(CblasRowMajor, CblasRight, CblasLower, transposed, CblasNonUnit, static_cast<int>(rows),
+                  static_cast<int>(k), 1.0f, h.factor().data, detail::leading(h.factor().stride), moved.data,
+                  detail::leading(moved.stride));
+    for (index_t row = 0; row < rows; ++row)
+      for (index_t i = 0; i < k; ++i) {
+        const index_t col = column[static_cast<size_t>(i)];
+        const float own = w(first + row, col), there = own + moved(row, i);
+        target(first + row, col) = is_finite(there) ? there : own;
+      }
+  });
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nibble/host/target.hpp"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "nibble/reference/gptq.hpp"
+#include "support/activations.hpp"
+#include "support/linears.hpp"
+
+using namespace nibble;
+
+namespace {
+
+/// Inputs as the original model has them, beside x: some channels mixed with their neighbours, and noise.
+owned<float> drifted(const owned<float>& x) {
+  std::mt19937 engine(9);
+  std::normal_distribution<float> normal(0.0f, 0.05f);
+  owned<float> out = x;
+  for (index_t row = 0; row < x.rows; ++row)
+    for (index_t col = 0; col < x.cols; ++col)
+      out.view()(row, col) += 0.1f * x.view()(row, (col + 3) % x.cols) + normal(engine);
+  return out;
+}
+
+/// E‖w·x₀ − v·x‖², v in double.
+double missed(const owned<float>& w, const owned<double>& v, const owned<float>& original, const owned<float>& x) {
+  double sum = 0;
+  for (index_t token = 0; token < x.rows; ++token)
+    for (index_t row = 0; row < w.rows; ++row) {
+      double difference = 0;
+      for (index_t col = 0; col < x.cols; ++col)
+        difference += static_cast<double>(w.view()(row, col)) * static_cast<double>(original.view()(token, col)) -
+                      v.view()(row, col) * static_cast<double>(x.view()(token, col));
+      sum += difference * difference;
+    }
+  return sum / static_cast<double>(x.rows);
+}
+
+struct problem {
+  owned<float> x, original, w;
+  host::drift d;
+
+  problem(index_t tokens, index_t k, index_t rows)
+      : x(activations(tokens, k)), original(drifted(x)), w(weights<float>(rows, k)), d(k) {
+    for (index_t row = 0; row < tokens; row += 100) {
+      const index_t count = std::min<index_t>(100, tokens - row);
+      d.add(std::as_const(original).view().rows_at(row, count), std::as_const(x).view().rows_at(row, count));
+    }
+  }
+  owned<float> target(const std::vector<float>& s, activation_order how, float share, float shrinkage,
+                      float damping) const {
+    owned<float> out(w.rows, w.cols), scaled = w;
+    for (index_t row = 0; row < w.rows; ++row)
+      for (index_t col = 0; col < w.cols; ++col) scaled.view()(row, col) *= s[static_cast<size_t>(col)];
+    const host::hessian h(gathered(x, x.rows, shrinkage), s.data(), 32, how, damping);
+    REQUIRE(h.usable());
+    host::moved_target(std::as_const(scaled).view(), s.data(), d, h, share, shrinkage, out.view());
+    for (index_t row = 0; row < w.rows; ++row)
+      for (index_t col = 0; col < w.cols; ++col) out.view()(row, col) /= s[static_cast<size_t>(col)];
+    return out;
+  }
+};
+
+owned<double> in_double(const owned<float>& w) {
+  owned<double> out(w.rows, w.cols);
+  for (size_t i = 0; i < w.data.size(); ++i) out.data[i] = static_cast<double>(w.data[i]);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("a moved target is the solution of the normal equations, whatever the order and the scales of columns") {
+  for (const index_t tokens : {index_t(90), index_t(500)})
+    for (const index_t k : {index_t(1), index_t(33), index_t(130)})
+      for (const auto how : {activation_order::none, activation_order::descending}) {
+        const problem of(tokens, k, 17);
+        const auto h = [&] {
+          owned<double> g = exact_gram(of.x, 0.2f);
+          reference::damp(g.view(), 0.05);
+          return g;
+        }();
+        owned<double> cross(k, 17, 0.0), moved(k, 17);  // (E[(x₀ − x)·xᵀ] shrunk)ᵀ·wᵀ
+        for (index_t i = 0; i < k; ++i)
+          for (index_t j = 0; j < k; ++j) {
+            double sum = 0;
+            for (index_t token = 0; token < tokens; ++token)
+              sum += (static_cast<double>(of.original.view()(token, j)) - static_cast<double>(of.x.view()(token, j))) *
+                     static_cast<double>(of.x.view()(token, i));
+            sum *= (i == j ? 1.0 : 1.0 - 0.2f) / static_cast<double>(tokens);
+            for (index_t row = 0; row < 17; ++row)
+              cross.view()(i, row) += sum * static_cast<double>(of.w.view()(row, j));
+          }
+        reference::solve(h.view(), std::as_const(cross).view(), moved.view());
+        const auto target = of.target(std::vector<float>(static_cast<size_t>(k), 1.0f), how, 0.75f, 0.2f, 0.05f);
+        for (index_t row = 0; row < 17; ++row) {
+          double size = 0;
+          for (index_t col = 0; col < k; ++col)
+            size = std::max(size,
+                            std::fabs(static_cast<double>(of.w.view()(row, col))) + std::fabs(moved.view()(col, row)));
+          for (index_t col = 0; col < k; ++col) {
+            const double expected = static_cast<double>(of.w.view()(row, col)) + 0.75 * moved.view()(col, row);
+            INFO(tokens << " tokens, " << k << " inputs: " << row << ", " << col);
+            REQUIRE(std::fabs(static_cast<double>(target.view()(row, col)) - expected) <= 1e-4 * size);
+          }
+        }
+      }
+}
+
+TEST_CASE("a target moved all the way misses the original output by least, and by less the further it moves") {
+  const problem of(600, 96, 20);
+  const std::vector<float> ones(96, 1.0f);
+  double before = missed(of.w, in_double(of.w), of.original, of.x);
+  for (const float share : {0.25f, 0.5f, 1.0f}) {
+    const double now =
+        missed(of.w, in_double(of.target(ones, activation_order::none, share, 0.0f, 1e-4f)), of.original, of.x);
+    REQUIRE(now < before);
+    before = now;
+  }
+  const auto best = in_double(of.target(ones, activation_order::none, 1.0f, 0.0f, 1e-6f));
+  const double least = missed(of.w, best, of.original, of.x);
+  for (const index_t col : {0, 7, 95}) {
+    auto other = best;
+    for (index_t row = 0; row < 20; ++row) other.view()(row, col) += 0.02;
+    REQUIRE(missed(of.w, other, of.original, of.x) > least);
+  }
+}
+
+TEST_CASE("inputs that do not drift leave the target where it was, and so does a share of none") {
+  problem of(300, 64, 9);
+  const std::vector<float> ones(64, 1.0f);
+  REQUIRE(of.target(ones, activation_order::none, 0.0f, 0.2f, 0.01f).data == of.w.data);
+  of.d = host::drift(64);
+  of.d.add(std::as_const(of.x).view(), std::as_const(of.x).view());
+  REQUIRE(of.target(ones, activation_order::none, 1.0f, 0.2f, 0.01f).data == of.w.data);
+}
+
+TEST_CASE("inputs that are no numbers count as 0 on their side, and an overflow leaves the target where it was") {
+  problem of(300, 64, 9);
+  const float bad[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()};
+  auto broken = of.original;
+  auto as_zero = of.original;
+  for (size_t i = 0; i < broken.data.size(); i += 41) broken.data[i] = bad[i % 2], as_zero.data[i] = 0;
+  host::drift a(64), b(64);
+  a.add(std::as_const(broken).view(), std::as_const(of.x).view());
+  b.add(std::as_const(as_zero).view(), std::as_const(of.x).view());
+  for (size_t i = 0; i < 64 * 64; ++i) REQUIRE(a.sum().data[i] == b.sum().data[i]);
+  const owned<float> large(300, 64, 3e38f);
+  of.d = host::drift(64);
+  of.d.add(large.view(), large.view());
+  of.d.add(large.view(), std::as_const(of.x).view());
+  const auto target = of.target(std::vector<float>(64, 1.0f), activation_order::none, 1.0f, 0.2f, 0.01f);
+  for (const float value : target.data) REQUIRE(is_finite(value));
+}
+
+TEST_CASE("a moved target does not depend on the scales its columns carry") {
+  const problem of(400, 96, 20);
+  const auto plain = of.target(std::vector<float>(96, 1.0f), activation_order::none, 1.0f, 0.3f, 0.0f);
+  const auto scaled = of.target(scales(96, true), activation_order::none, 1.0f, 0.3f, 0.0f);
+  for (size_t i = 0; i < plain.data.size(); ++i) REQUIRE(scaled.data[i] == Approx(plain.data[i]).margin(1e-4 * 0.5));
+}
+
+TEST_CASE("drifts and targets are the same bytes for any number of threads") {
+  REQUIRE(same_for_any_threads([] {
+    const problem of(700, 200, 300);
+    return of.target(std::vector<float>(200, 1.0f), activation_order::descending, 1.0f, 0.3f, 0.01f).data;
+  }));
+}
