@@ -36,4 +36,22 @@ struct any_float_scheme {
   dtype compute_dtype = dtype::f32;
 };
 
+/// What power of two a block's amax is taken for. `down`: the one below it, as the specification has it; 7 of 8 units then saturate
+/// at 6. `nearest`: amax is rounded to one bit of mantissa first, as e2m1 would round it were its range larger, ties up, so that
+/// from 7 of 8 units on the power above is taken: as compressed-tensors has it.
+enum class mx_rounding : uint8_t { down, nearest };
+
+/// e2m1 in blocks of 32 numbers of a row under a power of two, stored as its exponent + 127 (e8m0; 255 is NaN).
+struct mxfp4 {
+  static constexpr index_t block = 32;
+  mx_rounding rounding = mx_rounding::nearest;
+};
+
+/// e2m1 in blocks of 16 numbers of a row under an e4m3 scale, which was multiplied by one float of the tensor before it was stored.
+struct nvfp4 {
+  static constexpr index_t block = 16;
+  float global = 1.0f;               ///< finite and above 0
+  dtype compute_dtype = dtype::f32;  ///< a block's amax / 6 is rounded to it
+};
+
 NIBBLE_NAMESPACE_END
