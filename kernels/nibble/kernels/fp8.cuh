@@ -82,7 +82,7 @@ status fit_fp8(matrix<const T> w, matrix<float> scales, group_shape g, Scheme s,
 }
 
 template <class T>
-inline constexpr int items_of = 16 / static_cast<int>(sizeof(T));
+inline constexpr int access_items = 16 / static_cast<int>(sizeof(T));
 
 }  // namespace detail
 
@@ -95,7 +95,7 @@ status fit(matrix<const T> w, matrix<float> scales, group_shape g, Scheme s, min
   const status checked = detail::check_one(w, scales, g);
   if (checked != status::ok || w.empty()) return checked;
   return dispatch(tuning::fp8{}, [&](auto tuned) {
-    return detail::fit_fp8<decltype(tuned), detail::items_of<T>>(w, scales, g, s, stream);
+    return detail::fit_fp8<decltype(tuned), detail::access_items<T>>(w, scales, g, s, stream);
   });
 }
 
@@ -113,7 +113,8 @@ status quantize(matrix<const T> w, matrix<const float> scales, matrix<uint8_t> q
                     scales, q, g, s, across);
     };
     constexpr auto policy = tuned.value;
-    return detail::launch_by_items<detail::items_of<T>>(w, q, policy.threads, detail::rows_of<Scheme>(policy), start);
+    return detail::launch_by_items<detail::access_items<T>>(w, q, policy.threads, detail::rows_of<Scheme>(policy),
+                                                            start);
   });
 }
 
@@ -129,7 +130,8 @@ status dequantize(matrix<const uint8_t> q, matrix<const float> scales, matrix<T>
                     scales, w, g, s, across);
     };
     constexpr auto policy = tuned.value;
-    return detail::launch_by_items<detail::items_of<T>>(q, w, policy.threads, detail::rows_of<Scheme>(policy), start);
+    return detail::launch_by_items<detail::access_items<T>>(q, w, policy.threads, detail::rows_of<Scheme>(policy),
+                                                            start);
   });
 }
 
@@ -149,7 +151,7 @@ status fit_quantize(matrix<const T> w, matrix<float> scales, matrix<uint8_t> q, 
   }
   return dispatch(tuning::fp8{}, [&](auto tuned) {
     using policy = decltype(tuned);
-    constexpr int items = detail::items_of<T>;
+    constexpr int items = detail::access_items<T>;
     const bool whole = width % items == 0 || width == w.cols;
     const bool wide = detail::groups_aligned(w, width) && whole && detail::aligned(q, items);
     status done = status::ok;
