@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Scales, codes and numbers read back of a 4096 × 14336 matrix in fp8, beside a copy: bench_fp8.
+/// Scales, codes and numbers read back of a 4096 × 14336 matrix in fp8, mxfp4 and nvfp4, beside a copy: bench_fp8.
 #include <string>
 
+#include "nibble/host/fp4.hpp"
 #include "nibble/host/fp8.hpp"
 #include "nibble/reference/fp8.hpp"
 #include "support/copy.hpp"
@@ -60,6 +61,31 @@ void add(const std::string& name, group_shape g, any_float_scheme s) {
   timed<T>("dequantize/" + name, g, s, size + 1, [](job<T>& j, any_float_scheme scheme) { j.dequantize(scheme); });
 }
 
+template <class T, class BlockFormat>
+void add_blocks(const std::string& name, BlockFormat f) {
+  const auto run = [f](benchmark::State& state, bool back) {
+    constexpr index_t blocks = bench::k / BlockFormat::block;
+    std::vector<T> weights = bench::normal_weights<T>();
+    std::vector<uint8_t> codes(weights.size() / 2), found(static_cast<std::size_t>(bench::n * blocks));
+    const matrix<T> w{weights.data(), bench::n, bench::k};
+    const matrix<uint8_t> packed{codes.data(), bench::n, bench::k / 2}, scales{found.data(), bench::n, blocks};
+    const index_t bytes = w.size() * static_cast<index_t>(sizeof(T)) + packed.size() + scales.size();
+    host::fit_quantize_pack(matrix<const T>(w), packed, scales, f);
+    bench::beside_copy(state, bytes, [&] {
+      if (back)
+        host::unpack_dequantize(matrix<const uint8_t>(packed), matrix<const uint8_t>(scales), w, f);
+      else
+        host::fit_quantize_pack(matrix<const T>(w), packed, scales, f);
+    });
+  };
+  for (const bool back : {false, true})
+    benchmark::RegisterBenchmark(((back ? "unpack_dequantize/" : "fit_quantize_pack/") + name).c_str(), run, back)
+        ->Arg(2)
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond)
+        ->MinTime(0.3);
+}
+
 /// The oracle, for scale: one run takes seconds.
 void add_reference() {
   const auto run = [](benchmark::State& state) {
@@ -88,6 +114,8 @@ int main(int argc, char** argv) {
   add<bf16>("e5m2/bf16, channels", per_channel, e5m2);
   add<float>("e4m3/f32, channels", per_channel, e4m3);
   add<fp16>("e4m3/f16, channels", per_channel, e4m3);
+  add_blocks<bf16>("mxfp4/bf16", mxfp4{});
+  add_blocks<bf16>("nvfp4/bf16", nvfp4_of(0.1f));
   add_reference();
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

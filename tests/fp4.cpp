@@ -226,6 +226,24 @@ TEST_CASE("a number in a block reads back within a fifth of itself or a quarter 
   bounded(nvfp4_of(5.0f));
 }
 
+TEST_CASE("a block whose scale is NaN reads back as NaN in every dtype") {
+  const auto reads_nan = [](auto zero, auto f, uint8_t nan) {
+    using T = decltype(zero);
+    const owned<uint8_t> packed(1, 24, 0x35), scales(1, ceil_div(48, f.block), nan);
+    owned<T> back(1, 48), host_back(1, 48);
+    reference::unpack_dequantize(packed.view(), scales.view(), back.view(), f);
+    host::unpack_dequantize(packed.view(), scales.view(), host_back.view(), f);
+    for (std::size_t i = 0; i < 48; ++i) {
+      REQUIRE(std::isnan(static_cast<float>(back.data[i])));
+      REQUIRE(std::isnan(static_cast<float>(host_back.data[i])));
+    }
+  };
+  reads_nan(0.0f, nvfp4{}, uint8_t{0x7f});
+  reads_nan(bf16(0.0f), nvfp4{}, uint8_t{0x7f});
+  reads_nan(fp16(0.0f), nvfp4{}, uint8_t{0xff});
+  reads_nan(fp16(0.0f), mxfp4{}, uint8_t{255});
+}
+
 TEST_CASE("packed fp4 codes in views with a stride leave what lies between their rows alone") {
   const owned<float> w(4, 70, 1.0f);
   owned<uint8_t> packed(4, 30, 77), scales(4, 5, 66);

@@ -3,6 +3,8 @@
 /// mxfp4 and nvfp4 over whole matrices, threaded and vectorised; equal to the reference bit for bit.
 #pragma once
 
+#include <type_traits>
+
 #include "nibble/fp4.hpp"
 #include "nibble/host/fp8.hpp"
 #include "nibble/host/parallel.hpp"
@@ -17,21 +19,30 @@ namespace detail {
 template <class BlockFormat>
 inline uint8_t pack_block(const float* __restrict x, uint8_t* __restrict packed, BlockFormat f) noexcept {
   constexpr index_t block = BlockFormat::block;
-  float most[8] = {};
-  for (index_t i = 0; i < block; i += 8)
-    for (index_t j = 0; j < 8; ++j) {
-      const uint32_t magnitude = bit_cast<uint32_t>(x[i + j]) & 0x7fffffffu;
-      const float finite = bit_cast<float>(select(magnitude < 0x7f800000u, magnitude, 0u));
-      most[j] = most[j] < finite ? finite : most[j];
-    }
-  float amax = 0.0f;
-  for (const float lane : most) amax = max(amax, lane);
+  int32_t most = 0;  // bits of the greatest |x|, whose order is that of floats
+  for (index_t i = 0; i < block; ++i) {
+    const uint32_t magnitude = bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    const auto finite = static_cast<int32_t>(select(magnitude < 0x7f800000u, magnitude, 0u));
+    most = most < finite ? finite : most;
+  }
+  const auto amax = bit_cast<float>(most);
   const uint8_t code = block_scale_code(amax, f);
   const float scale = block_scale(code, f);
   uint8_t codes[block];
   for (index_t i = 0; i < block; ++i) codes[i] = code_of_number<float_format::e2m1>(x[i] / scale, x[i]);
   for (index_t i = 0; i < block / 2; ++i) packed[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
   return code;
+}
+
+/// `count` of the floats x as T; as NaN where all of them are.
+template <class T>
+inline void store_block(const float* x, T* to, index_t count, bool nan) noexcept {
+  if constexpr (std::is_same_v<T, fp16>) {
+    store_span(x, to, count);
+    for (index_t i = 0; i < count; ++i) to[i] = or_nan(to[i], nan);
+  } else {
+    for (index_t i = 0; i < count; ++i) store(x[i], to[i]);
+  }
 }
 
 /// f(row) for all rows, shared out over the pool, in vectors.
@@ -79,11 +90,13 @@ void unpack_dequantize(matrix<const uint8_t> packed, matrix<const uint8_t> scale
     for (index_t first = 0; first < w.cols; first += block) {
       const index_t count = min(block, w.cols - first);
       const float scale = block_scale(scales(row, first / block), f);
-      for (index_t i = 0; i < count; ++i) {
-        const uint32_t two = from[(first + i) / 2];
-        const auto code = static_cast<uint8_t>((two >> 4 * (i % 2)) & 15u);
-        w(row, first + i) = T(detail::value_of_code<float_format::e2m1>(code) * scale);
+      float x[block];
+      for (index_t i = 0; i < ceil_div(count, 2); ++i) {
+        const uint8_t two = from[first / 2 + i];
+        x[2 * i] = detail::value_of_code<float_format::e2m1>(two & 15u) * scale;
+        x[2 * i + 1] = detail::value_of_code<float_format::e2m1>(two >> 4) * scale;
       }
+      detail::store_block(x, w.row(row) + first, count, is_nan(scale));
     }
   });
 }
