@@ -62,16 +62,16 @@ class engine {
 
   /// Activations of the calibration tokens: those before the first layer …
   virtual void embed() = 0;
-  /// … or x (tokens, hidden), which get() gave once.
+  /// … or what get() gave once.
   virtual void set(std::vector<float> x) = 0;
-  /// Valid until the next call.
+  /// x (tokens, hidden), and as much again where the original model's activations are followed too; valid until the next call.
   virtual const std::vector<float>& get() = 0;
   /// Through a layer of the checkpoint, or through w.
   virtual void forward(index_t layer) = 0;
   virtual void forward(const layer_weights& w) = 0;
 
   /// Statistics of what the linears of w, the checkpoint's layer `layer`, read. The activations become its output, unless
-  /// `keep`.
+  /// `keep`; those of the original model do in any case.
   virtual void gather(index_t layer, const layer_weights& w, bool keep) = 0;
   /// NaN and ±inf among what was gathered, each counted as 0 otherwise.
   virtual index_t non_finite() const = 0;

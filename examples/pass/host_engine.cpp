@@ -3,6 +3,7 @@
 
 #include "nibble/host/awq.hpp"
 #include "pass/engine.hpp"
+#include "pass/host_solver.hpp"
 #include "pass/job.hpp"
 
 namespace nibble::mistral {
@@ -29,7 +30,7 @@ range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, co
 
 class host_arithmetic : public engine {
  public:
-  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()) {
+  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()), solver_(j.o) {
     sample_starts_ = {0};
     if (j.o.loss != search_loss::block) return;
     for (size_t i = 1; i < tokens_.starts.size(); ++i)
@@ -44,8 +45,9 @@ class host_arithmetic : public engine {
   phase_times times() const override { return times_; }
 
   void embed() override {
-    data_.resize(static_cast<size_t>(tokens_.tokens() * j_.model.hidden));
+    data_.resize(j_.activations());
     mistral::embed(j_.files, j_.model, tokens_, x());
+    if (j_.o.drift_followed()) std::copy_n(x().data, x().size(), original().data);
   }
   void set(std::vector<float> x) override { data_ = std::move(x); }
   const std::vector<float>& get() override { return data_; }
@@ -55,14 +57,12 @@ class host_arithmetic : public engine {
     forward_layer(j_.model, w, x(), tokens_.starts);
   }
 
-  void gather(index_t, const layer_weights& w, bool keep) override {
+  void gather(index_t layer, const layer_weights& w, bool keep) override {
     const auto& c = j_.model;
+    solver_.begin(layer);
     for (const layer_input input : layer_inputs)
       inputs_[static_cast<size_t>(input)] = host::second_moment(width(c, input), tokens_.tokens(), j_.o.shrinkage);
     const index_t sampled = sample_starts_.back();
-    std::vector<float> copy;
-    if (keep) copy = data_;
-    const matrix<float> all(keep ? copy.data() : data_.data(), tokens_.tokens(), c.hidden);
     phase_times here{};
     const auto observe = [&](layer_input input, matrix<const float> activations) {
       const stopwatch watch(here, phase::statistics);
@@ -75,7 +75,14 @@ class host_arithmetic : public engine {
     };
     {
       const stopwatch watch(here, phase::forward);
-      forward_layer(c, w, all, tokens_.starts, observe);
+      if (j_.o.drift_followed()) {
+        gather_both(w, here, observe);
+      } else {
+        std::vector<float> copy;
+        if (keep) copy = data_;
+        const matrix<float> all(keep ? copy.data() : data_.data(), tokens_.tokens(), c.hidden);
+        forward_layer(c, w, all, tokens_.starts, observe);
+      }
     }
     const double observed = here[static_cast<size_t>(phase::statistics)];
     times_[static_cast<size_t>(phase::forward)] += here[static_cast<size_t>(phase::forward)] - observed;
@@ -90,6 +97,7 @@ class host_arithmetic : public engine {
   }
   void forget() override {
     inputs_ = {};
+    solver_.begin(0);
     for (auto* sample : {&attention_sample_, &mlp_sample_}) *sample = {};
     for (auto* outputs : {&wanted_attention_, &wanted_mlp_}) *outputs = {};
   }
@@ -123,14 +131,18 @@ class host_arithmetic : public engine {
 
  private:
   matrix<float> x() { return {data_.data(), tokens_.tokens(), j_.model.hidden}; }
+  /// Those of the original model. @pre j.o.drift_followed()
+  matrix<float> original() { return {data_.data() + x().size(), tokens_.tokens(), j_.model.hidden}; }
+  void gather_both(const layer_weights& w, phase_times& here, const observer& observe);
   matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
   const host::second_moment& moment(projection p) const { return inputs_[static_cast<size_t>(input_of(p))]; }
   void run_block(bool attention, size_t sequence, std::vector<float>& out) const;
 
   const job& j_;
   batch tokens_;
-  std::vector<float> data_;  ///< of x
+  std::vector<float> data_;  ///< of x, then of original
   std::array<host::second_moment, 4> inputs_;
+  host_solver solver_;
   phase_times times_{};
   layer_weights* w_ = nullptr;
   std::vector<projection> held_;
@@ -138,6 +150,42 @@ class host_arithmetic : public engine {
   std::vector<float> attention_sample_, mlp_sample_;               ///< (tokens, hidden), for block losses
   std::vector<std::vector<float>> wanted_attention_, wanted_mlp_;  ///< outputs of the blocks as they are, by sequence
 };
+
+/// A chunk of sequences of the original model's activations through w, then of the quantized one's, which stay: what linears
+/// read of the first is kept to be compared with the second.
+void host_arithmetic::gather_both(const layer_weights& w, phase_times& here, const observer& observe) {
+  constexpr index_t chunk_bytes = index_t(64) << 20;
+  const config& c = j_.model;
+  index_t widths = 0;
+  for (const layer_input input : layer_inputs) widths += width(c, input);
+  const index_t chunk_tokens = chunk_bytes / (4 * widths);
+  const auto& starts = tokens_.starts;
+  for (size_t first = 0, last; first + 1 < starts.size(); first = last) {
+    for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
+    std::vector<index_t> chunk;
+    for (size_t i = first; i <= last; ++i) chunk.push_back(starts[i] - starts[first]);
+    std::array<std::vector<float>, 4> kept;
+    forward_layer(c, w, original().rows_at(starts[first], chunk.back()), chunk,
+                  [&](layer_input input, matrix<const float> activations) {
+                    auto& to = kept[static_cast<size_t>(input)];
+                    for (index_t row = 0; row < activations.rows; ++row)
+                      to.insert(to.end(), activations.row(row), activations.row(row) + activations.cols);
+                  });
+    const float* const from = x().row(starts[first]);
+    std::vector<float> copy(from, from + chunk.back() * c.hidden);
+    std::array<index_t, 4> compared{};
+    forward_layer(c, w, {copy.data(), chunk.back(), c.hidden}, chunk,
+                  [&](layer_input input, matrix<const float> activations) {
+                    observe(input, activations);
+                    const stopwatch watch(here, phase::statistics);
+                    index_t& at = compared[static_cast<size_t>(input)];
+                    const matrix<const float> before(kept[static_cast<size_t>(input)].data() + at * activations.cols,
+                                                     activations.rows, activations.cols);
+                    solver_.drift_of(input, activations.cols).add(before, activations);
+                    at += activations.rows;
+                  });
+  }
+}
 
 /// The attention's or the MLP's output on one sequence of its sample.
 void host_arithmetic::run_block(bool attention, size_t sequence, std::vector<float>& out) const {
@@ -192,6 +240,12 @@ chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection 
   const group_shape g = per_group(as.group);
   chosen_codes out;
   quantized_linear& q = out.q = quantized_linear::blank(w.rows, w.cols, as.group);
+  if (j_.o.solved()) {
+    const stopwatch watch(times_, phase::codes);
+    out.loss = solver_.choose(which, w, s, x, as, q);
+    out.range = compare_to_whole(w, q, as);
+    return out;
+  }
   std::vector<float> importance(s.size());
   for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
   {

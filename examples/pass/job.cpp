@@ -42,11 +42,14 @@ job::job(const pass_options& options)
 
 void job::choose_machine() {
   on = choose_gpu(o.backend, [&](const std::string& note) { tell(o, note); });
-  if (!on || !o.scales_searched() || o.loss != search_loss::block) return;
-  const std::string why = "--loss block is judged on the CPU only";
-  if (o.backend.insists()) throw usage_error(why + "; use --loss gram, or --backend cpu");
-  tell(o, why + ", which takes the GPU's place");
-  on.reset();
+  const auto leave = [&](const std::string& why, const std::string& instead) {
+    if (o.backend.insists()) throw usage_error(why + "; use " + instead + "--backend cpu");
+    tell(o, why + ", which takes the GPU's place");
+    on.reset();
+  };
+  if (on && o.scales_searched() && o.loss == search_loss::block)
+    leave("--loss block is judged on the CPU only", "--loss gram, or ");
+  if (on && o.solved()) leave(std::string(o.how_found.title) + " is solved on the CPU only", "");
 }
 
 void job::read_evaluated() {
@@ -86,6 +89,10 @@ void job::check_tensors() const {
     for (const projection p : projections)
       check(projection_name(layer, p) + ".weight", {outputs(model, p), inputs(model, p)});
   }
+}
+
+size_t job::activations() const {
+  return static_cast<size_t>(samples.tokens() * model.hidden) * (o.drift_followed() ? 2 : 1);
 }
 
 batch job::tokens() const {

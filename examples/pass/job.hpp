@@ -38,6 +38,8 @@ struct job {
   explicit job(const pass_options& options);
   /// Of the samples.
   batch tokens() const;
+  /// How many numbers the tokens' activations are.
+  size_t activations() const;
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;

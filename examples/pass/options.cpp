@@ -82,6 +82,11 @@ std::vector<std::string> check(pass_options& o) {
     notes = follow_recipe(o);
   }
   check_format(o);
+  if (o.solved() && o.propagate == propagation::original) {
+    if (o.drift_given && o.drift > 0)
+      throw usage_error("--drift makes up for what quantized layers do: use it with --propagate quantized");
+    o.drift = 0;
+  }
   if (!o.report.empty() && o.report == o.json)
     throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");
   if (o.max_regression >= 0 && o.evaluate.empty())

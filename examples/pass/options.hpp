@@ -11,11 +11,15 @@
 #include "mistral/gpu.hpp"
 #include "mistral/quantization.hpp"
 #include "nibble/awq.hpp"
+#include "nibble/gptq.hpp"
 
 namespace nibble::mistral {
 
 /// What is folded into the layer before.
 enum class scaling { none, awq };
+
+/// How codes are found once a linear is scaled: each for itself, or each making up for those before it.
+enum class rounding { nearest, gptq };
 
 /// How a pass finds codes.
 struct method {
@@ -23,10 +27,13 @@ struct method {
   const char* title;  ///< of tables and cards
   bool calibrated;    ///< by statistics of a text; false: rounded to nearest in min-max ranges
   scaling scales;
+  rounding codes;
 };
 namespace methods {
-inline constexpr method awq = {"awq", "AWQ", true, scaling::awq};
-inline constexpr method rtn = {"rtn", "round to nearest", false, scaling::none};
+inline constexpr method awq = {"awq", "AWQ", true, scaling::awq, rounding::nearest};
+inline constexpr method gptq = {"gptq", "GPTQ", true, scaling::none, rounding::gptq};
+inline constexpr method awq_gptq = {"awq+gptq", "AWQ + GPTQ", true, scaling::awq, rounding::gptq};
+inline constexpr method rtn = {"rtn", "round to nearest", false, scaling::none, rounding::nearest};
 }  // namespace methods
 
 enum class clip_search { none, mse, gram };
@@ -49,6 +56,10 @@ inline constexpr choice<clip_search> clip_choices[] = {
     {"mse", clip_search::mse}, {"gram", clip_search::gram}, {"none", clip_search::none}};
 inline constexpr choice<propagation> propagation_choices[] = {{"original", propagation::original},
                                                               {"quantized", propagation::quantized}};
+
+inline constexpr choice<activation_order> order_choices[] = {{"none", activation_order::none},
+                                                             {"static", activation_order::static_groups},
+                                                             {"group-aware", activation_order::group_aware}};
 
 /// The word for one of the choices, and the choice of a word. @pre it is there.
 template <class T, size_t N>
@@ -78,6 +89,10 @@ struct pass_options {
   int sweeps = 2;
   float shrinkage = 0.5f;
   propagation propagate = propagation::original;
+  float damping = 0.01f;
+  activation_order order = activation_order::none;
+  float drift = 1.0f;        ///< share of the drift of a linear's inputs that its target makes up for; GPTAQ's α
+  bool drift_given = false;  ///< by the user, not by default
   backend_options backend;
   int threads = 0;  ///< 0: all
   std::uint64_t seed = 42;
@@ -90,6 +105,9 @@ struct pass_options {
 
   bool calibrated() const { return how_found.calibrated; }
   bool scales_searched() const { return how_found.scales == scaling::awq; }
+  bool solved() const { return how_found.codes == rounding::gptq; }
+  /// Whether the original model's activations are followed beside the quantized one's.
+  bool drift_followed() const { return solved() && propagate == propagation::quantized && drift > 0; }
 };
 
 /// A note to the user, on stderr.

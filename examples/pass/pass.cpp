@@ -143,7 +143,7 @@ std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& dir
   {
     stopwatch watch(r.seconds.read);
     on = make_engine(j, r);
-    std::vector<float> x(saved.is_null() ? 0 : static_cast<size_t>(j.samples.tokens() * j.model.hidden));
+    std::vector<float> x(saved.is_null() ? 0 : j.activations());
     if (!saved.is_null() && load_activations(x, directory, saved)) {
       on->set(std::move(x));
       layer = saved.at("layer");

@@ -56,9 +56,10 @@ struct products {
     double gram = 0;
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<double>(inputs(j.model, p));
-      if (tokens >= k) gram += tokens * k * k;
+      if (tokens >= k || j.o.solved()) gram += tokens * k * k;
     }
-    return of_forward() * (j.o.propagate == propagation::quantized ? 2 : 1) + gram;
+    const int forwards = j.o.drift_followed() ? 3 : j.o.propagate == propagation::quantized ? 2 : 1;
+    return of_forward() * forwards + gram * (j.o.drift_followed() ? 3 : 1);
   }
   /// Candidates, ranges, sweeps and the losses that are reported.
   double of_search(const layer_packing& how) const {
@@ -76,7 +77,8 @@ struct products {
       if (j.o.clip == clip_search::gram)
         all +=
             range_candidates * 2 * n * k * std::min(packed->group > 0 ? static_cast<double>(packed->group) : k, tokens);
-      all += loss * (2 + j.o.sweeps * (gram ? 2 : 3));
+      all += loss * (2 + j.o.sweeps * (gram ? 2 : 3) * (j.o.solved() ? 2 : 1));
+      if (j.o.solved()) all += k * k * k / 3 + n * k * k * (j.o.drift_followed() ? 5 : 1);
     }
     if (block) all += 2 * j.o.grid * of_forward() / tokens * std::min(tokens, 4096.0);
     return all;
@@ -142,12 +144,12 @@ void add_rest(const job& j, plan& out) {
 }
 
 std::uint64_t activation_bytes(const job& j) {
-  return static_cast<std::uint64_t>(j.samples.tokens() * j.model.hidden) * sizeof(float);
+  return static_cast<std::uint64_t>(j.activations()) * sizeof(float);
 }
 
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
 std::uint64_t memory_needed(const job& j, bool on_gpu) {
-  std::uint64_t layer = 0, largest = 0, grams = 0;
+  std::uint64_t layer = 0, largest = 0, grams = 0, solver = 0;
   for (const projection p : projections) {
     const auto size = static_cast<std::uint64_t>(outputs(j.model, p) * inputs(j.model, p));
     layer += 4 * size;
@@ -157,7 +159,11 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
       grams += 4 * k * std::min(k, static_cast<std::uint64_t>(j.samples.tokens()));
+      if (j.o.drift_followed()) grams += 4 * k * k;
+      // The factor; the Gram matrix where there are tokens instead, or the drift in the order of the factor.
+      if (j.o.solved()) solver = std::max(solver, 4 * 2 * k * k);
     }
+  grams += solver;
   const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
   return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) +
          (std::uint64_t(on_gpu ? 128 : 64) << 20);  // pinned buffers

@@ -262,6 +262,28 @@ void pass_program::add_propagation() {
       ->group(of_quantization);
 }
 
+void pass_program::add_solver() {
+  app_.add_option("--dampening-frac", o_.damping,
+                  "What is added to the Hessian's diagonal, a share of its mean; more where that does not suffice")
+      ->check(between(0.0, 1.0))
+      ->capture_default_str()
+      ->type_name("X")
+      ->group(of_quantization);
+  add_choice("--actorder", o_.order, order_choices,
+             "Which inputs are solved first: as they lie; those with the largest activations; or these within their "
+             "group, and groups by their largest. Nothing of it is seen in the files")
+      ->group(of_quantization);
+  drift_ =
+      app_.add_option(
+              "--drift", o_.drift,
+              "How much of the drift of a linear's inputs, which the quantized layers before it cause, its weights "
+              "make up for: 0 nothing, 1 all that they can; nothing with --propagate original")
+          ->check(between(0.0, 1.0))
+          ->capture_default_str()
+          ->type_name("X")
+          ->group(of_quantization);
+}
+
 /// @throws usage_error for an option that the recipe contradicts.
 void pass_program::check_recipe_alone() const {
   for (const CLI::Option* option : decided_by_recipe_)
@@ -282,6 +304,7 @@ int pass_program::run(int argc, char** argv) {
 int pass_program::run() {
   if (o_.output.empty()) throw usage_error("--output is required: the directory to write");
   o_.max_shard_bytes = parse_size(shard_);
+  o_.drift_given = drift_ != nullptr && drift_->count() > 0;
   check_recipe_alone();
   for (const std::string& note : check(o_)) tell(o_, note);
   if (o_.model.empty()) o_.model = embedded("model");

@@ -31,6 +31,8 @@ class pass_program {
   void add_shrinkage();
   /// --propagate
   void add_propagation();
+  /// --dampening-frac, --actorder, --drift: the solver for rounding::gptq.
+  void add_solver();
 
   /// Reads the command line and does what it says. @returns the exit status.
   int run(int argc, char** argv);
@@ -53,7 +55,7 @@ class pass_program {
   CLI::App app_;
   pass_options o_;
   std::string shard_ = "5GB";
-  CLI::Option* recipe_ = nullptr;
+  CLI::Option *recipe_ = nullptr, *drift_ = nullptr;
   std::vector<CLI::Option*> decided_by_recipe_;
 };
 

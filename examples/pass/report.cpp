@@ -110,6 +110,8 @@ nlohmann::ordered_json options_json(const pass_options& o) {
                   {"shrinkage", o.shrinkage},
                   {"propagate", word_of(propagation_choices, o.propagate)},
                   {"seed", o.seed}});
+  if (o.solved())
+    options.update({{"dampening_frac", o.damping}, {"actorder", word_of(order_choices, o.order)}, {"drift", o.drift}});
   return options;
 }
 

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pass/host_solver.hpp"
+
+#include <cstdio>
+
+#include "nibble/host/awq.hpp"
+#include "nibble/host/gptq.hpp"
+#include "nibble/host/refit.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+host::gptq_ranges ranges_of(const pass_options& o) {
+  if (o.order == activation_order::static_groups) return host::gptq_ranges::given;
+  return o.clip == clip_search::none  ? host::gptq_ranges::minmax
+         : o.clip == clip_search::mse ? host::gptq_ranges::mse
+                                      : host::gptq_ranges::gram;
+}
+
+/// Ranges of w as it is: columns of several groups take turns, and none begins.
+void fit_beforehand(const pass_options& o, matrix<const float> w, const std::vector<float>& s,
+                    const host::second_moment& x, const packed& as, matrix<params> p) {
+  const group_shape g = per_group(as.group);
+  if (o.clip == clip_search::none) return host::fit(w, p, g, as.scheme, minmax{});
+  std::vector<float> importance(s.size());
+  for (size_t j = 0; j < s.size(); ++j) importance[j] = x.diagonal()[j] / (s[j] * s[j]);
+  host::fit(w, p, g, as.scheme, ends_search{}, importance.data());
+  if (o.clip == clip_search::gram) host::clip_under_gram(w, s.data(), x, as.group, as.scheme, p);
+}
+
+}  // namespace
+
+void host_solver::begin(index_t layer) {
+  layer_ = layer;
+  drifts_ = {};
+  hessian_.reset();
+}
+
+host::drift& host_solver::drift_of(layer_input input, index_t inputs) {
+  auto& drift = drifts_[static_cast<size_t>(input)];
+  if (!drift) drift.emplace(inputs);
+  return *drift;
+}
+
+std::string host_solver::name(layer_input input) const {
+  std::string names;
+  for (const projection p : projections)
+    if (input_of(p) == input) names += (names.empty() ? "" : ", ") + projection_name(layer_, p);
+  return names;
+}
+
+const host::hessian& host_solver::hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
+                                             index_t group) {
+  const layer_input input = input_of(p);
+  if (hessian_ && of_ == input && group_ == group) return *hessian_;
+  hessian_.reset();
+  hessian_.emplace(x, s.data(), group, o_.order, o_.damping);
+  of_ = input, group_ = group;
+  char text[96] = "";
+  if (!hessian_->usable())
+    std::snprintf(text, sizeof(text), "the inputs' Hessian is not finite, so codes are the nearest");
+  else if (hessian_->floored())
+    std::snprintf(text, sizeof(text), "the inputs' Hessian has a factor only with its diagonal raised");
+  else if (hessian_->damping() > static_cast<double>(o_.damping))
+    std::snprintf(text, sizeof(text), "the inputs' Hessian has a factor only when dampened by %.3g",
+                  hessian_->damping());
+  if (text[0] != '\0') tell(o_, name(input) + ": " + text);
+  return *hessian_;
+}
+
+double host_solver::choose(projection p, matrix<const float> w, const std::vector<float>& s,
+                           const host::second_moment& x, const packed& as, quantized_linear& q) {
+  const host::hessian& h = hessian_of(p, s, x, as.group);
+  const auto& drift = drifts_[static_cast<size_t>(input_of(p))];
+  std::vector<float> moved;
+  if (h.usable() && drift && drift->tokens() > 0) {
+    moved.resize(static_cast<size_t>(w.size()));
+    const matrix<float> target(moved.data(), w.rows, w.cols);
+    host::moved_target(w, s.data(), *drift, h, o_.drift, x.shrinkage(), target);
+    w = target;
+  }
+  const host::gptq_ranges ranges = ranges_of(o_);
+  if (ranges == host::gptq_ranges::given || !h.usable()) fit_beforehand(o_, w, s, x, as, q.param_matrix());
+  if (h.usable())
+    host::gptq(w, h, ranges, as.scheme, q.param_matrix(), q.code_matrix());
+  else
+    host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), per_group(as.group), as.scheme);
+  host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, o_.sweeps, q.param_matrix(), q.code_matrix());
+  return host::codes_loss(w, matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), s.data(),
+                          x, as.group, as.scheme);
+}
+
+}  // namespace nibble::mistral

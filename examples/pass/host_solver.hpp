@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Codes by GPTQ on the host (docs/gptq.md): what the linears that read one input share is made once.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nibble/host/hessian.hpp"
+#include "nibble/host/target.hpp"
+#include "pass/engine.hpp"
+#include "pass/options.hpp"
+
+namespace nibble::mistral {
+
+class host_solver {
+ public:
+  explicit host_solver(const pass_options& o) : o_(o) {}
+
+  /// What follows is about another layer, or other statistics.
+  void begin(index_t layer);
+  /// Gathers how an input's activations drifted. @pre o.drift_followed()
+  host::drift& drift_of(layer_input input, index_t inputs);
+
+  /// Codes and parameters of linear p's weights w, whose columns are scaled by s, under x; tells the user where the Hessian had to
+  /// be mended. @returns tr(ΔW·G'·ΔWᵀ) against the weights that were aimed at.
+  double choose(projection p, matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
+                const packed& as, quantized_linear& q);
+
+ private:
+  const host::hessian& hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
+                                  index_t group);
+  std::string name(layer_input input) const;
+
+  const pass_options& o_;
+  index_t layer_ = 0;
+  std::array<std::optional<host::drift>, 4> drifts_;
+  std::optional<host::hessian> hessian_;
+  layer_input of_ = layer_input::attention;  ///< whose hessian_ is
+  index_t group_ = 0;
+};
+
+}  // namespace nibble::mistral
