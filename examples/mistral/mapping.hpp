@@ -34,6 +34,8 @@ class mapping {
 
   /// The value of `key`; null when it is absent, null or empty.
   const nlohmann::ordered_json* get(const char* key) const;
+  /// Whether `key` is there, be it null.
+  bool has(const char* key) const { return value_.is_object() && value_.contains(key); }
   /// @throws error: WHERE: "key" is VALUE, WHY. @pre get(key) is not null.
   [[noreturn]] void refuse(const char* key, const std::string& why) const;
 

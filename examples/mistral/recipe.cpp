@@ -26,6 +26,9 @@ const keys of_any_modifier = {"index",        "group",      "start",    "end",  
                               "initialized_", "finalized_", "started_", "ended_"};
 const keys awq_used = {"mappings", "duo_scaling", "n_grid"};
 const keys awq_without_effect = {"offload_device", "sequential_targets", "max_chunk_memory"};
+const keys gptq_used = {"dampening_frac", "actorder"};
+const keys gptq_without_effect = {"block_size", "offload_hessians", "sequential_targets", "sequential_update",
+                                  "batched_quantization"};
 const keys quantization_used = {"config_groups", "targets", "ignore", "scheme", "kv_cache_scheme"};
 const keys quantization_without_effect = {"bypass_divisibility_checks",
                                           "weight_observer",
@@ -99,9 +102,9 @@ class recipe_reader {
     if (!value.is_object() && !value.is_null())
       throw error(file_ + ": " + shown(group) + " must be a mapping of modifiers, but is " + excerpt(value));
     for (const auto& [name, arguments] : value.items()) {
-      if (name != "AWQModifier" && name != "QuantizationModifier")
+      if (name != "AWQModifier" && name != "GPTQModifier" && name != "QuantizationModifier")
         throw error(file_ + ": the modifier " + shown(name) +
-                    " is not known; AWQModifier and QuantizationModifier are");
+                    " is not known; AWQModifier, GPTQModifier and QuantizationModifier are");
       for (const modifier& other : modifiers_)
         if (other.name == name) throw error(file_ + ": " + name + " comes twice, and can be followed only once");
       modifiers_.push_back({name, arguments});
@@ -112,21 +115,28 @@ class recipe_reader {
     const auto named = [&](const char* name) {
       return std::find_if(modifiers_.begin(), modifiers_.end(), [&](const modifier& m) { return m.name == name; });
     };
-    const auto awq = named("AWQModifier"), quantizer = named("QuantizationModifier");
-    if (modifiers_.empty()) throw error(file_ + " holds no modifier; AWQModifier and QuantizationModifier are known");
+    const auto awq = named("AWQModifier"), gptq = named("GPTQModifier"), plain = named("QuantizationModifier");
+    if (modifiers_.empty())
+      throw error(file_ + " holds no modifier; AWQModifier, GPTQModifier and QuantizationModifier are known");
+    if (gptq != modifiers_.end() && plain != modifiers_.end())
+      throw error(file_ + ": GPTQModifier and QuantizationModifier both quantize; give one of them");
     out_.awq = awq != modifiers_.end();
-    const bool pair = out_.awq && quantizer != modifiers_.end();
-    if (pair && quantizer < awq)
-      throw error(file_ + ": QuantizationModifier stands before AWQModifier, which has to be followed by it");
-    if (!out_.awq) {
-      read_quantization(arguments_of(*quantizer, quantization_used, quantization_without_effect));
-      return;
+    out_.gptq = gptq != modifiers_.end();
+    const auto quantizer = out_.gptq ? gptq : plain;
+    if (quantizer == modifiers_.end()) {
+      const mapping alone =
+          arguments_of(*awq, awq_used + quantization_used, awq_without_effect + quantization_without_effect);
+      read_awq(alone);
+      return read_quantization(alone);
     }
+    if (out_.awq && quantizer < awq)
+      throw error(file_ + ": " + quantizer->name + " stands before AWQModifier, which has to be followed by it");
+    if (out_.awq) read_awq(arguments_of(*awq, awq_used, awq_without_effect));
+    if (!out_.gptq) return read_quantization(arguments_of(*plain, quantization_used, quantization_without_effect));
     const mapping arguments =
-        pair ? arguments_of(*awq, awq_used, awq_without_effect)
-             : arguments_of(*awq, awq_used + quantization_used, awq_without_effect + quantization_without_effect);
-    read_awq(arguments);
-    read_quantization(pair ? arguments_of(*quantizer, quantization_used, quantization_without_effect) : arguments);
+        arguments_of(*gptq, gptq_used + quantization_used, gptq_without_effect + quantization_without_effect);
+    read_gptq(arguments);
+    read_quantization(arguments);
   }
 
   mapping arguments_of(const modifier& m, const keys& used, const keys& ignored) {
@@ -140,6 +150,24 @@ class recipe_reader {
     out_.duo_scaling = duo && duo->is_string() ? "both" : m.boolean("duo_scaling", true) ? "true" : "false";
     out_.grid = static_cast<int>(m.integer("n_grid", 1, largest_grid, 20));
     if (out_.grid > 1 && out_.grid < 4) m.refuse("n_grid", "and must be 1 (no search) or at least 4");
+  }
+
+  void read_gptq(const mapping& m) {
+    const json* share = m.get("dampening_frac");
+    if (share && (!share->is_number() || !(*share >= 0.0) || !(*share <= 1.0)))
+      m.refuse("dampening_frac", "and must be a share from 0 to 1");
+    out_.dampening = share ? share->get<double>() : 0.01;
+    out_.actorder = m.has("actorder") ? order(m) : "static";
+  }
+
+  /// "none" or "static".
+  static std::string order(const mapping& m) {
+    const std::string word = m.get("actorder") && m.get("actorder")->is_string() ? m.word("actorder") : "";
+    if (word == "static" || word == "weight") return "static";
+    if (word == "group" || word == "dynamic")
+      m.refuse("actorder", "and groups formed in the order of activations are not written here; static is");
+    if (!m.get("actorder") || *m.get("actorder") == json(false)) return "none";
+    m.refuse("actorder", "and must be static, weight or null");
   }
 
   /// A pattern without its "$", which changes nothing about the names that a model of this kind has.
@@ -220,11 +248,13 @@ class recipe_reader {
     }
   }
 
-  static packing read_weights(const mapping& w) {
+  packing read_weights(const mapping& w) {
     if (const std::string type = w.word("type"); !type.empty() && type != "int")
       w.refuse("type", "and only integers are written");
-    if (w.get("actorder") && *w.get("actorder") != json(false))
-      w.refuse("actorder", "but AWQ keeps the order of its inputs; leave it out");
+    if (w.get("actorder") && *w.get("actorder") != json(false)) {
+      if (!out_.gptq) w.refuse("actorder", "but only GPTQ has an order of its inputs; leave it out");
+      out_.actorder = order(w);
+    }
     if (w.get("dynamic") && w.boolean("dynamic", false))
       w.refuse("dynamic", "but weights are quantized once; leave it out");
     if (w.get("block_structure")) w.refuse("block_structure", "but blocks are not supported; group and channel are");
@@ -260,7 +290,11 @@ void write_recipe(const std::filesystem::path& out, const recipe& made) {
   if (made.awq)
     text += "    AWQModifier:\n      duo_scaling: " + made.duo_scaling +
             "\n      n_grid: " + std::to_string(made.grid) + "\n";
-  text += "    QuantizationModifier:\n      config_groups:\n";
+  if (made.gptq)
+    text += "    GPTQModifier:\n      dampening_frac: " + nlohmann::json(made.dampening).dump() +
+            "\n      actorder: " + (made.actorder == "none" ? "null" : made.actorder) + "\n      config_groups:\n";
+  else
+    text += "    QuantizationModifier:\n      config_groups:\n";
   for (size_t i = 0; i < made.groups.size(); ++i) {
     const auto& [how, targets] = made.groups[i];
     // JSON's strings and lists are YAML's as well.

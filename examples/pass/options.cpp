@@ -44,9 +44,22 @@ void check_format(const pass_options& o) {
                         (o.recipe.empty() ? "--scheme W4A16_ASYM" : "a recipe whose only scheme is W4A16_ASYM"));
 }
 
+/// The method that a recipe asks for. @throws error where it is another program's.
+method offered(const pass_options& o, const recipe& r) {
+  const method asked = r.awq && r.gptq ? methods::awq_gptq
+                       : r.awq         ? methods::awq
+                       : r.gptq        ? methods::gptq
+                                       : methods::rtn;
+  for (const method& each : o.offered)
+    if (std::string(each.word) == asked.word) return each;
+  throw error(o.recipe + " asks for " + asked.title + ", which " + o.program + " does not do; " +
+              (r.gptq ? "gptq_mistral" : "awq_mistral") + " does");
+}
+
 std::vector<std::string> follow_recipe(pass_options& o) {
   recipe r = read_recipe(o.recipe);
-  o.how_found = r.awq ? methods::awq : methods::rtn;
+  o.how_found = offered(o, r);
+  if (r.gptq) o.damping = static_cast<float>(r.dampening), o.order = value_of(order_choices, r.actorder);
   o.duo = value_of(duo_choices, r.duo_scaling);
   o.grid = r.grid;
   o.ignore = r.ignore;

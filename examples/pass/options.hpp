@@ -72,7 +72,8 @@ T value_of(const choice<T> (&choices)[N], const std::string& word) {
 }
 
 struct pass_options {
-  std::string program;  ///< whose options these are
+  std::string program;          ///< whose options these are
+  std::vector<method> offered;  ///< by the program
   std::string model, output, calibration, evaluate, json, report, recipe;
   std::string baseline;  ///< --json of an earlier run
   index_t samples = 256, max_length = 512;

@@ -317,6 +317,17 @@ void check_written(const safetensors_writer& writer) {
   }
 }
 
+/// What would have llm-compressor do the like. It has no group-aware order: the nearest to it is its own.
+recipe recipe_of(const pass_options& o) {
+  recipe r;
+  r.awq = o.scales_searched(), r.gptq = o.solved();
+  r.duo_scaling = word_of(duo_choices, o.duo), r.grid = o.grid;
+  r.dampening = std::stod(std::to_string(o.damping));  // 0.01, not the float next to it
+  r.actorder = o.order == activation_order::none ? "none" : "static";
+  r.groups = o.how.groups(), r.ignore = o.ignore;
+  return r;
+}
+
 /// All files of the checkpoint but its model card, checked.
 void write_checkpoint(const job& j, const std::filesystem::path& directory, resumable_run& run, pass_result& r) {
   safetensors_writer writer = open_writer(j, directory, run.state());
@@ -326,8 +337,7 @@ void write_checkpoint(const job& j, const std::filesystem::path& directory, resu
   write_rest(j, writer);
   r.output_bytes = writer.finish();
   write_config(directory, j.model, config_dtype(j.stored), quantization_json(j.o.how, j.linears()));
-  write_recipe(directory,
-               {j.o.scales_searched(), word_of(duo_choices, j.o.duo), j.o.grid, j.o.how.groups(), j.o.ignore, {}});
+  write_recipe(directory, recipe_of(j.o));
   copy_sidecars(j.o.model, directory);
   check_written(writer);
   saved.save("written", r, writer, j.model.layers);

@@ -208,6 +208,7 @@ void pass_program::add_machine() {
 void pass_program::offer_methods(const std::vector<method>& offered, const std::string& help) {
   std::vector<choice<method>> choices;
   for (const method& each : offered) choices.push_back({each.word, each});
+  o_.offered = offered;
   o_.how_found = offered.front();
   decided_by_recipe(add_choice("--method", o_.how_found, choices, help, offered.front().word)->group(of_quantization));
 }
@@ -263,16 +264,18 @@ void pass_program::add_propagation() {
 }
 
 void pass_program::add_solver() {
-  app_.add_option("--dampening-frac", o_.damping,
-                  "What is added to the Hessian's diagonal, a share of its mean; more where that does not suffice")
-      ->check(between(0.0, 1.0))
-      ->capture_default_str()
-      ->type_name("X")
-      ->group(of_quantization);
-  add_choice("--actorder", o_.order, order_choices,
-             "Which inputs are solved first: as they lie; those with the largest activations; or these within their "
-             "group, and groups by their largest. Nothing of it is seen in the files")
-      ->group(of_quantization);
+  decided_by_recipe(
+      app_.add_option("--dampening-frac", o_.damping,
+                      "What is added to the Hessian's diagonal, a share of its mean; more where that does not suffice")
+          ->check(between(0.0, 1.0))
+          ->capture_default_str()
+          ->type_name("X")
+          ->group(of_quantization));
+  decided_by_recipe(
+      add_choice("--actorder", o_.order, order_choices,
+                 "Which inputs are solved first: as they lie; those with the largest activations; or these within "
+                 "their group, and groups by their largest. Nothing of it is seen in the files")
+          ->group(of_quantization));
   drift_ =
       app_.add_option(
               "--drift", o_.drift,

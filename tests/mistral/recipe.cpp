@@ -58,6 +58,37 @@ TEST_CASE("a recipe written names the modifiers and their arguments, and reads a
   CHECK_FALSE(read(plain).awq);
 }
 
+TEST_CASE("a recipe of GPTQ, with or without AWQ before it, reads as what was written") {
+  for (const bool awq : {false, true})
+    for (const char* order : {"none", "static"}) {
+      const test::temporary_directory out;
+      recipe made = {awq, "both", 20, {{{ct, 3, true, 64}, {"Linear"}}}, {"lm_head"}, {}};
+      made.gptq = true, made.dampening = 0.05, made.actorder = order;
+      write_recipe(out.path(), made);
+      const std::string text = test::read_bytes(out / "recipe.yaml");
+      CHECK_THAT(text, Contains("GPTQModifier:\n      dampening_frac: 0.05\n") && !Contains("QuantizationModifier"));
+      const recipe again = read(text);
+      CHECK(again.awq == awq);
+      CHECK(again.gptq);
+      CHECK(again.dampening == 0.05);
+      CHECK(again.actorder == order);
+      CHECK(again.groups[0].how == made.groups[0].how);
+      CHECK(again.without_effect.empty());
+    }
+}
+
+TEST_CASE(
+    "GPTQ's order of activations is static unless a recipe says otherwise, in the modifier or among the weights") {
+  const auto order = [](const std::string& keys) {
+    return read("default_stage: {default_modifiers: {GPTQModifier: {ignore: [lm_head], " + keys + "}}}\n").actorder;
+  };
+  CHECK(order("scheme: W4A16") == "static");
+  CHECK(order("scheme: W4A16, actorder: null") == "none");
+  CHECK(order("scheme: W4A16, actorder: weight, block_size: 128") == "static");
+  CHECK(order("actorder: null, config_groups: {a: {targets: [Linear], weights: {num_bits: 4, group_size: 32, "
+              "actorder: static}}}") == "static");
+}
+
 TEST_CASE("recipes that llm-compressor wrote, and older ones, mean what it takes them to mean") {
   const auto golden_file = golden("recipe/recipes.json");
   REQUIRE(golden_file.at("recipes").size() == 6);

@@ -51,7 +51,16 @@ TEST_CASE("what a recipe asks for and this project does not do is refused by mod
     std::vector<std::string> named;
   };
   const std::vector<wrong> all = {
-      {with("{GPTQModifier: {scheme: W4A16}}"), {"GPTQModifier", "AWQModifier"}},
+      {with("{SpinQuantModifier: {scheme: W4A16}}"), {"SpinQuantModifier", "AWQModifier", "GPTQModifier"}},
+      {with("{GPTQModifier: {scheme: W4A16}, QuantizationModifier: {scheme: W4A16}}"), {"both quantize"}},
+      {with("{GPTQModifier: {scheme: W4A16}, AWQModifier: {}}"), {"GPTQModifier", "before AWQModifier"}},
+      {with("{GPTQModifier: {}}"), {"GPTQModifier", "scheme", "config_groups"}},
+      {with("{GPTQModifier: {scheme: W4A16, actorder: group}}"), {"GPTQModifier", "actorder", "static"}},
+      {with("{GPTQModifier: {scheme: W4A16, actorder: sideways}}"), {"actorder", "sideways", "static"}},
+      {with("{GPTQModifier: {scheme: W4A16, actorder: true}}"), {"actorder", "true", "static"}},
+      {with("{GPTQModifier: {scheme: W4A16, dampening_frac: 1.5}}"), {"dampening_frac", "1.5"}},
+      {with("{GPTQModifier: {scheme: W4A16, dampening_frac: much}}"), {"dampening_frac", "much"}},
+      {with("{GPTQModifier: {scheme: W4A16, damping: 0.1}}"), {"GPTQModifier", "damping", "dampening_frac"}},
       {with("{AWQModifier: {}, SmoothQuantModifier: {}}"), {"SmoothQuantModifier"}},
       {with("{AWQModifier: {clip: true}, QuantizationModifier: {scheme: W4A16}}"),
        {"AWQModifier", "\"clip\"", "n_grid"}},

@@ -74,8 +74,10 @@ struct workplace {
     test::write_bytes(text, test::read_bytes(test::embedded("text/heldout-persuasion.txt")).substr(0, 20000));
   }
 
+  std::string program = "awq_mistral";
+
   test::outcome run(const words& more = {}, const std::function<void()>& prepare = nullptr) const {
-    return test::run_program("awq_mistral", usual + words{"--output", out.string()} + more, root.path(), prepare);
+    return test::run_program(program, usual + words{"--output", out.string()} + more, root.path(), prepare);
   }
   test::outcome killed_after(double seconds, const words& more = {}) const {
     return run(more, [seconds] { alarm_after(seconds); });
@@ -85,7 +87,7 @@ struct workplace {
     const auto elsewhere = root / "whole" / out.filename();  // of the same name, which the model card tells
     test::fs::create_directory(root / "whole");
     const auto start = std::chrono::steady_clock::now();
-    const auto result = test::run_program("awq_mistral", usual + words{"--output", elsewhere.string()} + more);
+    const auto result = test::run_program(program, usual + words{"--output", elsewhere.string()} + more);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
     REQUIRE(result.status == 0);
     contents whole = files_of(elsewhere);
@@ -224,11 +226,16 @@ TEST_CASE("killed at ten random moments and run again, awq_mistral writes the by
   CHECK(gone_on >= 5);
 }
 
-TEST_CASE("killed again and again, awq_mistral still writes the bytes of an unbroken run") {
-  for (const words& more : {words{"--max-shard-size", "60kB"}, words{"--propagate", "quantized"},
-                            words{"--method", "rtn", "--format", "awq-gemm"}}) {
-    CAPTURE(more);
-    const workplace w;
+TEST_CASE("killed again and again, a pass still writes the bytes of an unbroken run") {
+  const std::vector<std::pair<const char*, words>> runs = {{"awq_mistral", {"--max-shard-size", "60kB"}},
+                                                           {"awq_mistral", {"--propagate", "quantized"}},
+                                                           {"awq_mistral", {"--method", "rtn", "--format", "awq-gemm"}},
+                                                           {"gptq_mistral", {}},
+                                                           {"gptq_mistral", {"--propagate", "original"}}};
+  for (const auto& [program, more] : runs) {
+    CAPTURE(program, more);
+    workplace w;
+    w.program = program;
     const auto [whole, seconds] = w.undisturbed(more);
     std::mt19937 random(7);
     std::uniform_real_distribution<double> moment(0.2 * seconds, 0.7 * seconds);
