@@ -188,6 +188,7 @@ TEST_CASE(
       timer.it_value.tv_usec = static_cast<suseconds_t>((seconds - static_cast<double>(timer.it_value.tv_sec)) * 1e6);
       ::setitimer(ITIMER_REAL, &timer, nullptr);
     });
+    CAPTURE(seconds, killed.err);
     REQUIRE(killed.status == -SIGALRM);
   }
   const outcome rest = w.run("out", how);
