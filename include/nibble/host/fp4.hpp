@@ -15,33 +15,59 @@ NIBBLE_NAMESPACE_BEGIN
 namespace host {
 namespace detail {
 
-/// One block of `Block` floats: its scale's code is returned, its codes go to `packed`, two a byte.
-template <class BlockFormat>
-inline uint8_t pack_block(const float* __restrict x, uint8_t* __restrict packed, BlockFormat f) noexcept {
+/// What block_scale says of every code.
+struct block_scales {
+  float of[256];
+
+  template <class BlockFormat>
+  explicit block_scales(BlockFormat f) noexcept {
+    for (int code = 0; code < 256; ++code) of[code] = block_scale(static_cast<uint8_t>(code), f);
+  }
+};
+
+/// block_scale_code without branches.
+inline uint8_t stored_scale_code(float amax, mxfp4 f) noexcept {
+  return block_scale_code(amax, f);
+}
+inline uint8_t stored_scale_code(float amax, nvfp4 f) noexcept {
+  const float scale = f.global * round_to(f.compute_dtype, amax / 6.0f);
+  const uint8_t code = code_of_number<float_format::e4m3>(scale, scale);
+  return code == 0 ? uint8_t{0x20} : code;
+}
+
+/// A whole block: its scale's code is returned, its codes go to `packed`, two a byte.
+template <class BlockFormat, class T>
+inline uint8_t pack_block(const T* __restrict from, uint8_t* __restrict packed, BlockFormat f,
+                          const block_scales& scales) noexcept {
   constexpr index_t block = BlockFormat::block;
+  float x[block];
+  for (index_t i = 0; i < block; ++i) x[i] = load(from[i]);
   int32_t most = 0;  // bits of the greatest |x|, whose order is that of floats
   for (index_t i = 0; i < block; ++i) {
-    const uint32_t magnitude = bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
-    const auto finite = static_cast<int32_t>(select(magnitude < 0x7f800000u, magnitude, 0u));
-    most = most < finite ? finite : most;
+    const int32_t magnitude = bit_cast<int32_t>(x[i]) & 0x7fffffff;
+    most = max(most, magnitude & (0 - int32_t(magnitude < 0x7f800000)));
   }
-  const auto amax = bit_cast<float>(most);
-  const uint8_t code = block_scale_code(amax, f);
-  const float scale = block_scale(code, f);
+  const uint8_t code = stored_scale_code(bit_cast<float>(most), f);
+  const float scale = scales.of[code];
   uint8_t codes[block];
   for (index_t i = 0; i < block; ++i) codes[i] = code_of_number<float_format::e2m1>(x[i] / scale, x[i]);
   for (index_t i = 0; i < block / 2; ++i) packed[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
   return code;
 }
 
-/// `count` of the floats x as T; as NaN where all of them are.
-template <class T>
-inline void store_block(const float* x, T* to, index_t count, bool nan) noexcept {
+/// A whole block's numbers, of codes two a byte.
+template <index_t Block, class T>
+inline void unpack_block(const uint8_t* __restrict packed, T* __restrict to, float scale) noexcept {
+  float x[Block];
+  for (index_t i = 0; i < Block / 2; ++i) {
+    x[2 * i] = value_of_code<float_format::e2m1>(packed[i] & 15u) * scale;
+    x[2 * i + 1] = value_of_code<float_format::e2m1>(packed[i] >> 4) * scale;
+  }
   if constexpr (std::is_same_v<T, fp16>) {
-    store_span(x, to, count);
-    for (index_t i = 0; i < count; ++i) to[i] = or_nan(to[i], nan);
+    store_span(x, to, Block);
+    for (index_t i = 0; i < Block; ++i) to[i] = or_nan(to[i], is_nan(scale));
   } else {
-    for (index_t i = 0; i < count; ++i) store(x[i], to[i]);
+    for (index_t i = 0; i < Block; ++i) store(x[i], to[i]);
   }
 }
 
@@ -62,22 +88,19 @@ void for_rows_of(index_t rows, index_t cols, F f) {
 template <class BlockFormat, class T>
 void fit_quantize_pack(matrix<const T> w, matrix<uint8_t> packed, matrix<uint8_t> scales, BlockFormat f) {
   constexpr index_t block = BlockFormat::block;
-  detail::for_rows_of(w.rows, w.cols, [=](index_t row) {
+  const detail::block_scales values(f);
+  detail::for_rows_of(w.rows, w.cols, [&](index_t row) {
     const T* const from = w.row(row);
-    float x[block];
-    for (index_t first = 0; first < w.cols; first += block) {
-      const index_t count = min(block, w.cols - first);
-      uint8_t* const to = packed.row(row) + first / 2;
-      for (index_t i = 0; i < count; ++i) x[i] = detail::load(from[first + i]);
-      if (count == block) {
-        scales(row, first / block) = detail::pack_block(x, to, f);
-        continue;
-      }
-      uint8_t whole[block / 2];
-      for (index_t i = count; i < block; ++i) x[i] = 0.0f;
-      scales(row, first / block) = detail::pack_block(x, whole, f);
-      for (index_t i = 0; i < ceil_div(count, 2); ++i) to[i] = whole[i];
-    }
+    uint8_t *const to = packed.row(row), *const codes = scales.row(row);
+    const index_t whole = w.cols / block, left = w.cols % block;
+    for (index_t i = 0; i < whole; ++i)
+      codes[i] = detail::pack_block(from + i * block, to + i * (block / 2), f, values);
+    if (left == 0) return;
+    T last[block] = {};
+    uint8_t bytes[block / 2];
+    for (index_t i = 0; i < left; ++i) last[i] = from[whole * block + i];
+    codes[whole] = detail::pack_block(last, bytes, f, values);
+    for (index_t i = 0; i < ceil_div(left, 2); ++i) to[whole * (block / 2) + i] = bytes[i];
   });
 }
 
@@ -85,19 +108,19 @@ void fit_quantize_pack(matrix<const T> w, matrix<uint8_t> packed, matrix<uint8_t
 template <class BlockFormat, class T>
 void unpack_dequantize(matrix<const uint8_t> packed, matrix<const uint8_t> scales, matrix<T> w, BlockFormat f) {
   constexpr index_t block = BlockFormat::block;
-  detail::for_rows_of(w.rows, w.cols, [=](index_t row) {
-    const uint8_t* const from = packed.row(row);
-    for (index_t first = 0; first < w.cols; first += block) {
-      const index_t count = min(block, w.cols - first);
-      const float scale = block_scale(scales(row, first / block), f);
-      float x[block];
-      for (index_t i = 0; i < ceil_div(count, 2); ++i) {
-        const uint8_t two = from[first / 2 + i];
-        x[2 * i] = detail::value_of_code<float_format::e2m1>(two & 15u) * scale;
-        x[2 * i + 1] = detail::value_of_code<float_format::e2m1>(two >> 4) * scale;
-      }
-      detail::store_block(x, w.row(row) + first, count, is_nan(scale));
-    }
+  const detail::block_scales values(f);
+  detail::for_rows_of(w.rows, w.cols, [&](index_t row) {
+    const uint8_t *const from = packed.row(row), *const codes = scales.row(row);
+    T* const to = w.row(row);
+    const index_t whole = w.cols / block, left = w.cols % block;
+    for (index_t i = 0; i < whole; ++i)
+      detail::unpack_block<block>(from + i * (block / 2), to + i * block, values.of[codes[i]]);
+    if (left == 0) return;
+    T last[block];
+    uint8_t bytes[block / 2] = {};
+    for (index_t i = 0; i < ceil_div(left, 2); ++i) bytes[i] = from[whole * (block / 2) + i];
+    detail::unpack_block<block>(bytes, last, values.of[codes[whole]]);
+    for (index_t i = 0; i < left; ++i) to[whole * block + i] = last[i];
   });
 }
 

@@ -37,21 +37,24 @@ void with_format(FloatScheme s, F&& f) {
   });
 }
 
-/// nibble::float_code of `x`, or the code of NaN where `of` is NaN (x may be anything then).
+/// nibble::float_code of `x`, or the code of NaN where `of` is NaN (x may be anything then). A sum with 2^(23 − mantissa) times
+/// the power of two of |x|, at least that of the least normal number, has the unit in the last place that |x| has as a code: its
+/// low bits are the significand, rounded, and where that carries it carries into the exponent.
 template <float_format Format>
 inline uint8_t code_of_number(float x, float of) noexcept {
-  constexpr int mantissa = mantissa_bits(Format), dropped = 23 - mantissa, bias = exponent_bias(Format);
-  constexpr float least = two_to(1 - bias), aligned = two_to(1 - bias + dropped);
-  constexpr uint32_t rebias = uint32_t(127 - bias) << mantissa;
-  constexpr uint32_t last = (bit_cast<uint32_t>(largest(Format)) >> dropped) - rebias;
-  const float magnitude = abs(x);
-  const uint32_t bits = bit_cast<uint32_t>(magnitude);
-  const uint32_t subnormal = bit_cast<uint32_t>(magnitude + aligned) - bit_cast<uint32_t>(aligned);
-  const uint32_t rounded = ((bits + (1u << (dropped - 1)) - 1u + ((bits >> dropped) & 1u)) >> dropped) - rebias;
-  const uint32_t normal = select(rounded > last, last, rounded);
+  constexpr int mantissa = mantissa_bits(Format), dropped = 23 - mantissa;
+  constexpr auto least = bit_cast<int32_t>(two_to(1 - exponent_bias(Format))),
+                 most = bit_cast<int32_t>(largest(Format));
+  constexpr int32_t last = ((most - least) >> dropped) + (1 << mantissa);
+  // Limits of integers: those of floats are choices to a compiler, which comes back with branches.
+  const int32_t magnitude = min(bit_cast<int32_t>(abs(x)), most), power = max(magnitude & 0x7f800000, least);
+  const float aligned = bit_cast<float>(power + (dropped << 23));
+  const int32_t significand = bit_cast<int32_t>(bit_cast<float>(magnitude) + aligned) - bit_cast<int32_t>(aligned);
+  const auto code = static_cast<uint32_t>(significand + ((power - least) >> dropped));
   const uint32_t sign = bit_cast<uint32_t>(x) >> 31 << (bits_of(Format) - 1);
-  const uint32_t code = sign | select(magnitude < least, subnormal, normal);
-  return static_cast<uint8_t>(select(of == of, code, Format == float_format::e2m1 ? 0u : 0x7fu));
+  const uint32_t number = 0u - static_cast<uint32_t>(of == of);
+  if (Format == float_format::e2m1) return static_cast<uint8_t>((code | sign) & number);
+  return static_cast<uint8_t>(code + (sign & number) + (~number & uint32_t(0x7f - last)));
 }
 
 /// nibble::float_value of a code that is no NaN; a NaN's comes as a number.
