@@ -133,6 +133,24 @@ TEST_CASE("fp8 kernels take tokens that one warp holds, one block holds, and one
   kernels_agree<float>(2, 5000, per_channel, e4m3{});
 }
 
+TEST_CASE("fp8 kernels find a token's greatest number wherever it lies") {
+  for (const index_t cols : {257, 8193, 10241})
+    for (const index_t at : {index_t{0}, cols / 2, cols - 2, cols - 1}) {
+      CAPTURE(cols, at);
+      owned<bf16> w(2, cols, bf16(0.5f));
+      w.view()(1, at) = bf16(-8.0f);
+      const device_matrix<bf16> there(w, cols + (8 - cols % 8) % 8);
+      const device_matrix<float> found(2, 1), at_once(2, 1);
+      const device_matrix<uint8_t> q(2, cols, cols + (8 - cols % 8) % 8);
+      REQUIRE(kernels::fit(there.const_view(), found.view(), per_channel, e4m3{}, minmax{}, nullptr) == status::ok);
+      REQUIRE(kernels::fit_quantize(there.const_view(), at_once.view(), q.view(), per_channel, e4m3{}, nullptr) ==
+              status::ok);
+      REQUIRE(found.download().data == std::vector<float>{0.5f / 448, 8.0f / 448});
+      REQUIRE(same_bytes(at_once.download(), found.download()));
+      REQUIRE(int(q.download().view()(1, at)) == 0xfe);
+    }
+}
+
 TEST_CASE("fp8 kernels take blocks of 128 by 128 and a tensor of several pieces, some of them zeros") {
   kernels_agree<bf16>(130, 300, {128, 128}, e4m3{});
   kernels_agree<bf16>(300, 257, per_tensor, e4m3{});

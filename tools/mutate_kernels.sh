@@ -94,7 +94,7 @@ prepare() { # preset
     TIMEFORMAT=%U
     seconds=$({ time run 3600 "$preset" "$row" > "$build/log/$row.$preset" 2>&1; } 2>&1) ||
       { echo "mutate_kernels.sh: $row fails without a mutation: $build/log/$row.$preset" >&2; exit 2; }
-    ninja -C "$build/$preset" -t deps "$objects/$row.cu.o" | grep -oE '(kernels|examples)/[^ ]*/detail/[a-z_]+\.cuh$' |
+    ninja -C "$build/$preset" -t deps "$objects/$row.cu.o" | grep -oE '(kernels|examples)/[^ ]*/detail/[a-z0-9_]+\.cuh$' |
       sed "s,^,${seconds%.*} $row ," >> "$build/$preset.rows"
   done
 }

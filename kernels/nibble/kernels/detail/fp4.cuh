@@ -13,7 +13,7 @@ NIBBLE_NAMESPACE_BEGIN
 namespace kernels {
 namespace detail {
 
-/// Codes of a lane's numbers under `scale`, two a byte, to `packed`; by one access where `wide` says that they may be.
+/// Codes of a lane's `count` numbers, if any, under `scale`, two a byte, to `packed`; by one access where `wide` says that they may be.
 template <int Items, class T>
 __device__ void store_packed(uint8_t* packed, const items<T, Items>& x, int count, bool wide, float scale) {
   device::chunk<uint8_t, Items / 2> bytes;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     const uint8_t code = block_scale_code(amax_of(ends), f);
     if (row >= w.rows) continue;
     if (mine.leads(w.cols, BlockFormat::block)) scales(row, mine.group) = code;
-    if (mine.count > 0) store_packed(packed.row(row) + mine.col / 2, x[i], mine.count, wide, block_scale(code, f));
+    store_packed(packed.row(row) + mine.col / 2, x[i], mine.count, wide, block_scale(code, f));
   }
 }
 

@@ -49,7 +49,7 @@ __device__ inline float amax_of(range ends) {
   return max(abs(ends.low), abs(ends.high));
 }
 
-/// Codes of a lane's numbers, to q; by one access where `wide` says that they may be.
+/// Codes of a lane's `count` numbers, if any, to q; by one access where `wide` says that they may be.
 template <int Items, class T, class Scheme>
 __device__ void store_codes(uint8_t* q, const items<T, Items>& x, int count, bool wide, float scale, Scheme s) {
   device::chunk<uint8_t, Items> codes;
@@ -78,8 +78,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     const float scale = nibble::fit(amax_of(ends), s);
     if (row >= w.rows) continue;
     if (mine.leads(w.cols, width)) scales(row, mine.group) = scale;
-    if constexpr (Codes)
-      if (mine.count > 0) store_codes(q.row(row) + mine.col, x[i], mine.count, wide, scale, s);
+    if constexpr (Codes) store_codes(q.row(row) + mine.col, x[i], mine.count, wide, scale, s);
   }
 }
 
@@ -100,8 +99,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
   };
   items<T, Items> x[held];
 #pragma unroll
-  for (int i = 0; i < held; ++i)
-    if (count(i) > 0) x[i].load(from + first(i), count(i), wide);
+  for (int i = 0; i < held; ++i) x[i].load(from + first(i), count(i), wide);
   range seen = range::none();
 #pragma unroll
   for (int i = 0; i < held; ++i) seen = x[i].widened(seen, count(i));
@@ -113,8 +111,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
   const float scale = nibble::fit(amax_of(block_range<threads>(seen)), s);
   if (threadIdx.x == 0) scales(row, group) = scale;
 #pragma unroll
-  for (int i = 0; i < held; ++i)
-    if (count(i) > 0) store_codes(to + first(i), x[i], count(i), wide, scale, s);
+  for (int i = 0; i < held; ++i) store_codes(to + first(i), x[i], count(i), wide, scale, s);
   for (index_t turn = held; count(turn) > 0; ++turn) {
     items<T, Items> more;
     more.load(from + first(turn), count(turn), wide);
