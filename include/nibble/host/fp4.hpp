@@ -35,24 +35,28 @@ inline uint8_t stored_scale_code(float amax, nvfp4 f) noexcept {
   return code == 0 ? uint8_t{0x20} : code;
 }
 
-/// A whole block: its scale's code is returned, its codes go to `packed`, two a byte.
+/// Whole blocks, `count` <= span_block numbers of them: scale codes to `stored`, codes to `packed`, two a byte. Each step goes over
+/// all blocks before the next, for a block by itself is too short a loop.
 template <class BlockFormat, class T>
-inline uint8_t pack_block(const T* __restrict from, uint8_t* __restrict packed, BlockFormat f,
-                          const block_scales& scales) noexcept {
+inline void pack_blocks(const T* __restrict from, uint8_t* __restrict packed, uint8_t* __restrict stored, index_t count,
+                        BlockFormat f, const block_scales& scales) noexcept {
   constexpr index_t block = BlockFormat::block;
-  float x[block];
-  for (index_t i = 0; i < block; ++i) x[i] = load(from[i]);
-  int32_t most = 0;  // bits of the greatest |x|, whose order is that of floats
-  for (index_t i = 0; i < block; ++i) {
-    const int32_t magnitude = bit_cast<int32_t>(x[i]) & 0x7fffffff;
-    most = max(most, magnitude & (0 - int32_t(magnitude < 0x7f800000)));
+  float x[span_block], ratio[span_block];
+  uint8_t codes[span_block];
+  for (index_t i = 0; i < count; ++i) x[i] = load(from[i]);
+  for (index_t first = 0; first < count; first += block) {
+    int32_t most = 0;  // bits of the greatest |x|, whose order is that of floats
+    for (index_t i = 0; i < block; ++i) {
+      const int32_t magnitude = bit_cast<int32_t>(x[first + i]) & 0x7fffffff;
+      most = max(most, magnitude & (0 - int32_t(magnitude < 0x7f800000)));
+    }
+    const uint8_t code = stored_scale_code(bit_cast<float>(most), f);
+    const float scale = scales.of[code];
+    for (index_t i = 0; i < block; ++i) ratio[first + i] = x[first + i] / scale;
+    stored[first / block] = code;
   }
-  const uint8_t code = stored_scale_code(bit_cast<float>(most), f);
-  const float scale = scales.of[code];
-  uint8_t codes[block];
-  for (index_t i = 0; i < block; ++i) codes[i] = code_of_number<float_format::e2m1>(x[i] / scale, x[i]);
-  for (index_t i = 0; i < block / 2; ++i) packed[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
-  return code;
+  for (index_t i = 0; i < count; ++i) codes[i] = code_of_number<float_format::e2m1>(ratio[i], x[i]);
+  for (index_t i = 0; i < count / 2; ++i) packed[i] = static_cast<uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
 }
 
 /// A whole block's numbers, of codes two a byte.
@@ -93,13 +97,14 @@ void fit_quantize_pack(matrix<const T> w, matrix<uint8_t> packed, matrix<uint8_t
     const T* const from = w.row(row);
     uint8_t *const to = packed.row(row), *const codes = scales.row(row);
     const index_t whole = w.cols / block, left = w.cols % block;
-    for (index_t i = 0; i < whole; ++i)
-      codes[i] = detail::pack_block(from + i * block, to + i * (block / 2), f, values);
+    for (index_t first = 0; first < whole * block; first += detail::span_block)
+      detail::pack_blocks(from + first, to + first / 2, codes + first / block,
+                          min(detail::span_block, whole * block - first), f, values);
     if (left == 0) return;
     T last[block] = {};
     uint8_t bytes[block / 2];
     for (index_t i = 0; i < left; ++i) last[i] = from[whole * block + i];
-    codes[whole] = detail::pack_block(last, bytes, f, values);
+    detail::pack_blocks(last, bytes, codes + whole, block, f, values);
     for (index_t i = 0; i < ceil_div(left, 2); ++i) to[whole * (block / 2) + i] = bytes[i];
   });
 }
