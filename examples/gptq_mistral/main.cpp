@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// gptq_mistral: a Mistral (or Llama) checkpoint in, one quantized with GPTQ out, in the formats that awq_mistral writes.
+#include "nibble/gptq.hpp"
 #include "pass/program.hpp"
 
 using namespace nibble::mistral;
@@ -8,6 +9,7 @@ using namespace nibble::mistral;
 int main(int argc, char** argv) {
   pass_options defaults;
   defaults.propagate = propagation::quantized;
+  defaults.order = nibble::activation_order::static_groups;
   pass_program program("gptq_mistral", "Quantizes the linear layers of a Mistral or Llama checkpoint with GPTQ.",
                        defaults);
   program.offer_methods({methods::gptq, methods::awq_gptq, methods::rtn},

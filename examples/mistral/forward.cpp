@@ -131,7 +131,7 @@ void mlp_block(const config& c, const layer_weights& w, matrix<const float> norm
   host::matmul_nt(normed, w.at(c, projection::up), up);
   over_rows(normed.rows, [&](index_t row) { swiglu(gate.row(row), up.row(row), c.intermediate); });
   if (observe) observe(layer_input::down, gate);
-  host::matmul_nt(gate, w.at(c, projection::down), out);
+  if (!out.empty()) host::matmul_nt(gate, w.at(c, projection::down), out);
 }
 
 void add(matrix<const float> y, matrix<float> x) {
@@ -292,8 +292,10 @@ void mlp_block(const config& c, const layer_weights& w, matrix<const float> norm
   mlp_block(c, w, normed, out, observe, s);
 }
 
-void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
-                   const observer& observe) {
+namespace {
+
+void run_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+               const observer& observe, bool whole) {
   const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
   const index_t widest = max(2 * c.intermediate, 2 * c.q_width() + 2 * c.kv_width()) + 2 * c.hidden;
   const index_t chunk_tokens = max(index_t(1), chunk_bytes / (4 * widest));
@@ -309,9 +311,21 @@ void forward_layer(const config& c, const layer_weights& w, matrix<float> x, con
     attention_block(c, w, rotary, normed, chunk, out, observe, s);
     add(out, rows);
     rms_norm(rows, w.post_norm, c.rms_norm_eps, normed);
-    mlp_block(c, w, normed, out, observe, s);
-    add(out, rows);
+    mlp_block(c, w, normed, whole ? out : matrix<float>(), observe, s);
+    if (whole) add(out, rows);
   }
+}
+
+}  // namespace
+
+void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+                   const observer& observe) {
+  run_layer(c, w, x, starts, observe, true);
+}
+
+void observe_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+                   const observer& observe) {
+  run_layer(c, w, x, starts, observe, false);
 }
 
 lm_head load_head(const checkpoint& from, const config& c) {

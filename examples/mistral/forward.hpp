@@ -76,6 +76,10 @@ using observer = std::function<void(layer_input, matrix<const float>)>;
 void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
                    const observer& observe = nullptr);
 
+/// Tells what the linears read on x (tokens, hidden), and no more: the last of them is left out, and x is used up.
+void observe_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+                   const observer& observe);
+
 /// The parts of a layer, for passes that judge a block by its output.
 /// out (tokens, hidden) = the attention block's output on normed x (tokens, hidden), before the residual is added.
 void attention_block(const config& c, const layer_weights& w, matrix<const float> normed,

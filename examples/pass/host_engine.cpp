@@ -154,17 +154,19 @@ class host_arithmetic : public engine {
 /// A chunk of sequences of the original model's activations through w, then of the quantized one's, which stay: what linears
 /// read of the first is kept to be compared with the second.
 void host_arithmetic::gather_both(const layer_weights& w, phase_times& here, const observer& observe) {
-  constexpr index_t chunk_bytes = index_t(64) << 20;
+  constexpr index_t chunk_bytes = index_t(16) << 20;  // of what is kept: the allocator has such buffers again at once
   const config& c = j_.model;
   index_t widths = 0;
   for (const layer_input input : layer_inputs) widths += width(c, input);
   const index_t chunk_tokens = chunk_bytes / (4 * widths);
   const auto& starts = tokens_.starts;
+  std::array<std::vector<float>, 4> kept;
+  std::vector<float> copy;
   for (size_t first = 0, last; first + 1 < starts.size(); first = last) {
     for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
     std::vector<index_t> chunk;
     for (size_t i = first; i <= last; ++i) chunk.push_back(starts[i] - starts[first]);
-    std::array<std::vector<float>, 4> kept;
+    for (auto& each : kept) each.clear();
     forward_layer(c, w, original().rows_at(starts[first], chunk.back()), chunk,
                   [&](layer_input input, matrix<const float> activations) {
                     auto& to = kept[static_cast<size_t>(input)];
@@ -172,9 +174,9 @@ void host_arithmetic::gather_both(const layer_weights& w, phase_times& here, con
                       to.insert(to.end(), activations.row(row), activations.row(row) + activations.cols);
                   });
     const float* const from = x().row(starts[first]);
-    std::vector<float> copy(from, from + chunk.back() * c.hidden);
+    copy.assign(from, from + chunk.back() * c.hidden);
     std::array<index_t, 4> compared{};
-    forward_layer(c, w, {copy.data(), chunk.back(), c.hidden}, chunk,
+    observe_layer(c, w, {copy.data(), chunk.back(), c.hidden}, chunk,
                   [&](layer_input input, matrix<const float> activations) {
                     observe(input, activations);
                     const stopwatch watch(here, phase::statistics);

@@ -225,12 +225,15 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
     stopwatch watch(r.seconds.write);
     write_layer_rest(j, layer, w, writer);
     const auto now = std::chrono::steady_clock::now();
-    if (on && (j.o.propagate == propagation::quantized || now - saved.saved > worth_saving)) {
+    const bool needed = j.o.propagate == propagation::quantized;
+    const bool worth = on && ((needed && layer == done) || now - saved.saved > worth_saving);
+    if (worth) {
       saved.activations = save_activations(on->get(), directory, layer + 1);
       saved.saved = now;
     }
-    saved.save("layers", r, writer, j.model.layers);
-    forget_activations(directory, saved.activations);
+    // Without the activations that quantized layers give, a run goes on from where they were saved last.
+    if (!on || worth || !needed) saved.save("layers", r, writer, j.model.layers);
+    if (worth) forget_activations(directory, saved.activations);
     bar.at(layer + 1, note);
   }
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llmcompressor_seconds.py MODEL TEXT SAMPLES [LENGTH]
+"""llmcompressor_seconds.py MODEL TEXT SAMPLES [awq|gptq [LENGTH]]
 
-Runs llm-compressor's AWQ (4 bits, asymmetric, groups of 128, its defaults otherwise) on the first SAMPLES windows of
+Runs llm-compressor's AWQ or GPTQ (4 bits, asymmetric, groups of 128, its defaults otherwise) on the first SAMPLES windows of
 LENGTH tokens of TEXT, and prints one line, RESULT {...}, with the seconds it took in all and in the search for scales.
 """
 import json
@@ -13,12 +13,14 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.awq import AWQModifier
+from llmcompressor.modifiers.quantization import GPTQModifier
 from llmcompressor.modifiers.transform.awq import base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import llmcompressor.pipelines.cache as cache
 
 model_dir, text, samples = sys.argv[1], sys.argv[2], int(sys.argv[3])
-length = int(sys.argv[4]) if len(sys.argv) > 4 else 512
+modifier = {"awq": AWQModifier, "gptq": GPTQModifier}[sys.argv[4] if len(sys.argv) > 4 else "awq"]
+length = int(sys.argv[5]) if len(sys.argv) > 5 else 512
 torch.set_num_threads(2)
 for kept in vars(cache).values():  # pinning memory needs a GPU
     if isinstance(kept, type) and hasattr(kept, "pin_memory"):
@@ -44,8 +46,7 @@ def timed(self, *args, **kwargs):
 
 base.AWQModifier._apply_smoothing = timed
 weights = QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="group", group_size=128)
-recipe = AWQModifier(config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
-                     ignore=["lm_head"])
+recipe = modifier(config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"])
 start = time.perf_counter()
 oneshot(model=model, recipe=recipe, dataset=data, max_seq_length=length, num_calibration_samples=samples,
         shuffle_calibration_samples=False)
