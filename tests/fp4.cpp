@@ -26,8 +26,8 @@ uint32_t hexadecimal(const std::string& text, std::size_t i, std::size_t digits)
 template <class T>
 bool same_bytes(const owned<T>& a, const owned<T>& b) {
   return a.data.size() == b.data.size() &&
-         std::memcmp(static_cast<const void*>(a.data.data()), static_cast<const void*>(b.data.data()),
-                     a.data.size() * sizeof(T)) == 0;
+         (a.data.empty() || std::memcmp(static_cast<const void*>(a.data.data()),
+                                        static_cast<const void*>(b.data.data()), a.data.size() * sizeof(T)) == 0);
 }
 
 /// The nearest scale that f can store is the block's, every code the nearest to its number, by the mathematics.

@@ -52,8 +52,9 @@ owned<float> some_scales(index_t rows, index_t cols) {
 
 template <class T>
 bool same_bytes(const owned<T>& a, const owned<T>& b) {
-  return std::memcmp(static_cast<const void*>(a.data.data()), static_cast<const void*>(b.data.data()),
-                     a.data.size() * sizeof(T)) == 0;
+  return a.data.size() == b.data.size() &&
+         (a.data.empty() || std::memcmp(static_cast<const void*>(a.data.data()),
+                                        static_cast<const void*>(b.data.data()), a.data.size() * sizeof(T)) == 0);
 }
 
 /// a and b element for element, whichever NaN a NaN is.
