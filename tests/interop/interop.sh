@@ -12,7 +12,6 @@ recipes=$root/examples/awq_mistral/recipes
 text=$root/examples/awq_mistral/text/heldout-persuasion.txt
 window=510 # vLLM wants room for a token of its own in the model's context of 512
 windows=${WINDOWS:-20}
-awq=("$build/bin/awq_mistral" --num-calibration-samples 16)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 ran=0
@@ -20,11 +19,13 @@ failed=0
 
 say() { printf '%-34s %-24s %10s %10s %9s\n' "$@"; }
 
-# write NAME OPTION…: the embedded model as NAME.
+# write [--by PROGRAM] NAME OPTION…: the embedded model as NAME.
 write() {
+  local program=awq_mistral
+  if [ "$1" = --by ]; then program=$2; shift 2; fi
   local name=$1
   shift
-  "${awq[@]}" --output "$work/$name" "$@" > "$work/$name.log" 2>&1 || { cat "$work/$name.log"; exit 1; }
+  "$build/bin/$program" --num-calibration-samples 16 --output "$work/$name" "$@" > "$work/$name.log" 2>&1 || { cat "$work/$name.log"; exit 1; }
 }
 
 # compare ENGINE INTERPRETER SCRIPT NAME
@@ -59,7 +60,13 @@ if [ -n "${TRANSFORMERS:-}" ]; then
     write recipe-$recipe --recipe "$recipes/$recipe.yaml"
     compare transformers "$TRANSFORMERS" transformers_perplexity.py recipe-$recipe
   done
-  for name in W4A16_ASYM recipe-four_bits recipe-mixed; do
+  for scheme in W4A16_ASYM W3A16 W8A16; do
+    write --by gptq_mistral gptq-$scheme --scheme $scheme
+    compare transformers "$TRANSFORMERS" transformers_perplexity.py gptq-$scheme
+  done
+  write --by gptq_mistral awq+gptq --method awq+gptq --group-size 64
+  compare transformers "$TRANSFORMERS" transformers_perplexity.py awq+gptq
+  for name in W4A16_ASYM recipe-four_bits recipe-mixed gptq-W4A16_ASYM awq+gptq; do
     if "$TRANSFORMERS" "$here/recipe.py" "$work/$name" > "$work/log" 2>&1; then
       say $name llm-compressor recipe means same
     else
@@ -76,6 +83,8 @@ if [ -n "${VLLM:-}" ]; then
     [ -d "$work/$scheme" ] || write $scheme --scheme $scheme
     compare vLLM "$VLLM" vllm_perplexity.py $scheme
   done
+  [ -d "$work/gptq-W4A16_ASYM" ] || write --by gptq_mistral gptq-W4A16_ASYM
+  compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16_ASYM
   [ -d "$work/recipe-four_bits" ] || write recipe-four_bits --recipe "$recipes/four_bits.yaml"
   compare vLLM "$VLLM" vllm_perplexity.py recipe-four_bits
 else
@@ -84,6 +93,8 @@ fi
 if [ -n "${AUTOAWQ:-}" ]; then
   write awq-gemm --format awq-gemm
   compare AutoAWQ "$AUTOAWQ" autoawq_perplexity.py awq-gemm
+  write --by gptq_mistral gptq-awq-gemm --format awq-gemm
+  compare AutoAWQ "$AUTOAWQ" autoawq_perplexity.py gptq-awq-gemm
 else
   echo "left out: AutoAWQ; name an interpreter in AUTOAWQ"
 fi

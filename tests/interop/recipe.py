@@ -31,7 +31,7 @@ config = transformers.AutoConfig.from_pretrained(directory)
 written = QuantizationConfig.model_validate(config.quantization_config)
 del config.quantization_config
 modifiers = Recipe.create_instance(os.path.join(directory, "recipe.yaml")).modifiers
-quantizers = [m for m in modifiers if type(m).__name__ == "QuantizationModifier"]
+quantizers = [m for m in modifiers if type(m).__name__ in ("QuantizationModifier", "GPTQModifier")]
 assert len(quantizers) == 1, modifiers
 meant = packings(config, quantizers[0].resolved_config)
 assert meant and meant == packings(config, written), meant
