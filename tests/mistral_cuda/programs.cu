@@ -22,14 +22,14 @@ namespace {
 
 #if defined(NIBBLE_SIMT)
 const std::string awq_program = "awq_mistral_simt", perplexity_program = "perplexity_simt";
-#else
-const std::string awq_program = "awq_mistral", perplexity_program = "perplexity";
-#endif
 
 /// What the executor pretends in the programs that a test starts.
 std::function<void()> pretending(const char* variable, const char* value) {
   return [=] { ::setenv(variable, value, 1); };
 }
+#else
+const std::string awq_program = "awq_mistral", perplexity_program = "perplexity";
+#endif
 
 words operator+(words a, const words& b) {
   a.insert(a.end(), b.begin(), b.end());
