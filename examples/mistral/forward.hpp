@@ -12,6 +12,7 @@
 
 #include "config.hpp"
 #include "nibble/matrix.hpp"
+#include "quantization.hpp"
 #include "safetensors.hpp"
 #include "weights.hpp"
 
@@ -34,10 +35,18 @@ inline constexpr std::array<layer_input, 4> layer_inputs = {layer_input::attenti
                                                             layer_input::down};
 layer_input input_of(projection p);
 
+/// How a linear's inputs are rounded before it multiplies them.
+struct rounded_inputs {
+  input_rounding how = input_rounding::none;
+  code_type type = code_type::integer;
+  float scale = 0;  ///< of input_rounding::tensor
+};
+
 /// One decoder layer, dense fp32.
 struct layer_weights {
   std::vector<float> input_norm, post_norm;  ///< (hidden)
   std::array<std::vector<float>, 7> w;       ///< (outputs, inputs) row-major, by projection
+  std::array<rounded_inputs, 7> rounded;     ///< by projection
 
   matrix<float> at(const config& c, projection p) {
     return {w[static_cast<size_t>(p)].data(), outputs(c, p), inputs(c, p)};

@@ -16,24 +16,26 @@
 
 namespace nibble::mistral {
 
-/// Codes (n, k), one a byte, and params (n, groups).
+/// Codes (n, k), one a byte, and params (row_groups, groups); of fp8 codes their scales alone count.
 struct quantized_linear {
-  index_t n = 0, k = 0, groups = 0;
+  index_t n = 0, k = 0, row_groups = 0, groups = 0;
   std::vector<uint8_t> codes;
   std::vector<params> parameters;
+  float input_scale = 0;  ///< of input_rounding::tensor
 
-  /// Room for n·k codes in groups of `group` inputs, −1 for all of them.
-  static quantized_linear blank(index_t n, index_t k, index_t group) {
+  /// Room for n·k codes whose scales are shared by `group` inputs and `rows` outputs, −1 for all of them.
+  static quantized_linear blank(index_t n, index_t k, index_t group, index_t rows = 1) {
     quantized_linear q;
     q.n = n, q.k = k, q.groups = per_group(group).across(k);
+    q.row_groups = rows < 0 ? 1 : ceil_div(n, rows);
     q.codes.resize(static_cast<size_t>(n * k));
-    q.parameters.resize(static_cast<size_t>(n * q.groups));
+    q.parameters.resize(static_cast<size_t>(q.row_groups * q.groups));
     return q;
   }
   matrix<uint8_t> code_matrix() { return {codes.data(), n, k}; }
-  matrix<params> param_matrix() { return {parameters.data(), n, groups}; }
+  matrix<params> param_matrix() { return {parameters.data(), row_groups, groups}; }
   matrix<const uint8_t> code_matrix() const { return {codes.data(), n, k}; }
-  matrix<const params> param_matrix() const { return {parameters.data(), n, groups}; }
+  matrix<const params> param_matrix() const { return {parameters.data(), row_groups, groups}; }
 };
 
 /// How `how` rounds: the convention of the format's own writer, scales rounded to `scales` before codes are chosen.

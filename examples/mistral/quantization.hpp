@@ -19,16 +19,27 @@ enum class packed_format { compressed_tensors, awq_gemm, awq_gemv };
 /// "compressed-tensors", "awq-gemm", "awq-gemv"
 const char* to_string(packed_format format);
 
+/// What a code means: an integer, or fp8 with 4 bits of exponent and no infinity.
+enum class code_type { integer, e4m3 };
+
+/// How what a linear reads is rounded, to 8 bits of its weights' type, before it is multiplied: not at all; under a scale
+/// for each token, or each token and 128 inputs, found while the model runs; or under one that the checkpoint holds.
+enum class input_rounding { none, token, token_block, tensor };
+
 /// How one linear is packed.
 struct packing {
   packed_format format = packed_format::compressed_tensors;
   int bits = 4;
   bool symmetric = false;
   index_t group = 128;  ///< inputs that share a scale; −1: all
+  code_type type = code_type::integer;
+  index_t rows = 1;  ///< outputs that share a scale; −1: all
+  input_rounding inputs = input_rounding::none;
 };
 
 inline bool operator==(const packing& a, const packing& b) {
-  return a.format == b.format && a.bits == b.bits && a.symmetric == b.symmetric && a.group == b.group;
+  return a.format == b.format && a.bits == b.bits && a.symmetric == b.symmetric && a.group == b.group &&
+         a.type == b.type && a.rows == b.rows && a.inputs == b.inputs;
 }
 
 /// "4 bits, asymmetric, groups of 128"
