@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "forward.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "error.hpp"
 #include "nibble/host/matmul.hpp"
 #include "rotary.hpp"
+#include "rounding.hpp"
 #include "vector_math.hpp"
 
 namespace nibble::mistral {
@@ -75,7 +77,35 @@ void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v,
 }
 
 struct scratch {
-  std::vector<float> normed, q, k, v, attended, gate, up, out;
+  std::vector<float> normed, q, k, v, attended, gate, up, out, rounded;
+};
+
+/// Linears that read the same x one after another; x is rounded again only for one that wants it another way.
+class reader {
+ public:
+  reader(const config& c, const layer_weights& w, matrix<const float> x, scratch& s) : c_(c), w_(w), x_(x), s_(s) {}
+
+  /// y = rounded x · wᵀ
+  void multiply(projection p, matrix<float> y) {
+    const rounded_inputs& how = w_.rounded[static_cast<size_t>(p)];
+    if (how.how == input_rounding::none) return host::matmul_nt(x_, w_.at(c_, p), y);
+    const auto rounded = view(s_.rounded, x_.rows, x_.cols);
+    if (!(how == held_)) {
+      over_rows(x_.rows, [&](index_t row) {
+        std::copy_n(x_.row(row), x_.cols, rounded.row(row));
+        round_row(rounded.row(row), x_.cols, how);
+      });
+      held_ = how;
+    }
+    host::matmul_nt(matrix<const float>(rounded), w_.at(c_, p), y);
+  }
+
+ private:
+  const config& c_;
+  const layer_weights& w_;
+  matrix<const float> x_;
+  scratch& s_;
+  rounded_inputs held_;
 };
 
 /// Attention of whole sequences: q, k, v already projected (tokens, width); rotates q and k.
@@ -115,23 +145,25 @@ void attention_block(const config& c, const layer_weights& w, const rotary_table
   const auto q = view(s.q, m, c.q_width()), k = view(s.k, m, c.kv_width()), v = view(s.v, m, c.kv_width());
   const auto attended = view(s.attended, m, c.q_width());
   if (observe) observe(layer_input::attention, normed);
-  host::matmul_nt(normed, w.at(c, projection::q), q);
-  host::matmul_nt(normed, w.at(c, projection::k), k);
-  host::matmul_nt(normed, w.at(c, projection::v), v);
+  reader input(c, w, normed, s);
+  input.multiply(projection::q, q);
+  input.multiply(projection::k, k);
+  input.multiply(projection::v, v);
   attention(c, rotary, starts, q, k, v, attended);
   if (observe) observe(layer_input::o, attended);
-  host::matmul_nt(attended, w.at(c, projection::o), out);
+  reader(c, w, attended, s).multiply(projection::o, out);
 }
 
 void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
                const observer& observe, scratch& s) {
   const auto gate = view(s.gate, normed.rows, c.intermediate), up = view(s.up, normed.rows, c.intermediate);
   if (observe) observe(layer_input::mlp, normed);
-  host::matmul_nt(normed, w.at(c, projection::gate), gate);
-  host::matmul_nt(normed, w.at(c, projection::up), up);
+  reader input(c, w, normed, s);
+  input.multiply(projection::gate, gate);
+  input.multiply(projection::up, up);
   over_rows(normed.rows, [&](index_t row) { swiglu(gate.row(row), up.row(row), c.intermediate); });
   if (observe) observe(layer_input::down, gate);
-  if (!out.empty()) host::matmul_nt(gate, w.at(c, projection::down), out);
+  if (!out.empty()) reader(c, w, gate, s).multiply(projection::down, out);
 }
 
 void add(matrix<const float> y, matrix<float> x) {
@@ -251,6 +283,7 @@ layer_weights load_layer(const checkpoint& from, const config& c, index_t index)
       const index_t first = tile * row_tile;
       linear->rows(first, min(row_tile, n - first), w.data() + first * k);
     });
+    layer.rounded[static_cast<size_t>(p)] = linear->rounded();
     linear->release();
   }
   return layer;

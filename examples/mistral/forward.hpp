@@ -35,13 +35,6 @@ inline constexpr std::array<layer_input, 4> layer_inputs = {layer_input::attenti
                                                             layer_input::down};
 layer_input input_of(projection p);
 
-/// How a linear's inputs are rounded before it multiplies them.
-struct rounded_inputs {
-  input_rounding how = input_rounding::none;
-  code_type type = code_type::integer;
-  float scale = 0;  ///< of input_rounding::tensor
-};
-
 /// One decoder layer, dense fp32.
 struct layer_weights {
   std::vector<float> input_norm, post_norm;  ///< (hidden)

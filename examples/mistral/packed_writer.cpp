@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "coded_linear.hpp"
 #include "error.hpp"
 #include "nibble/host/pack.hpp"
 
@@ -136,6 +137,11 @@ any_scheme scheme_of(const packing& how, dtype scales) {
 
 void check_packable(const std::string& name, index_t n, index_t k, const packing& how) {
   layout::verdict verdict;
+  if (is_coded(how)) {
+    if ((verdict = can_code(n, k, how))) return;
+    throw usage_error(name + " (" + std::to_string(n) + " x " + std::to_string(k) + ") cannot be stored in " +
+                      to_string(how) + ": " + verdict.reason + "; choose another --scheme, or name it in --ignore");
+  }
   switch (how.format) {
     case packed_format::compressed_tensors:
       verdict = layout::compressed_tensors::can_pack(n, k, how.bits, how.group);
@@ -156,6 +162,7 @@ void check_packable(const std::string& name, index_t n, index_t k, const packing
 
 void write_packed(safetensors_writer& out, const std::string& name, const quantized_linear& q, const packing& how,
                   dtype scales) {
+  if (is_coded(how)) return write_coded(out, name, q, how, scales);
   switch (how.format) {
     case packed_format::compressed_tensors:
       return write_compressed(out, name, q, how, scales);
@@ -168,6 +175,7 @@ void write_packed(safetensors_writer& out, const std::string& name, const quanti
 
 std::uint64_t packed_bytes(index_t n, index_t k, const packing& how, dtype scales) {
   constexpr std::uint64_t shape = 2 * sizeof(std::int64_t);
+  if (is_coded(how)) return coded_bytes(n, k, how, scales);
   switch (how.format) {
     case packed_format::compressed_tensors:
       return layout_bytes(n, k, how, layout::compressed_tensors{how.bits}, scales) + shape;

@@ -3,6 +3,7 @@
 /// A quantized linear, and its tensors in the formats that engines load.
 ///     compressed-tensors   NAME.weight_packed, .weight_scale, .weight_shape, .weight_zero_point (asymmetric)
 ///     AutoAWQ              NAME.qweight, .qzeros, .scales
+/// and a code a byte (coded_linear.hpp).
 #pragma once
 
 #include <string>

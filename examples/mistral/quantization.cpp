@@ -48,19 +48,69 @@ void expect(const json& object, const char* key, const char* wanted, const std::
                 "\" is supported");
 }
 
-packing read_weights(const json& scheme, const std::string& where) {
-  refuse_unless_none(scheme, "input_activations", where);
-  refuse_unless_none(scheme, "output_activations", where);
-  if (value(scheme, "format")) expect(scheme, "format", "pack-quantized", where);
-  const json* weights = value(scheme, "weights");
-  if (!weights || !weights->is_object()) throw error(where + ": \"weights\" must be an object");
-  expect(*weights, "type", "int", where);
-  const auto bits = json_get<int>(*weights, "num_bits", where);
+/// Inputs that share a scale, and the side of a block of weights, where it is more than one.
+constexpr index_t block_side = 128;
+
+const char* type_name(code_type type) {
+  return type == code_type::integer ? "int" : "float";
+}
+
+/// compressed-tensors' format of linears so packed.
+const char* format_name(const packing& how) {
+  return how.type != code_type::integer ? "float-quantized" : is_coded(how) ? "int-quantized" : "pack-quantized";
+}
+
+[[noreturn]] void refuse_strategy(const std::string& where, const std::string& strategy, const char* known) {
+  throw error(where + ": the strategy \"" + strategy.substr(0, 60) + "\" is not supported; " + known);
+}
+
+/// How linears whose weights are of `type` round what they read.
+input_rounding read_inputs(const json& scheme, code_type type, const std::string& scheme_where) {
+  const json* inputs = value(scheme, "input_activations");
+  const std::string where = scheme_where + ", input_activations";
+  if (!inputs) return input_rounding::none;
+  if (!inputs->is_object()) throw error(where + " must be an object");
+  expect(*inputs, "type", type_name(type), where);
+  const auto bits = json_get<int>(*inputs, "num_bits", where);
+  if (bits != 8) throw error(where + ": \"num_bits\" must be 8, but is " + std::to_string(bits));
+  if (!json_get<bool>(*inputs, "symmetric", where, true)) throw error(where + ": only symmetric inputs are supported");
+  const bool dynamic = json_get<bool>(*inputs, "dynamic", where, false);
+  const auto strategy = json_get<std::string>(*inputs, "strategy", where, dynamic ? "token" : "tensor");
+  if (!dynamic && strategy == "tensor") return input_rounding::tensor;
+  if (!dynamic) refuse_strategy(where, strategy, "of scales that are fixed, tensor is");
+  if (strategy == "token") return input_rounding::token;
+  if (strategy != "group") refuse_strategy(where, strategy, "of dynamic scales, token and group are");
+  const auto size = json_get<index_t>(*inputs, "group_size", where);
+  if (size != block_side) throw error(where + ": \"group_size\" must be 128, but is " + std::to_string(size));
+  return input_rounding::token_block;
+}
+
+/// fp8: one scale a tensor, an output, or a block.
+packing read_float_weights(const json& weights, const std::string& where) {
+  const auto bits = json_get<int>(weights, "num_bits", where);
+  if (bits != 8) throw error(where + ": floats of " + std::to_string(bits) + " bits are not supported; 8 are");
+  packing how{packed_format::compressed_tensors, 8, true, -1, code_type::e4m3, 1, input_rounding::none};
+  if (!json_get<bool>(weights, "symmetric", where, true)) throw error(where + ": floats must be symmetric");
+  const auto strategy = json_get<std::string>(weights, "strategy", where, "tensor");
+  if (strategy == "channel") return how;
+  if (strategy == "tensor") {
+    how.rows = -1;
+    return how;
+  }
+  if (strategy != "block") refuse_strategy(where, strategy, "of floats, tensor, channel and block are");
+  const json* block = value(weights, "block_structure");
+  if (!block || *block != json::array({block_side, block_side}))
+    throw error(where + ": \"block_structure\" must be [128, 128], but is " + (block ? excerpt(*block) : "missing"));
+  how.rows = how.group = block_side;
+  return how;
+}
+
+packing read_integer_weights(const json& weights, const std::string& where) {
+  const auto bits = json_get<int>(weights, "num_bits", where);
   if (bits < 1 || bits > 8) throw error(where + ": \"num_bits\" must be from 1 to 8, but is " + std::to_string(bits));
-  if (json_get<bool>(*weights, "dynamic", where, false)) throw error(where + ": dynamic weights are not supported");
-  packing how{packed_format::compressed_tensors, bits, json_get<bool>(*weights, "symmetric", where, true), -1};
-  const auto size = json_get<index_t>(*weights, "group_size", where, -1);
-  const auto strategy = json_get<std::string>(*weights, "strategy", where, size > 0 ? "group" : "channel");
+  packing how{packed_format::compressed_tensors, bits, json_get<bool>(weights, "symmetric", where, true), -1};
+  const auto size = json_get<index_t>(weights, "group_size", where, -1);
+  const auto strategy = json_get<std::string>(weights, "strategy", where, size > 0 ? "group" : "channel");
   if (strategy == "channel") return how;
   if (strategy != "group")
     throw error(where + ": the strategy \"" + strategy.substr(0, 60) + "\" is not supported; group and channel are");
@@ -70,29 +120,88 @@ packing read_weights(const json& scheme, const std::string& where) {
   return how;
 }
 
+/// @param format  the file's, for groups that have none of their own
+packing read_weights(const json& scheme, const std::string& format, const std::string& where) {
+  refuse_unless_none(scheme, "output_activations", where);
+  const json* weights = value(scheme, "weights");
+  if (!weights || !weights->is_object()) throw error(where + ": \"weights\" must be an object");
+  const auto type = json_get<std::string>(*weights, "type", where);
+  if (type != "int" && type != "float")
+    throw error(where + ": \"type\" is \"" + type.substr(0, 60) + "\", but only \"int\" and \"float\" are supported");
+  if (json_get<bool>(*weights, "dynamic", where, false)) throw error(where + ": dynamic weights are not supported");
+  packing how = type == "int" ? read_integer_weights(*weights, where) : read_float_weights(*weights, where);
+  how.inputs = read_inputs(scheme, how.type, where);
+  if (how.inputs != input_rounding::none && how.type == code_type::integer &&
+      (how.bits != 8 || !how.symmetric || how.group > 0))
+    throw error(where +
+                ": where inputs are rounded, integer weights must have 8 bits, be symmetric, and have one scale "
+                "an output, but these are " +
+                to_string(how));
+  const auto own = json_get<std::string>(scheme, "format", where, format);
+  if (own != format_name(how))
+    throw error(where + ": \"format\" is \"" + own.substr(0, 60) + "\", but only \"" + format_name(how) +
+                "\" is supported for " + to_string(how));
+  return how;
+}
+
+/// A "weights" or "input_activations".
+json numbers_json(code_type type, int bits, bool symmetric, bool dynamic, const char* strategy) {
+  return {{"actorder", nullptr},
+          {"block_structure", nullptr},
+          {"dynamic", dynamic},
+          {"group_size", nullptr},
+          {"num_bits", bits},
+          {"observer", nullptr},
+          {"observer_kwargs", json::object()},
+          {"strategy", strategy},
+          {"symmetric", symmetric},
+          {"type", type_name(type)}};
+}
+
+json inputs_json(const packing& how) {
+  switch (how.inputs) {
+    case input_rounding::none:
+      return nullptr;
+    case input_rounding::token:
+      return numbers_json(how.type, 8, true, true, "token");
+    case input_rounding::token_block: {
+      json inputs = numbers_json(how.type, 8, true, true, "group");
+      inputs["group_size"] = block_side;
+      return inputs;
+    }
+    case input_rounding::tensor:
+      break;
+  }
+  json inputs = numbers_json(how.type, 8, true, false, "tensor");
+  inputs["observer"] = "static_minmax";
+  return inputs;
+}
+
 json group_json(const packing_group& group) {
-  const bool grouped = group.how.group > 0;
-  const json weights = {{"actorder", nullptr},
-                        {"block_structure", nullptr},
-                        {"dynamic", false},
-                        {"group_size", grouped ? json(group.how.group) : json(nullptr)},
-                        {"num_bits", group.how.bits},
-                        {"observer", "memoryless_minmax"},
-                        {"observer_kwargs", json::object()},
-                        {"strategy", grouped ? "group" : "channel"},
-                        {"symmetric", group.how.symmetric},
-                        {"type", "int"}};
-  return {{"format", "pack-quantized"},
-          {"input_activations", nullptr},
+  const packing& how = group.how;
+  const bool block = how.rows > 1, grouped = how.group > 0 && !block;
+  json weights = numbers_json(how.type, how.bits, how.symmetric, false,
+                              block          ? "block"
+                              : how.rows < 0 ? "tensor"
+                              : grouped      ? "group"
+                                             : "channel");
+  weights["observer"] = "memoryless_minmax";
+  if (block) weights["block_structure"] = {how.rows, how.group};
+  if (grouped) weights["group_size"] = how.group;
+  return {{"format", format_name(how)},
+          {"input_activations", inputs_json(how)},
           {"output_activations", nullptr},
           {"targets", group.targets},
-          {"weights", weights}};
+          {"weights", std::move(weights)}};
 }
 
 json compressed_tensors_json(const std::vector<packing_group>& all, const std::vector<std::string>& ignore) {
   json groups = json::object();
   for (size_t i = 0; i < all.size(); ++i) groups["group_" + std::to_string(i)] = group_json(all[i]);
-  return {{"config_groups", std::move(groups)},  {"format", "pack-quantized"},
+  const std::string format = format_name(all.front().how);
+  const bool alike =
+      std::all_of(all.begin(), all.end(), [&](const packing_group& each) { return format == format_name(each.how); });
+  return {{"config_groups", std::move(groups)},  {"format", alike ? format : "mixed-precision"},
           {"global_compression_ratio", nullptr}, {"ignore", ignore},
           {"kv_cache_scheme", nullptr},          {"quant_method", "compressed-tensors"},
           {"quantization_status", "compressed"}};
@@ -115,8 +224,17 @@ json awq_json(const packing& how, const std::vector<std::string>& ignore) {
 }  // namespace
 
 std::string to_string(const packing& how) {
-  return std::to_string(how.bits) + " bits, " + (how.symmetric ? "symmetric, " : "asymmetric, ") +
-         (how.group < 0 ? "one group an output" : "groups of " + std::to_string(how.group));
+  std::string text = how.type == code_type::e4m3
+                         ? "fp8, "
+                         : std::to_string(how.bits) + " bits, " + (how.symmetric ? "symmetric, " : "asymmetric, ");
+  text += how.rows < 0    ? "one scale"
+          : how.rows > 1  ? "blocks of " + std::to_string(how.rows) + " x " + std::to_string(how.group)
+          : how.group < 0 ? "one group an output"
+                          : "groups of " + std::to_string(how.group);
+  if (how.inputs == input_rounding::token) text += ", inputs likewise, one scale a token";
+  if (how.inputs == input_rounding::token_block) text += ", inputs likewise, one scale a token and 128";
+  if (how.inputs == input_rounding::tensor) text += ", inputs likewise, one scale for all";
+  return text;
 }
 
 const char* to_string(packed_format format) {
@@ -162,7 +280,7 @@ void quantization::add(packing_group group) {
 }
 
 void quantization::read_compressed_tensors(const json& file) {
-  expect(file, "format", "pack-quantized", where_);
+  const auto format = json_get<std::string>(file, "format", where_);
   for (const char* key : {"kv_cache_scheme", "transform_config"}) refuse_unless_none(file, key, where_);
   if (const json* sparsity = value(file, "sparsity_config")) expect(*sparsity, "format", "dense", where_);
   const json* groups = value(file, "config_groups");
@@ -170,7 +288,7 @@ void quantization::read_compressed_tensors(const json& file) {
   for (const auto& [name, scheme] : groups->items()) {
     const std::string where = where_ + ", " + name;
     if (!scheme.is_object()) throw error(where + ": a group must be an object");
-    add({read_weights(scheme, where), strings(scheme, "targets", where)});
+    add({read_weights(scheme, format, where), strings(scheme, "targets", where)});
   }
   ignore_ = strings(file, "ignore", where_);
   ignore_patterns_ = compiled(ignore_);
@@ -250,6 +368,11 @@ std::optional<packing> quantization::of(const std::string& name) const {
   if (!awq_) return match(name, "Linear");
   // AutoAWQ converts the decoder layers, less those whose name contains a listed one.
   return ignores(name) || name.rfind("model.layers.", 0) != 0 ? std::nullopt : std::optional(groups_.front().how);
+}
+
+bool quantization::rounds_inputs() const {
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const packing_group& each) { return each.how.inputs != input_rounding::none; });
 }
 
 bool quantization::targets_embedding() const {

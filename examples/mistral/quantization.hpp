@@ -26,6 +26,16 @@ enum class code_type { integer, e4m3 };
 /// for each token, or each token and 128 inputs, found while the model runs; or under one that the checkpoint holds.
 enum class input_rounding { none, token, token_block, tensor };
 
+/// How a linear's inputs are rounded before it multiplies them.
+struct rounded_inputs {
+  input_rounding how = input_rounding::none;
+  code_type type = code_type::integer;
+  float scale = 0;  ///< of input_rounding::tensor
+};
+inline bool operator==(const rounded_inputs& a, const rounded_inputs& b) {
+  return a.how == b.how && a.type == b.type && a.scale == b.scale;
+}
+
 /// How one linear is packed.
 struct packing {
   packed_format format = packed_format::compressed_tensors;
@@ -42,8 +52,13 @@ inline bool operator==(const packing& a, const packing& b) {
          a.type == b.type && a.rows == b.rows && a.inputs == b.inputs;
 }
 
-/// "4 bits, asymmetric, groups of 128"
+/// "4 bits, asymmetric, groups of 128"; "8 bits, symmetric, one group an output, inputs in 8 bits a token"
 std::string to_string(const packing& how);
+
+/// Whether a linear is stored as a code a byte under NAME.weight, as int-quantized and float-quantized have it.
+inline bool is_coded(const packing& how) {
+  return how.type != code_type::integer || how.inputs != input_rounding::none;
+}
 
 /// Linears packed alike: those that one of `targets` matches (a module's name, "re:PATTERN", or the class "Linear").
 struct packing_group {
@@ -78,6 +93,9 @@ class quantization {
   bool ignores(const std::string& name) const;
   /// Those targets and entries of `ignore` that match none of these linears, nor the embedding.
   std::vector<std::string> unmatched(const std::vector<std::string>& linears) const;
+
+  /// Whether some linears round what they read.
+  bool rounds_inputs() const;
 
   const std::vector<packing_group>& groups() const { return groups_; }
   const std::vector<std::string>& ignore() const { return ignore_; }

@@ -3,12 +3,14 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "nibble/host/gemm.hpp"
 #include "nibble/host/pack.hpp"
+#include "rounding.hpp"
 
 namespace nibble::mistral {
 
@@ -54,6 +56,17 @@ void resident_bytes::release::operator()(std::byte* data) const {
 }
 
 void resident_linear::multiply(matrix<const float> x, matrix<float> y) const {
+  if (inputs.how != input_rounding::none) {
+    std::vector<float> copy(static_cast<size_t>(x.rows * x.cols));
+    const matrix<float> rounded(copy.data(), x.rows, x.cols);
+    for (index_t row = 0; row < x.rows; ++row) std::copy_n(x.row(row), x.cols, rounded.row(row));
+    round_inputs(rounded, inputs);
+    return multiply_rounded(rounded, y);
+  }
+  multiply_rounded(x, y);
+}
+
+void resident_linear::multiply_rounded(matrix<const float> x, matrix<float> y) const {
   switch (type) {
     case dtype::f32:
       return multiply_as<float>(*this, x, y);

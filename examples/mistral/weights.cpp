@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "coded_linear.hpp"
 #include "error.hpp"
 #include "nibble/host/pack.hpp"
 #include "nibble/host/parallel.hpp"
@@ -236,6 +237,7 @@ std::unique_ptr<linear_weights> open_linear(const checkpoint& from, const config
   if (from.contains(name + ".bias"))
     throw error(from.directory().string() + ": the linear \"" + name + "\" has a bias, which is not supported");
   if (!how) return std::make_unique<dense_weights>(from, from.at(name + ".weight", {n, k}));
+  if (is_coded(*how)) return open_coded(from, *how, name, n, k);
   switch (how->format) {
     case packed_format::awq_gemm:
       return open_packed(from, layout::awq_gemm{}, *how, name, n, k);

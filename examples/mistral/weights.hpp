@@ -8,6 +8,7 @@
 #include <string>
 
 #include "config.hpp"
+#include "quantization.hpp"
 #include "resident.hpp"
 #include "safetensors.hpp"
 
@@ -23,6 +24,8 @@ class linear_weights {
   virtual void rows(index_t first, index_t count, float* out) const = 0;
   /// All of them in memory, as stored. Leaves mapped pages to release().
   virtual resident_linear resident() const = 0;
+  /// How inputs are rounded before they are multiplied by it.
+  virtual rounded_inputs rounded() const { return {}; }
   /// Forgets mapped pages; the next rows() maps them again.
   virtual void release() const {}
 };
