@@ -84,7 +84,7 @@ class coded_weights : public linear_weights {
 
   /// Rows begin where a block of scales may be in its middle.
   void rows(index_t first, index_t count, float* out) const override {
-    const index_t height = how_.rows < 0 ? outputs() : how_.rows, begin = first / height * height;
+    const index_t height = max(how_.rows, index_t(1)), begin = first / height * height;
     const quantized_linear q = piece(begin, first + count - begin);
     std::vector<float> values(static_cast<size_t>(q.n * q.k));
     unround(q, how_, scale_type_, {values.data(), q.n, q.k});

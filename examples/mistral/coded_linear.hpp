@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// Linears stored as a code a byte, as compressed-tensors has them where inputs are rounded or codes are floats.
-///     int-quantized    NAME.weight I8 (n, k); NAME.weight_scale (n, 1), or [1]
+///     int-quantized    NAME.weight I8 (n, k); NAME.weight_scale (n, 1)
 ///     float-quantized  NAME.weight F8_E4M3 (n, k); NAME.weight_scale [1], (n, 1), or (⌈n/128⌉, ⌈k/128⌉)
 ///     both             NAME.input_scale [1] where one scale for all tokens is fixed
 #pragma once

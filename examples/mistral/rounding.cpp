@@ -11,10 +11,13 @@
 namespace nibble::mistral {
 namespace {
 
+/// The largest |x|, which is not finite where some x is not: magnitudes compare as their bits do, NaN beyond ±inf.
 float largest_of(const float* x, index_t k) {
-  float most = 0;
-  for (index_t j = 0; j < k; ++j) most = max(most, abs(observed(x[j])));
-  return most;
+  int32_t most = 0;
+  host::vectorised([&] {
+    for (index_t j = 0; j < k; ++j) most = max(most, bit_cast<int32_t>(x[j]) & 0x7fffffff);
+  });
+  return bit_cast<float>(most);
 }
 
 void round_span(float* x, index_t k, code_type type, float scale) {
@@ -44,22 +47,18 @@ float input_scale(float amax, code_type type, dtype stored) {
   const float exact =
       type == code_type::integer ? activation_scale(amax) : fit(amax, any_float_scheme{float_format::e4m3, dtype::f32});
   const float near = round_to(stored, exact);
-  return near > 0.0f && is_finite(near) ? near : exact;
+  return near > 0.0f ? min(near, largest(stored)) : epsilon(stored);
 }
 
 void round_row(float* x, index_t k, const rounded_inputs& how) {
-  switch (how.how) {
-    case input_rounding::none:
-      return;
-    case input_rounding::tensor:
-      return round_span(x, k, how.type, how.scale);
-    case input_rounding::token:
-      return round_span(x, k, how.type, input_scale(largest_of(x, k), how.type, dtype::f32));
-    case input_rounding::token_block:
-      for (index_t first = 0; first < k; first += coded_block) {
-        const index_t count = min(coded_block, k - first);
-        round_span(x + first, count, how.type, input_scale(largest_of(x + first, count), how.type, dtype::f32));
-      }
+  if (how.how == input_rounding::none) return;
+  const index_t width = how.how == input_rounding::token_block ? coded_block : k;
+  for (index_t first = 0; first < k; first += width) {
+    const index_t count = min(width, k - first);
+    const float amax = largest_of(x + first, count);
+    if (!is_finite(amax)) continue;  // NaN and infinity are for whoever reads the outputs to find
+    const float scale = how.how == input_rounding::tensor ? how.scale : input_scale(amax, how.type, dtype::f32);
+    round_span(x + first, count, how.type, scale);
   }
 }
 

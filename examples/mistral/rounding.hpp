@@ -17,7 +17,7 @@ inline constexpr index_t coded_block = 128;
 /// The scale of inputs whose largest |x| is `amax`, in the dtype it is stored in.
 float input_scale(float amax, code_type type, dtype stored);
 
-/// A token's inputs x (k), rounded in place. @pre how.scale > 0 for input_rounding::tensor.
+/// A token's inputs x (k), rounded in place, but for those that share a scale with NaN or infinity. @pre how.scale > 0 for input_rounding::tensor.
 void round_row(float* x, index_t k, const rounded_inputs& how);
 
 /// Inputs x (m, k), rounded in place.

@@ -26,6 +26,11 @@ bool whole_words(index_t values, int bits) {
 
 /// A linear whose outputs are split: zero points, and AutoAWQ's codes, are packed along them.
 std::string refused_outputs(const std::string& name, index_t outputs, const packing& how, index_t ranks) {
+  if (is_coded(how)) {
+    if (how.rows <= 1 || outputs % how.rows == 0) return "";
+    return name + " has " + count(outputs, "outputs") + (ranks > 1 ? " a rank" : "") + over(ranks) +
+           ", not a whole number of blocks of " + std::to_string(how.rows);
+  }
   const bool packed = how.format != packed_format::compressed_tensors || !how.symmetric;
   if (!packed || whole_words(outputs, how.bits)) return "";
   return name + " has " + count(outputs, "outputs") + (ranks > 1 ? " a rank" : "") + over(ranks) +
@@ -39,6 +44,7 @@ std::string refused_inputs(const std::string& name, index_t all, const packing& 
       name + " has " + count(inputs, "inputs") + (ranks > 1 ? " a rank" : "") + over(ranks) + ", ";
   if (how.group > 0 && inputs % how.group != 0)
     return begin + "not a whole number of groups of " + std::to_string(how.group);
+  if (is_coded(how)) return "";
   const bool awq = how.format != packed_format::compressed_tensors;
   if (awq && how.group < 0 && ranks > 1) return begin + "but its only group holds all " + std::to_string(all);
   if (!awq && ranks > 1 && !whole_words(inputs, how.bits))
@@ -88,7 +94,7 @@ std::string rare_kernel(const config& c, const packing_lookup& of) {
     for (const projection p : projections) {
       const std::string name = projection_name(layer, p);
       const auto how = of(name);
-      if (!how) continue;
+      if (!how || is_coded(*how)) continue;
       if (how->bits != 4 && (how->bits != 8 || !how->symmetric))
         return name + " has " + count(how->bits, how->symmetric ? "bits" : "bits and zero points") +
                ", for which vLLM has kernels on NVIDIA GPUs only, in the package Humming";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pass/layer.hpp"
 
+#include "mistral/rounding.hpp"
 #include "nibble/host/fit.hpp"
 #include "nibble/host/quantize.hpp"
 #include "pass/awq_scaling.hpp"
@@ -77,14 +78,10 @@ layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_
 void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink) {
   for (const projection p : projections) {
     if (!is_packed(how, p)) continue;
-    const packed as(how, p, stored);
-    const group_shape g = per_group(as.group);
-    const auto linear = w.at(c, p);
-    quantized_linear q = quantized_linear::blank(linear.rows, linear.cols, as.group);
-    host::fit(matrix<const float>(linear), q.param_matrix(), g, as.scheme, minmax{});
-    host::quantize(matrix<const float>(linear), matrix<const params>(q.param_matrix()), q.code_matrix(), g, as.scheme);
-    host::dequantize(matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), linear, g,
-                     as.scheme);
+    const packing& as = *how[static_cast<size_t>(p)];
+    const quantized_linear q = round_weights(matrix<const float>(w.at(c, p)), as, stored);
+    unround(q, as, stored, w.at(c, p));
+    w.rounded[static_cast<size_t>(p)] = {as.inputs, as.type, q.input_scale};
     if (sink) sink(p, q);
   }
 }

@@ -14,12 +14,26 @@ namespace {
 
 struct named_scheme {
   const char* name;
-  int bits;
-  bool symmetric;
+  packing how;  ///< its group counts where inputs stay as they are in integer schemes: --group-size is in its place
 };
-constexpr named_scheme schemes[] = {{"W4A16_ASYM", 4, false}, {"W4A16", 4, true},       {"W8A16", 8, true},
-                                    {"W8A16_ASYM", 8, false}, {"W3A16_ASYM", 3, false}, {"W3A16", 3, true},
-                                    {"W2A16_ASYM", 2, false}};
+constexpr packing weights_only(int bits, bool symmetric) {
+  return {packed_format::compressed_tensors, bits, symmetric};
+}
+constexpr packing with_inputs(code_type type, index_t group, index_t rows, input_rounding inputs) {
+  return {packed_format::compressed_tensors, 8, true, group, type, rows, inputs};
+}
+constexpr named_scheme schemes[] = {{"W4A16_ASYM", weights_only(4, false)},
+                                    {"W4A16", weights_only(4, true)},
+                                    {"W8A16", weights_only(8, true)},
+                                    {"W8A16_ASYM", weights_only(8, false)},
+                                    {"W3A16_ASYM", weights_only(3, false)},
+                                    {"W3A16", weights_only(3, true)},
+                                    {"W2A16_ASYM", weights_only(2, false)},
+                                    {"W8A8", with_inputs(code_type::integer, -1, 1, input_rounding::token)},
+                                    {"W8A8_STATIC", with_inputs(code_type::integer, -1, 1, input_rounding::tensor)},
+                                    {"FP8", with_inputs(code_type::e4m3, -1, -1, input_rounding::tensor)},
+                                    {"FP8_DYNAMIC", with_inputs(code_type::e4m3, -1, 1, input_rounding::token)},
+                                    {"FP8_BLOCK", with_inputs(code_type::e4m3, 128, 128, input_rounding::token_block)}};
 
 /// Bits and symmetry that --scheme names, groups as --group-size says.
 packing named_packing(const pass_options& o) {
@@ -32,13 +46,30 @@ packing named_packing(const pass_options& o) {
   }
   if (o.group_size != -1 && o.group_size != 32 && o.group_size != 64 && o.group_size != 128)
     throw usage_error("--group-size " + std::to_string(o.group_size) + " is not one of 128, 64, 32, -1");
-  return {o.format, known->bits, known->symmetric, o.group_size};
+  packing how = known->how;
+  how.format = o.format;
+  if (!is_coded(how)) how.group = o.group_size;
+  return how;
+}
+
+/// Weights of a byte a code, whose inputs are rounded too, are rounded to nearest; scales of inputs come from a calibration.
+void check_coded(const pass_options& o) {
+  const std::string what = o.recipe.empty() ? "--scheme " + o.scheme : o.recipe;
+  for (const packing_group& group : o.how.groups()) {
+    if (!is_coded(group.how)) continue;
+    if (o.calibrated())
+      throw usage_error(what + " asks for " + to_string(group.how) + ", which --method " + o.how_found.word +
+                        " does not find; use --method rtn");
+    if (group.how.inputs == input_rounding::tensor)
+      throw usage_error(what + " asks for one scale for all inputs, which only a calibration can tell; use " +
+                        (group.how.type == code_type::integer ? "W8A8" : "FP8_DYNAMIC"));
+  }
 }
 
 void check_format(const pass_options& o) {
   if (o.format == packed_format::compressed_tensors) return;
   for (const packing_group& group : o.how.groups())
-    if (group.how.bits != 4 || group.how.symmetric)
+    if (group.how.bits != 4 || group.how.symmetric || is_coded(group.how))
       throw usage_error(std::string("--format ") + to_string(o.format) +
                         " holds 4 bits with zero points only: use it with " +
                         (o.recipe.empty() ? "--scheme W4A16_ASYM" : "a recipe whose only scheme is W4A16_ASYM"));
@@ -95,6 +126,7 @@ std::vector<std::string> check(pass_options& o) {
     notes = follow_recipe(o);
   }
   check_format(o);
+  check_coded(o);
   if (o.solved() && o.propagate == propagation::original) {
     if (o.drift_given && o.drift > 0)
       throw usage_error("--drift makes up for what quantized layers do: use it with --propagate quantized");

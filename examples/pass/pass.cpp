@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "mistral/coded_linear.hpp"
 #include "mistral/error.hpp"
 #include "mistral/file.hpp"
 #include "mistral/finite.hpp"
@@ -71,11 +72,12 @@ double bits_per_weight(const job& j) {
     for (const projection p : projections) {
       const auto& how = packings[static_cast<size_t>(p)];
       if (!how) continue;
-      const index_t n = outputs(j.model, p), k = inputs(j.model, p), groups = per_group(how->group).across(k);
+      const index_t n = outputs(j.model, p), k = inputs(j.model, p);
+      const group_shape g = {how->rows, how->group};
       const double scale =
           how->format == packed_format::compressed_tensors ? 8.0 * static_cast<double>(size_of(j.stored)) : 16.0;
-      bits += static_cast<double>(n) * (static_cast<double>(k) * how->bits +
-                                        static_cast<double>(groups) * (scale + (how->symmetric ? 0 : how->bits)));
+      bits += static_cast<double>(n * k) * how->bits +
+              static_cast<double>(g.down(n) * g.across(k)) * (scale + (how->symmetric ? 0 : how->bits));
       weights += static_cast<double>(n * k);
     }
   }
@@ -245,8 +247,9 @@ layer_linears round_resident(const job& j, index_t layer) {
   layer_linears out;
   round_layer(j.model, how, j.stored, w, [&](projection p, const quantized_linear& q) {
     const packing& packed = *how[static_cast<size_t>(p)];
-    out[static_cast<size_t>(p)] =
-        pack_resident(q.code_matrix(), q.param_matrix(), packed.bits, packed.group, packed.symmetric, j.stored);
+    out[static_cast<size_t>(p)] = is_coded(packed) ? resident_of(q, packed, j.stored)
+                                                   : pack_resident(q.code_matrix(), q.param_matrix(), packed.bits,
+                                                                   packed.group, packed.symmetric, j.stored);
   });
   return out;
 }

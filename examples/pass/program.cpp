@@ -121,16 +121,21 @@ void pass_program::add_model() {
 void pass_program::add_packing() {
   recipe_ = app_.add_option("--recipe", o_.recipe)->type_name("FILE")->group(of_quantization);
   decided_by_recipe(
-      app_.add_option("--scheme", o_.scheme, "W4A16_ASYM, W4A16, W8A16, W8A16_ASYM, W3A16_ASYM, W3A16 or W2A16_ASYM")
+      app_.add_option(
+              "--scheme", o_.scheme,
+              "Bits of weights (and of what they multiply), zero points or none: W4A16_ASYM, W4A16, W8A16, W8A16_ASYM, "
+              "W3A16_ASYM, W3A16 or W2A16_ASYM; W8A8 or FP8_DYNAMIC, a scale an output and a token; FP8_BLOCK, "
+              "one for 128 x 128 weights and a token's 128 inputs; W8A8_STATIC or FP8, one for all inputs")
           ->capture_default_str()
           ->type_name("SCHEME")
           ->group(of_quantization));
-  decided_by_recipe(
-      app_.add_option("--group-size", o_.group_size, "Inputs that share a scale: 128, 64, 32, or -1 for all of them")
-          ->check(whole(-1, std::numeric_limits<std::int32_t>::max()))
-          ->capture_default_str()
-          ->type_name("N")
-          ->group(of_quantization));
+  decided_by_recipe(app_.add_option("--group-size", o_.group_size,
+                                    "Inputs that share a scale: 128, 64, 32, or -1 for all of them; schemes in 8 bits "
+                                    "whose inputs are rounded too have their own")
+                        ->check(whole(-1, std::numeric_limits<std::int32_t>::max()))
+                        ->capture_default_str()
+                        ->type_name("N")
+                        ->group(of_quantization));
   decided_by_recipe(
       app_.add_option("--ignore", o_.ignore, "Linears to leave as they are: names, or re:PATTERN; comma-separated")
           ->delimiter(',')

@@ -20,6 +20,8 @@ std::string format(const char* pattern, Args... args) {
 
 /// "W4A16_ASYM, groups of 128", or what a recipe's groups are.
 std::string packings_text(const pass_options& o) {
+  if (o.recipe.empty() && is_coded(o.how.groups().front().how))
+    return o.scheme + ", " + to_string(o.how.groups().front().how);
   if (o.recipe.empty())
     return o.scheme + ", " + (o.group_size < 0 ? "one group an output" : "groups of " + std::to_string(o.group_size));
   std::vector<std::string> all;
@@ -91,14 +93,16 @@ nlohmann::ordered_json options_json(const pass_options& o) {
                                     {"format", to_string(o.format)},
                                     {"ignore", o.ignore}};
   if (o.recipe.empty())
-    options.update({{"scheme", o.scheme}, {"group_size", o.group_size}});
+    options.update({{"scheme", o.scheme}, {"group_size", o.how.groups().front().how.group}});
   else
     options["recipe"] = o.recipe;
-  for (const packing_group& group : o.how.groups())
-    options["groups"].push_back({{"bits", group.how.bits},
-                                 {"symmetric", group.how.symmetric},
-                                 {"group_size", group.how.group},
-                                 {"targets", group.targets}});
+  for (const packing_group& group : o.how.groups()) {
+    nlohmann::ordered_json each = {
+        {"bits", group.how.bits}, {"symmetric", group.how.symmetric}, {"group_size", group.how.group}};
+    if (is_coded(group.how)) each["how"] = to_string(group.how);
+    each["targets"] = group.targets;
+    options["groups"].push_back(std::move(each));
+  }
   if (!o.calibrated()) return options;
   options.update(
       {{"calibration", o.calibration}, {"num_calibration_samples", o.samples}, {"max_seq_length", o.max_length}});
