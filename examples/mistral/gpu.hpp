@@ -3,8 +3,8 @@
 /// The GPU that a program runs on, if any: --backend and --device. A build without CUDA has none.
 #pragma once
 
-#include <cstdint>
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

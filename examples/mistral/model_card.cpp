@@ -75,6 +75,10 @@ bool compressed_tensors(const json& run) {
   return at(at(run, "options"), "format") == "compressed-tensors";
 }
 
+bool gptq_format(const json& run) {
+  return text(at(at(run, "options"), "format")).rfind("gptq", 0) == 0;
+}
+
 std::string name_of(const json& run) {
   return file_name(at(at(run, "options"), "output"));
 }
@@ -100,7 +104,7 @@ std::string metadata(const json& run) {
   out += "library_name: transformers\npipeline_tag: text-generation\nquantized_by: " +
          quoted(text(at(at(run, "made"), "program")) + ", nibble " + text(at(run, "nibble"))) + "\ntags:\n";
   std::vector<std::string> tags = method_tags(run);
-  const std::string layout = compressed_tensors(run) ? "compressed-tensors" : "awq";
+  const std::string layout = compressed_tensors(run) ? "compressed-tensors" : gptq_format(run) ? "gptq" : "awq";
   for (const std::string& tag : {layout, std::string("quantized"), std::string("nibble")})
     if (std::find(tags.begin(), tags.end(), tag) == tags.end()) tags.push_back(tag);
   for (const std::string& tag : tags) out += "- " + tag + "\n";
@@ -173,6 +177,11 @@ std::string autoawq_snippet(const std::string& name) {
          name + "\")\nmodel = AutoAWQForCausalLM.from_quantized(\"" + name + "\", fuse_layers=False)\n```\n";
 }
 
+std::string gptqmodel_snippet(const std::string& name) {
+  return "```python\nfrom gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(\"" + name +
+         "\")\nprint(model.tokenizer.decode(model.generate(\"The\")[0]))\n```\n";
+}
+
 std::string parallel(const json& serving) {
   std::string working, out;
   for (const json& each : at(serving, "tensor_parallel"))
@@ -196,6 +205,7 @@ std::string use(const json& run) {
            parallel(serving);
   else if (at(vllm, "loads") == false)
     out += "vLLM does not load it: " + plain(text(at(vllm, "why"))) + ".\n\n";
+  if (gptq_format(run)) return out + "With GPTQModel:\n\n" + gptqmodel_snippet(word(name)) + "\n";
   out += compressed_tensors(run) ? "With transformers (and the package compressed-tensors):\n\n" : "With AutoAWQ:\n\n";
   return out + (compressed_tensors(run) ? transformers_snippet(word(name)) : autoawq_snippet(word(name))) + "\n";
 }

@@ -155,6 +155,8 @@ void write_config(const fs::path& out, const config& model, const std::string& d
   json[json.contains("dtype") ? "dtype" : "torch_dtype"] = dtype;
   json["quantization_config"] = quantization_config;
   write_file(out / "config.json", json.dump(2) + "\n");
+  if (quantization_config.value("quant_method", "") == "gptq")  // GPTQModel looks here first
+    write_file(out / "quantize_config.json", quantization_config.dump(2) + "\n");
 }
 
 }  // namespace nibble::mistral

@@ -6,7 +6,11 @@
 
 #include "coded_linear.hpp"
 #include "error.hpp"
+#include "nibble/fit.hpp"
 #include "nibble/host/pack.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/host/quantize.hpp"
+#include "nibble/quantize.hpp"
 
 namespace nibble::mistral {
 
@@ -26,7 +30,8 @@ void add_words(safetensors_writer& out, const std::string& name, Layout layout, 
   const layout::extents shape = layout.packed(codes.rows, codes.cols);
   std::vector<typename Layout::word> words(static_cast<size_t>(shape.rows * shape.cols));
   host::pack(layout, codes, {words.data(), shape.rows, shape.cols});
-  out.add(name, "I32", {shape.rows, shape.cols}, words.data(), bytes_of(words));
+  out.add(name, sizeof(typename Layout::word) == 2 ? "I16" : "I32", {shape.rows, shape.cols}, words.data(),
+          bytes_of(words));
 }
 
 template <class T, class Layout>
@@ -69,6 +74,40 @@ void write_awq(safetensors_writer& out, const std::string& name, const quantized
   add_scales(out, name + ".scales", dtype::f16, layout.scales(), q);
 }
 
+/// Zero points of GEMV-fast are numbers, stored where its scales are.
+void write_gemv_fast(safetensors_writer& out, const std::string& name, const quantized_linear& q, index_t group) {
+  const layout::awq_gemv_fast layout{group};
+  const layout::extents shape = layout.zeros().packed(q.n, q.groups);
+  std::vector<fp16> zeros, stored(static_cast<size_t>(shape.rows * shape.cols), fp16(0.0f));
+  zeros.reserve(q.parameters.size());
+  for (const params& p : q.parameters) zeros.push_back(awq_gemv_fast_zero(fp16(p.scale), p.zero));
+  host::pack_scales(layout.zeros(), matrix<const fp16>(zeros.data(), q.n, q.groups),
+                    matrix<fp16>(stored.data(), shape.rows, shape.cols));
+  add_words(out, name + ".qweight", layout, q.code_matrix());
+  out.add(name + ".qzeros", "F16", {shape.rows, shape.cols}, stored.data(), bytes_of(stored));
+  add_scales(out, name + ".scales", dtype::f16, layout.scales(), q);
+}
+
+void write_marlin(safetensors_writer& out, const std::string& name, const quantized_linear& q, int bits) {
+  const layout::marlin layout{bits};
+  add_words(out, name + ".qweight", layout, q.code_matrix());
+  add_scales(out, name + ".scales", dtype::f16, layout.scales(), q);
+}
+
+layout::gptq gptq_layout(const packing& how) {
+  return {how.bits, how.format == packed_format::gptq ? layout::gptq_version::v1 : layout::gptq_version::v2};
+}
+
+void write_gptq(safetensors_writer& out, const std::string& name, const quantized_linear& q, const packing& how) {
+  std::vector<int32_t> group_of = q.group_of;
+  if (group_of.empty()) {
+    const index_t width = per_group(how.group).width(q.k);
+    for (index_t j = 0; j < q.k; ++j) group_of.push_back(static_cast<int32_t>(j / width));
+  }
+  write_awq(out, name, q, gptq_layout(how));
+  out.add(name + ".g_idx", "I32", {q.k}, group_of.data(), bytes_of(group_of));
+}
+
 void write_compressed(safetensors_writer& out, const std::string& name, const quantized_linear& q, const packing& how,
                       dtype scales) {
   const layout::compressed_tensors layout{how.bits};
@@ -87,8 +126,10 @@ std::uint64_t layout_bytes(index_t n, index_t k, const packing& how, Layout layo
   const auto bytes = [](layout::extents shape, index_t element) {
     return static_cast<std::uint64_t>(shape.rows * shape.cols * element);
   };
-  const std::uint64_t zeros = how.symmetric ? 0 : bytes(layout.zeros().packed(n, groups), 4);
-  return bytes(layout.packed(n, k), 4) + bytes(layout.scales().packed(n, groups), size_of(scales)) + zeros;
+  const bool halves = how.format == packed_format::awq_gemv_fast;  // fp16 zero points, 16-bit words
+  const bool without_zeros = how.symmetric && !is_gptq(how.format);
+  const std::uint64_t zeros = without_zeros ? 0 : bytes(layout.zeros().packed(n, groups), halves ? 2 : 4);
+  return bytes(layout.packed(n, k), halves ? 2 : 4) + bytes(layout.scales().packed(n, groups), size_of(scales)) + zeros;
 }
 
 void check_finite(const std::string& name, const float* values, index_t count) {
@@ -131,8 +172,51 @@ any_scheme scheme_of(const packing& how, dtype scales) {
   s.bits = how.bits;
   s.symmetric = how.symmetric;
   s.scale_dtype = how.format == packed_format::compressed_tensors ? scales : dtype::f16;
-  s.rule = how.format == packed_format::compressed_tensors ? convention::compressed_tensors : convention::autoawq;
+  s.rule = how.format == packed_format::compressed_tensors ? convention::compressed_tensors
+           : is_gptq(how.format)                           ? convention::gptq
+                                                           : convention::autoawq;
   return s;
+}
+
+void dequantize(const quantized_linear& q, index_t group, any_scheme scheme, matrix<float> w) {
+  if (q.group_of.empty()) return host::dequantize(q.code_matrix(), q.param_matrix(), w, per_group(group), scheme);
+  host::parallel_for(q.n, [&](index_t row) {
+    const params* const p = q.param_matrix().row(row);
+    for (index_t j = 0; j < q.k; ++j)
+      w(row, j) = nibble::dequantize(q.code_matrix()(row, j), p[q.group_of[static_cast<size_t>(j)]], scheme);
+  });
+}
+
+namespace {
+
+void raise_zero_point(any_scheme scheme, const float* w, const int32_t* group_of, int32_t group, index_t k, params& p,
+                      uint8_t* codes) {
+  const int32_t top = max_code(scheme);
+  int32_t largest = 0;
+  for (index_t j = 0; j < k; ++j)
+    if (group_of[j] == group) largest = max(largest, int32_t(codes[j]));
+  const params before = p;
+  p.zero = 1;
+  if (largest == top)
+    p.scale = stored_scale(before.scale * static_cast<float>(top) / static_cast<float>(top - 1), scheme);
+  for (index_t j = 0; j < k; ++j)
+    if (group_of[j] == group) codes[j] = largest < top ? static_cast<uint8_t>(codes[j] + 1) : quantize(w[j], p, scheme);
+}
+
+}  // namespace
+
+void avoid_zero_point_zero(const packing& how, any_scheme scheme, matrix<const float> w, quantized_linear& q) {
+  if (how.format != packed_format::gptq || how.symmetric) return;
+  std::vector<int32_t> group_of = q.group_of;
+  const index_t width = per_group(how.group).width(q.k);
+  for (index_t j = static_cast<index_t>(group_of.size()); j < q.k; ++j)
+    group_of.push_back(static_cast<int32_t>(j / width));
+  host::parallel_for(q.n, [&](index_t row) {
+    for (index_t g = 0; g < q.groups; ++g)
+      if (params& p = q.param_matrix()(row, g); p.zero == 0)
+        raise_zero_point(scheme, w.row(row), group_of.data(), static_cast<int32_t>(g), q.k, p,
+                         q.code_matrix().row(row));
+  });
 }
 
 void check_packable(const std::string& name, index_t n, index_t k, const packing& how) {
@@ -153,6 +237,18 @@ void check_packable(const std::string& name, index_t n, index_t k, const packing
     case packed_format::awq_gemv:
       verdict = layout::awq_gemv::can_pack(n, k, how.bits, how.group);
       break;
+    case packed_format::awq_gemv_fast:
+      verdict = layout::awq_gemv_fast::can_pack(n, k, how.bits, how.group);
+      break;
+    case packed_format::marlin:
+      verdict = layout::marlin::original_can_pack(n, k, how.bits, how.group);
+      if (verdict && how.group != 128) verdict = {"AutoAWQ loads Marlin with groups of 128 only"};
+      break;
+    case packed_format::gptq:
+    case packed_format::gptq_v2:
+      verdict = layout::gptq::can_pack(n, k, how.bits, how.group);
+      if (verdict && how.group > 0 && k % how.group != 0) verdict = {"vLLM needs a group size that divides the inputs"};
+      break;
   }
   if (!verdict)
     throw usage_error(name + " (" + std::to_string(n) + " x " + std::to_string(k) +
@@ -170,6 +266,13 @@ void write_packed(safetensors_writer& out, const std::string& name, const quanti
       return write_awq(out, name, q, layout::awq_gemm{});
     case packed_format::awq_gemv:
       return write_awq(out, name, q, layout::awq_gemv{how.group});
+    case packed_format::awq_gemv_fast:
+      return write_gemv_fast(out, name, q, how.group);
+    case packed_format::marlin:
+      return write_marlin(out, name, q, how.bits);
+    case packed_format::gptq:
+    case packed_format::gptq_v2:
+      return write_gptq(out, name, q, how);
   }
 }
 
@@ -183,6 +286,13 @@ std::uint64_t packed_bytes(index_t n, index_t k, const packing& how, dtype scale
       return layout_bytes(n, k, how, layout::awq_gemm{}, dtype::f16);
     case packed_format::awq_gemv:
       return layout_bytes(n, k, how, layout::awq_gemv{how.group}, dtype::f16);
+    case packed_format::awq_gemv_fast:
+      return layout_bytes(n, k, how, layout::awq_gemv_fast{how.group}, dtype::f16);
+    case packed_format::marlin:
+      return layout_bytes(n, k, how, layout::marlin{how.bits}, dtype::f16);
+    case packed_format::gptq:
+    case packed_format::gptq_v2:
+      return layout_bytes(n, k, how, gptq_layout(how), dtype::f16) + static_cast<std::uint64_t>(4 * k);
   }
   return 0;
 }

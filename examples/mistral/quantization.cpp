@@ -7,6 +7,7 @@
 
 #include "error.hpp"
 #include "json.hpp"
+#include "nibble/version.hpp"
 #include "regex.hpp"
 
 namespace nibble::mistral {
@@ -117,6 +118,8 @@ packing read_integer_weights(const json& weights, const std::string& where) {
   if (size < 1 || size > largest_group)
     throw error(where + ": \"group_size\" must be positive for the strategy group, but is " + std::to_string(size));
   how.group = size;
+  const json* order = value(*weights, "actorder");
+  how.reordered = order && (*order == "group" || *order == "dynamic" || *order == true);
   return how;
 }
 
@@ -186,6 +189,7 @@ json group_json(const packing_group& group) {
                               : grouped      ? "group"
                                              : "channel");
   weights["observer"] = "memoryless_minmax";
+  if (how.reordered) weights["actorder"] = "group";
   if (block) weights["block_structure"] = {how.rows, how.group};
   if (grouped) weights["group_size"] = how.group;
   return {{"format", format_name(how)},
@@ -207,18 +211,88 @@ json compressed_tensors_json(const std::vector<packing_group>& all, const std::v
           {"quantization_status", "compressed"}};
 }
 
+struct awq_version {
+  const char* name;
+  packed_format format;
+};
+constexpr awq_version awq_versions[] = {{"gemm", packed_format::awq_gemm},
+                                        {"gemv", packed_format::awq_gemv},
+                                        {"gemv_fast", packed_format::awq_gemv_fast},
+                                        {"marlin", packed_format::marlin}};
+
 json awq_json(const packing& how, const std::vector<std::string>& ignore) {
   for (const std::string& name : ignore)
     if (name.rfind("re:", 0) == 0)
       throw usage_error("the pattern \"" + name + "\" cannot be written in an AutoAWQ format, which knows names only");
   std::vector<std::string> kept;  // AutoAWQ never converts the head, and its readers need not be told
   std::copy_if(ignore.begin(), ignore.end(), std::back_inserter(kept), [](const auto& n) { return n != "lm_head"; });
-  return {{"quant_method", "awq"},
-          {"zero_point", true},
-          {"group_size", how.group},
-          {"bits", how.bits},
-          {"version", how.format == packed_format::awq_gemm ? "gemm" : "gemv"},
-          {"modules_to_not_convert", kept.empty() ? json(nullptr) : json(kept)}};
+  const auto* const known = std::find_if(std::begin(awq_versions), std::end(awq_versions),
+                                         [&](const awq_version& v) { return v.format == how.format; });
+  return {{"quant_method", "awq"},   {"zero_point", !how.symmetric},
+          {"group_size", how.group}, {"bits", how.bits},
+          {"version", known->name},  {"modules_to_not_convert", kept.empty() ? json(nullptr) : json(kept)}};
+}
+
+/// A pattern that matches these texts, whole, and no other.
+std::string exactly(const std::string& name) {
+  std::string pattern = "^";
+  for (const char letter : name) {
+    if (std::string_view(".^$*+?()[]{}|\\").find(letter) != std::string_view::npos) pattern += '\\';
+    pattern += letter;
+  }
+  return pattern + "$";
+}
+
+json gptq_json(const packing& how, const json& rules) {
+  const char* const format = how.format == packed_format::gptq ? "gptq" : "gptq_v2";
+  json out = {
+      {"bits", how.bits},          {"group_size", how.group},
+      {"desc_act", how.reordered}, {"lm_head", false},
+      {"method", "gptq"},          {"quant_method", "gptq"},
+      {"format", format},          {"checkpoint_format", format},
+      {"pack_dtype", "int32"},     {"meta", {{"quantizer", {"nibble:" NIBBLE_VERSION}}, {"act_group_aware", false}}},
+      {"sym", how.symmetric}};
+  if (!rules.empty()) out["dynamic"] = rules;
+  return out;
+}
+
+/// A linear as it is packed; empty where it is left as it was.
+struct named_packing {
+  std::string name;
+  std::optional<packing> how;
+};
+
+/// vLLM asks for the linears that it makes of several under names of its own.
+void add_fused(std::vector<named_packing>& all) {
+  const std::pair<const char*, std::vector<const char*>> fused[] = {{"qkv_proj", {"q_proj", "k_proj", "v_proj"}},
+                                                                    {"gate_up_proj", {"gate_proj", "up_proj"}}};
+  const size_t count = all.size();
+  for (size_t i = 0; i < count; ++i)
+    for (const auto& [name, parts] : fused) {
+      const std::string first = parts.front();
+      const std::string& whole = all[i].name;
+      if (whole.size() < first.size() || whole.compare(whole.size() - first.size(), first.size(), first) != 0) continue;
+      const std::string prefix = whole.substr(0, whole.size() - first.size());
+      const bool alike = std::all_of(parts.begin(), parts.end(), [&](const char* part) {
+        return std::any_of(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(count),
+                           [&](const auto& other) { return other.name == prefix + part && other.how == all[i].how; });
+      });
+      if (alike) all.push_back({prefix + name, all[i].how});
+      break;
+    }
+}
+
+/// Rules for all that is not packed as `base`: what is left as it was goes first, as GPTQModel sorts them.
+json gptq_rules(std::vector<named_packing> linears, const packing& base) {
+  add_fused(linears);
+  json rules = json::object();
+  for (const auto& [name, how] : linears)
+    if (!how && name != "lm_head") rules["-:" + exactly(name)] = json::object();
+  for (const auto& [name, how] : linears)
+    if (how && !(*how == base))
+      rules["+:" + exactly(name)] = {
+          {"bits", how->bits}, {"group_size", how->group}, {"sym", how->symmetric}, {"desc_act", how->reordered}};
+  return rules;
 }
 
 }  // namespace
@@ -231,6 +305,7 @@ std::string to_string(const packing& how) {
           : how.rows > 1  ? "blocks of " + std::to_string(how.rows) + " x " + std::to_string(how.group)
           : how.group < 0 ? "one group an output"
                           : "groups of " + std::to_string(how.group);
+  if (how.reordered) text += " in the order of activations";
   if (how.inputs == input_rounding::token) text += ", inputs likewise, one scale a token";
   if (how.inputs == input_rounding::token_block) text += ", inputs likewise, one scale a token and 128";
   if (how.inputs == input_rounding::tensor) text += ", inputs likewise, one scale for all";
@@ -238,7 +313,8 @@ std::string to_string(const packing& how) {
 }
 
 const char* to_string(packed_format format) {
-  constexpr const char* names[] = {"compressed-tensors", "awq-gemm", "awq-gemv"};
+  constexpr const char* names[] = {
+      "compressed-tensors", "awq-gemm", "awq-gemv", "awq-gemv-fast", "marlin", "gptq", "gptq-v2"};
   return names[static_cast<size_t>(format)];
 }
 
@@ -250,7 +326,7 @@ quantization::quantization(const std::vector<packing_group>& groups, const std::
 
 quantization quantization::uniform(const packing& how, const std::vector<std::string>& ignore,
                                    const std::string& where) {
-  if (how.format == packed_format::compressed_tensors) return quantization({{how, {"Linear"}}}, ignore, where);
+  if (!is_autoawq(how.format)) return quantization({{how, {"Linear"}}}, ignore, where);
   awq_json(how, ignore);  // refuses patterns
   quantization q;
   q.where_ = where;
@@ -303,12 +379,81 @@ void quantization::read_awq(const json& file) {
     throw error(where_ + ": \"bits\" must be 4, which is all that AutoAWQ packs, but is " + std::to_string(bits));
   if (size != -1 && (size < 1 || size > largest_group))
     throw error(where_ + ": \"group_size\" must be positive or -1, but is " + std::to_string(size));
-  if (!json_get<bool>(file, "zero_point", where_, true))
-    throw error(where_ + ": \"zero_point\" must be true, for AutoAWQ's kernels take asymmetric weights only");
-  if (version != "gemm" && version != "gemv")
-    throw error(where_ + ": the version \"" + version.substr(0, 60) + "\" is not supported; gemm and gemv are");
-  add({{version == "gemm" ? packed_format::awq_gemm : packed_format::awq_gemv, bits, false, size}, {"Linear"}});
+  const auto* const known = std::find_if(std::begin(awq_versions), std::end(awq_versions),
+                                         [&](const awq_version& v) { return version == v.name; });
+  if (known == std::end(awq_versions))
+    throw error(where_ + ": the version \"" + version.substr(0, 60) +
+                "\" is not supported; gemm, gemv, gemv_fast and marlin are");
+  const bool symmetric = known->format == packed_format::marlin;
+  if (json_get<bool>(file, "zero_point", where_, !symmetric) == symmetric)
+    throw error(where_ + ": \"zero_point\" must be " + (symmetric ? "false" : "true") + ", for AutoAWQ's " + version +
+                " kernels take " + (symmetric ? "symmetric" : "asymmetric") + " weights only");
+  add({{known->format, bits, symmetric, size}, {"Linear"}});
   ignore_ = strings(file, "modules_to_not_convert", where_);
+}
+
+namespace {
+
+/// What a GPTQ config, or a rule in it, says: `how` but where it says otherwise.
+packing read_gptq_packing(const json& file, packing how, const std::string& where) {
+  how.bits = json_get<int>(file, "bits", where, how.bits);
+  if (how.bits != 2 && how.bits != 3 && how.bits != 4 && how.bits != 8)
+    throw error(where + ": \"bits\" must be 2, 3, 4 or 8, but is " + std::to_string(how.bits));
+  how.group = json_get<index_t>(file, "group_size", where, how.group);
+  if (how.group != -1 && (how.group < 1 || how.group > largest_group))
+    throw error(where + ": \"group_size\" must be positive or -1, but is " + std::to_string(how.group));
+  how.symmetric = json_get<bool>(file, "sym", where, how.symmetric);
+  how.reordered = json_get<bool>(file, "desc_act", where, how.reordered);
+  return how;
+}
+
+}  // namespace
+
+void quantization::read_gptq(const json& file) {
+  gptq_ = true;
+  json_get<int>(file, "bits", where_);  // has no default
+  json_get<index_t>(file, "group_size", where_);
+  const char* const key = file.contains("checkpoint_format") ? "checkpoint_format" : "format";
+  const auto format = json_get<std::string>(file, key, where_, "gptq");
+  if (format != "gptq" && format != "gptq_v2")
+    throw error(where_ + ": the \"" + key + "\" \"" + format.substr(0, 60) +
+                "\" is not supported; gptq and gptq_v2 are");
+  if (value(file, "pack_dtype")) expect(file, "pack_dtype", "int32", where_);
+  for (const char* feature : {"modules_in_block_to_quantize", "activation", "adapter"})
+    refuse_unless_none(file, feature, where_);
+  const packing base =
+      read_gptq_packing(file, {format == "gptq" ? packed_format::gptq : packed_format::gptq_v2, 4, true, 128}, where_);
+  add({base, {"Linear"}});
+  head_ = json_get<bool>(file, "lm_head", where_, false);
+  if (const json* rules = value(file, "dynamic")) read_gptq_rules(*rules, base);
+}
+
+void quantization::read_gptq_rules(const json& rules, const packing& base) {
+  if (!rules.is_object()) throw error(where_ + ": \"dynamic\" must be an object");
+  std::vector<rule> positive;
+  for (const auto& [key, value] : rules.items()) {
+    const bool negative = key.rfind("-:", 0) == 0, marked = negative || key.rfind("+:", 0) == 0;
+    const std::string pattern = key.substr(marked ? 2 : 0), where = where_ + ", dynamic, " + key.substr(0, 60);
+    const regex whole(pattern, where);
+    rule one{std::make_shared<const regex>("^(?:" + pattern + ")[\\s\\S]*", where), std::nullopt};
+    if (negative) {
+      rules_.push_back(std::move(one));
+      continue;
+    }
+    if (!value.is_object()) throw error(where + " must be an object");
+    one.how = read_gptq_packing(value, base, where);
+    positive.push_back(std::move(one));
+  }
+  rules_.insert(rules_.end(), positive.begin(), positive.end());
+}
+
+std::optional<packing> quantization::by_rules(const std::string& name) const {
+  if (name.rfind("model.layers.", 0) != 0 && !(head_ && name == "lm_head")) return std::nullopt;
+  for (const rule& each : rules_) {
+    const auto found = each.pattern->matches(name);
+    if (!found.empty() && found.front().first == 0) return each.how;
+  }
+  return groups_.front().how;
 }
 
 std::optional<quantization> quantization::read(const config& model, const std::string& where) {
@@ -322,9 +467,11 @@ std::optional<quantization> quantization::read(const config& model, const std::s
     q.read_compressed_tensors(*found);
   else if (method == "awq")
     q.read_awq(*found);
+  else if (method == "gptq")
+    q.read_gptq(*found);
   else
     throw error(q.where_ + ": the method \"" + method.substr(0, 60) +
-                "\" is not supported; compressed-tensors and awq are");
+                "\" is not supported; compressed-tensors, awq and gptq are");
   return q;
 }
 
@@ -365,6 +512,7 @@ std::optional<packing> quantization::match(const std::string& name, const std::s
 
 std::optional<packing> quantization::of(const std::string& name) const {
   if (name == "model.embed_tokens") return std::nullopt;  // an embedding, even where it is the head as well
+  if (gptq_) return by_rules(name);
   if (!awq_) return match(name, "Linear");
   // AutoAWQ converts the decoder layers, less those whose name contains a listed one.
   return ignores(name) || name.rfind("model.layers.", 0) != 0 ? std::nullopt : std::optional(groups_.front().how);
@@ -406,16 +554,23 @@ std::vector<std::string> quantization::unmatched(const std::vector<std::string>&
 }
 
 json quantization_json(const packing& how, const std::vector<std::string>& ignore) {
-  return how.format == packed_format::compressed_tensors ? compressed_tensors_json({{how, {"Linear"}}}, ignore)
-                                                         : awq_json(how, ignore);
+  if (how.format == packed_format::compressed_tensors) return compressed_tensors_json({{how, {"Linear"}}}, ignore);
+  if (is_autoawq(how.format)) return awq_json(how, ignore);
+  json rules = json::object();
+  for (const std::string& entry : ignore)
+    if (entry != "lm_head")
+      rules["-:" + (entry.rfind("re:", 0) == 0 ? entry.substr(3) : exactly(entry))] = json::object();
+  return gptq_json(how, rules);
 }
 
 json quantization_json(const quantization& q, const std::vector<std::string>& linears) {
   if (q.by_parts()) return awq_json(q.groups().front().how, q.ignore());
   std::vector<packing_group> groups;
   std::vector<std::string> ignore = q.ignore(), dense;
+  std::vector<named_packing> all;
   for (const std::string& name : linears) {
     const auto how = q.of(name);
+    all.push_back({name, how});
     if (!how) {
       dense.push_back(name);
       if (!q.ignores(name)) ignore.push_back(name);
@@ -426,7 +581,7 @@ json quantization_json(const quantization& q, const std::vector<std::string>& li
     group->targets.push_back(name);
   }
   const packed_format format = groups.front().how.format;
-  if (format != packed_format::compressed_tensors) {
+  if (is_autoawq(format)) {
     if (groups.size() > 1)
       throw usage_error(std::string("--format ") + to_string(format) +
                         " packs all linears alike, but of these some are " + to_string(groups[0].how) + " and some " +
@@ -435,6 +590,7 @@ json quantization_json(const quantization& q, const std::vector<std::string>& li
   }
   const auto most = std::max_element(groups.begin(), groups.end(),
                                      [](const auto& a, const auto& b) { return a.targets.size() < b.targets.size(); });
+  if (is_gptq(format)) return gptq_json(most->how, gptq_rules(all, most->how));
   most->targets = {"Linear"};
   std::rotate(groups.begin(), most, most + 1);
   return compressed_tensors_json(groups, ignore);

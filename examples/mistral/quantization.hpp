@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// config.json's quantization_config: how the linears of a checkpoint are packed, read and written.
-/// Sources: compressed-tensors 0.19, QuantizationConfig; AutoAWQ 0.2.9, AwqConfig.
+/// Sources: compressed-tensors 0.19, QuantizationConfig; AutoAWQ 0.2.9, AwqConfig; GPTQModel 7.7, QuantizeConfig.
 #pragma once
 
 #include <memory>
@@ -14,10 +14,19 @@
 
 namespace nibble::mistral {
 
-enum class packed_format { compressed_tensors, awq_gemm, awq_gemv };
+enum class packed_format { compressed_tensors, awq_gemm, awq_gemv, awq_gemv_fast, marlin, gptq, gptq_v2 };
 
-/// "compressed-tensors", "awq-gemm", "awq-gemv"
+/// "compressed-tensors", "awq-gemm", "awq-gemv", "awq-gemv-fast", "marlin", "gptq", "gptq-v2"
 const char* to_string(packed_format format);
+
+/// Whether it is GPTQModel's, in either version of its zero points.
+inline bool is_gptq(packed_format format) {
+  return format == packed_format::gptq || format == packed_format::gptq_v2;
+}
+/// Whether it is AutoAWQ's, Marlin among them: that is where a checkpoint of it is loaded.
+inline bool is_autoawq(packed_format format) {
+  return format != packed_format::compressed_tensors && !is_gptq(format);
+}
 
 /// What a code means: an integer, or fp8 with 4 bits of exponent and no infinity.
 enum class code_type { integer, e4m3 };
@@ -45,11 +54,12 @@ struct packing {
   code_type type = code_type::integer;
   index_t rows = 1;  ///< outputs that share a scale; −1: all
   input_rounding inputs = input_rounding::none;
+  bool reordered = false;  ///< groups are of inputs in an order of their own, which the checkpoint holds as g_idx
 };
 
 inline bool operator==(const packing& a, const packing& b) {
   return a.format == b.format && a.bits == b.bits && a.symmetric == b.symmetric && a.group == b.group &&
-         a.type == b.type && a.rows == b.rows && a.inputs == b.inputs;
+         a.type == b.type && a.rows == b.rows && a.inputs == b.inputs && a.reordered == b.reordered;
 }
 
 /// "4 bits, asymmetric, groups of 128"; "8 bits, symmetric, one group an output, inputs in 8 bits a token"
@@ -109,6 +119,15 @@ class quantization {
   void add(packing_group group);
   void read_compressed_tensors(const nlohmann::ordered_json& json);
   void read_awq(const nlohmann::ordered_json& json);
+  void read_gptq(const nlohmann::ordered_json& json);
+  void read_gptq_rules(const nlohmann::ordered_json& rules, const packing& base);
+  std::optional<packing> by_rules(const std::string& name) const;
+
+  /// An entry of GPTQModel's "dynamic": linears whose name the pattern matches from its start.
+  struct rule {
+    std::shared_ptr<const regex> pattern;
+    std::optional<packing> how;  ///< empty: left as they were
+  };
 
   std::string where_;
   std::vector<packing_group> groups_;
@@ -116,6 +135,9 @@ class quantization {
   std::vector<patterns> target_patterns_;  ///< by group
   patterns ignore_patterns_;
   bool awq_ = false;
+  bool gptq_ = false;        ///< read of a GPTQ checkpoint, whose rules decide
+  std::vector<rule> rules_;  ///< the first that matches counts
+  bool head_ = false;        ///< whether a GPTQ checkpoint has its head packed
 };
 
 /// What quantization_config says of a checkpoint whose linears but for those in `ignore` (names, or patterns "re:…")
@@ -123,7 +145,8 @@ class quantization {
 nlohmann::ordered_json quantization_json(const packing& how, const std::vector<std::string>& ignore);
 
 /// quantization_config for a model with these `linears`, all that it has. Where they are not packed alike, the way that
-/// most are packed targets the class and others name their linears, so that every reader finds the same.
+/// most are packed targets the class and others name their linears, so that every reader finds the same; in a GPTQ format
+/// the others, and those left as they were, have rules in "dynamic".
 /// @throws usage_error when an AutoAWQ format is to hold several ways of packing. @pre some linear is packed.
 nlohmann::ordered_json quantization_json(const quantization& q, const std::vector<std::string>& linears);
 

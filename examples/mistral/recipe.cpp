@@ -160,14 +160,13 @@ class recipe_reader {
     out_.actorder = m.has("actorder") ? order(m) : "static";
   }
 
-  /// "none" or "static".
+  /// "none", "static" or "group".
   static std::string order(const mapping& m) {
     const std::string word = m.get("actorder") && m.get("actorder")->is_string() ? m.word("actorder") : "";
     if (word == "static" || word == "weight") return "static";
-    if (word == "group" || word == "dynamic")
-      m.refuse("actorder", "and groups formed in the order of activations are not written here; static is");
+    if (word == "group" || word == "dynamic") return "group";
     if (!m.get("actorder") || *m.get("actorder") == json(false)) return "none";
-    m.refuse("actorder", "and must be static, weight or null");
+    m.refuse("actorder", "and must be static, weight, group, dynamic or null");
   }
 
   /// A pattern without its "$", which changes nothing about the names that a model of this kind has.

@@ -26,11 +26,11 @@ struct recipe {
   std::vector<std::string> without_effect;  ///< keys that were read and change nothing here, such as offload_device
   bool gptq = false;                        ///< codes by GPTQ, with or without AWQ's scales
   double dampening = 0.01;                  ///< share of the mean of the Hessian's diagonal
-  std::string actorder = "static";          ///< "none" or "static"
+  std::string actorder = "static";          ///< "none", "static" or "group"
 };
 
-/// @throws error naming the file, modifier and key for what is unknown, what this project does not do (activations, groups
-/// formed in the order of activations, key-value cache, blocks) and what contradicts itself.
+/// @throws error naming the file, modifier and key for what is unknown, what this project does not do (activations, key-value cache,
+/// blocks) and what contradicts itself.
 recipe read_recipe(const std::filesystem::path& file);
 
 /// Writes OUT/recipe.yaml as llm-compressor 0.14 reads it.

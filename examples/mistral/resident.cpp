@@ -56,17 +56,19 @@ void resident_bytes::release::operator()(std::byte* data) const {
 }
 
 void resident_linear::multiply(matrix<const float> x, matrix<float> y) const {
+  std::vector<float> changed;
   if (inputs.how != input_rounding::none) {
-    std::vector<float> copy(static_cast<size_t>(x.rows * x.cols));
-    const matrix<float> rounded(copy.data(), x.rows, x.cols);
-    for (index_t row = 0; row < x.rows; ++row) std::copy_n(x.row(row), x.cols, rounded.row(row));
-    round_inputs(rounded, inputs);
-    return multiply_rounded(rounded, y);
+    for (index_t row = 0; row < x.rows; ++row) changed.insert(changed.end(), x.row(row), x.row(row) + x.cols);
+    round_inputs({changed.data(), x.rows, x.cols}, inputs);
+    x = {changed.data(), x.rows, x.cols};
   }
-  multiply_rounded(x, y);
-}
-
-void resident_linear::multiply_rounded(matrix<const float> x, matrix<float> y) const {
+  std::vector<float> ordered;
+  if (!order.empty()) {
+    ordered.reserve(static_cast<size_t>(x.size()));
+    for (index_t row = 0; row < x.rows; ++row)
+      for (const int32_t input : order) ordered.push_back(x(row, input));
+    x = {ordered.data(), x.rows, x.cols};
+  }
   switch (type) {
     case dtype::f32:
       return multiply_as<float>(*this, x, y);

@@ -41,18 +41,18 @@ struct resident_linear {
   dtype type = dtype::bf16;  ///< of dense weights; of scales where packed
   bool symmetric = false;
   rounded_inputs inputs;
-  resident_bytes weights;  ///< (n, k) of `type`, or 32-bit words (n, ⌈k·bits/32⌉)
-  resident_bytes scales;   ///< (n, groups) of `type`
-  resident_bytes zeros;    ///< (n, groups), one a byte; none where symmetric
+  resident_bytes weights;      ///< (n, k) of `type`, or 32-bit words (n, ⌈k·bits/32⌉)
+  resident_bytes scales;       ///< (n, groups) of `type`
+  resident_bytes zeros;        ///< (n, groups), one a byte; none where symmetric
+  std::vector<int32_t> order;  ///< (k), the input that column j of the weights multiplies; empty: input j
 
-  index_t bytes() const { return weights.size() + scales.size() + zeros.size(); }
+  index_t bytes() const {
+    return weights.size() + scales.size() + zeros.size() + static_cast<index_t>(order.size() * sizeof(int32_t));
+  }
   /// y (m, n) = x (m, k) · Wᵀ in fp32, x rounded as `inputs` says; a row of y depends on its row of x alone.
   void multiply(matrix<const float> x, matrix<float> y) const;
   /// Fills scales and zeros from p (n, groups), whose scales `type` holds exactly. @pre type and symmetric are set.
   void set_params(matrix<const params> p);
-
- private:
-  void multiply_rounded(matrix<const float> x, matrix<float> y) const;
 };
 
 /// From codes (n, k), one a byte, and params (n, groups). @param group inputs that share a scale; −1: all.

@@ -31,7 +31,7 @@ std::string refused_outputs(const std::string& name, index_t outputs, const pack
     return name + " has " + count(outputs, "outputs") + (ranks > 1 ? " a rank" : "") + over(ranks) +
            ", not a whole number of blocks of " + std::to_string(how.rows);
   }
-  const bool packed = how.format != packed_format::compressed_tensors || !how.symmetric;
+  const bool packed = how.format != packed_format::compressed_tensors || !how.symmetric;  // GPTQ always has zero points
   if (!packed || whole_words(outputs, how.bits)) return "";
   return name + " has " + count(outputs, "outputs") + (ranks > 1 ? " a rank" : "") + over(ranks) +
          ", whose zero points of " + std::to_string(how.bits) + " bits are not a whole number of words";
@@ -45,7 +45,7 @@ std::string refused_inputs(const std::string& name, index_t all, const packing& 
   if (how.group > 0 && inputs % how.group != 0)
     return begin + "not a whole number of groups of " + std::to_string(how.group);
   if (is_coded(how)) return "";
-  const bool awq = how.format != packed_format::compressed_tensors;
+  const bool awq = is_autoawq(how.format);
   if (awq && how.group < 0 && ranks > 1) return begin + "but its only group holds all " + std::to_string(all);
   if (!awq && ranks > 1 && !whole_words(inputs, how.bits))
     return begin + "whose codes of " + std::to_string(how.bits) + " bits are not a whole number of words";
@@ -76,12 +76,29 @@ std::string refused_fused(const packing_lookup& of, index_t layer) {
   return "";
 }
 
+const char* version_of(packed_format format) {
+  return format == packed_format::awq_gemv ? "gemv" : format == packed_format::awq_gemv_fast ? "gemv_fast" : "marlin";
+}
+
+/// vLLM 0.32 takes GPTQ checkpoints of 4 and 8 bits, symmetric, groups of neighbours.
+std::string refused_gptq(const packing& how) {
+  if (how.reordered) return "vLLM no longer takes groups in the order of activations (desc_act)";
+  if (!how.symmetric)
+    return "vLLM takes GPTQ checkpoints without zero points only; as compressed-tensors it takes both";
+  if (how.bits != 4 && how.bits != 8)
+    return "vLLM takes GPTQ checkpoints of 4 and 8 bits, and this has " + count(how.bits, "bits");
+  return "";
+}
+
 std::string refused_at_all(const config& c, const packing_lookup& of) {
   for (index_t layer = 0; layer < c.layers; ++layer) {
     for (const projection p : projections) {
       const auto how = of(projection_name(layer, p));
-      if (how && how->format == packed_format::awq_gemv)
-        return "vLLM reads AutoAWQ's gemm version, and this is gemv; AutoAWQ loads it on a GPU";
+      if (how && is_autoawq(how->format) && how->format != packed_format::awq_gemm)
+        return std::string("vLLM reads AutoAWQ's gemm version, and this is ") + version_of(how->format) +
+               "; AutoAWQ loads it on a GPU";
+      if (how && is_gptq(how->format))
+        if (std::string why = refused_gptq(*how); !why.empty()) return why;
     }
     if (std::string why = refused_fused(of, layer); !why.empty()) return why;
   }

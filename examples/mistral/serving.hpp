@@ -2,7 +2,7 @@
 /// @file
 /// Whether an engine can load a quantized checkpoint, and over how many ranks it splits.
 /// Source: vLLM 0.32, what it checks when it loads: model_executor/models/llama.py (heads), layers/quantization/
-/// compressed_tensors and auto_awq (groups and packed words a rank), kernels/linear/mixed_precision, distributed/utils.py.
+/// compressed_tensors, auto_awq and auto_gptq (groups and packed words a rank), kernels/linear/mixed_precision, distributed/utils.py.
 #pragma once
 
 #include <functional>

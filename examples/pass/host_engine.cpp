@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <numeric>
 
 #include "nibble/host/awq.hpp"
 #include "pass/engine.hpp"
@@ -23,6 +24,16 @@ void with_range_method(clip_search clip, F&& f) {
 /// How much of the min-max ranges of w the codes' ranges are.
 range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, const packed& as) {
   std::vector<params> whole(q.parameters.size());
+  std::vector<float> sorted;
+  if (!q.group_of.empty()) {
+    std::vector<index_t> column(q.group_of.size());
+    std::iota(column.begin(), column.end(), index_t(0));
+    std::stable_sort(column.begin(), column.end(), [&](index_t a, index_t b) {
+      return q.group_of[static_cast<size_t>(a)] < q.group_of[static_cast<size_t>(b)];
+    });
+    sorted = columns_in_order(w, column);
+    w = {sorted.data(), w.rows, w.cols};
+  }
   const matrix<params> p(whole.data(), q.n, q.groups);
   host::fit(w, p, per_group(as.group), as.scheme, minmax{});
   return compare_ranges(q.param_matrix(), matrix<const params>(p));

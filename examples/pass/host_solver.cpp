@@ -34,6 +34,7 @@ void host_solver::begin(index_t layer) {
   layer_ = layer;
   drifts_ = {};
   hessian_.reset();
+  reordered_.reset();
 }
 
 host::drift& host_solver::drift_of(layer_input input, index_t inputs) {
@@ -54,6 +55,7 @@ const host::hessian& host_solver::hessian_of(projection p, const std::vector<flo
   const layer_input input = input_of(p);
   if (hessian_ && of_ == input && group_ == group) return *hessian_;
   hessian_.reset();
+  reordered_.reset();
   hessian_.emplace(x, s.data(), group, o_.order, o_.damping);
   of_ = input, group_ = group;
   char text[96] = "";
@@ -80,14 +82,43 @@ double host_solver::choose(projection p, matrix<const float> w, const std::vecto
     w = target;
   }
   const host::gptq_ranges ranges = ranges_of(o_);
-  if (ranges == host::gptq_ranges::given || !h.usable()) fit_beforehand(o_, w, s, x, as, q.param_matrix());
-  if (h.usable())
+  if (h.usable()) {
+    if (ranges == host::gptq_ranges::given) fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::gptq(w, h, ranges, as.scheme, q.param_matrix(), q.code_matrix());
-  else
+  }
+  return o_.order == activation_order::descending && q.groups > 1 ? improve_in_order(w, s, x, as, h.usable(), q)
+                                                                  : improve(w, s, x, as, h.usable(), q);
+}
+
+double host_solver::improve(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
+                            const packed& as, bool solved, quantized_linear& q) const {
+  if (!solved) {
+    fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), per_group(as.group), as.scheme);
+  }
   host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, o_.sweeps, q.param_matrix(), q.code_matrix());
   return host::codes_loss(w, matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), s.data(),
                           x, as.group, as.scheme);
+}
+
+double host_solver::improve_in_order(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
+                                     const packed& as, bool solved, quantized_linear& q) {
+  const std::vector<index_t>& column = hessian_->order().column;
+  if (!reordered_) reordered_.emplace(x.reordered(column));
+  std::vector<float> weights = columns_in_order(w, column), scales;
+  for (const index_t from : column) scales.push_back(s[static_cast<size_t>(from)]);
+  quantized_linear sorted = quantized_linear::blank(q.n, q.k, as.group);
+  sorted.parameters = q.parameters;
+  sorted.codes = columns_in_order(matrix<const uint8_t>(q.code_matrix()), column);
+  const double loss = improve({weights.data(), w.rows, w.cols}, scales, *reordered_, as, solved, sorted);
+  q.parameters = std::move(sorted.parameters);
+  q.group_of.resize(static_cast<size_t>(q.k));
+  for (index_t i = 0; i < q.k; ++i) {
+    const index_t from = column[static_cast<size_t>(i)];
+    q.group_of[static_cast<size_t>(from)] = static_cast<int32_t>(i / as.group);
+    for (index_t row = 0; row < q.n; ++row) q.code_matrix()(row, from) = sorted.code_matrix()(row, i);
+  }
+  return loss;
 }
 
 }  // namespace nibble::mistral

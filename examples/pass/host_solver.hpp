@@ -8,11 +8,23 @@
 #include <vector>
 
 #include "nibble/host/hessian.hpp"
+#include "nibble/host/parallel.hpp"
 #include "nibble/host/target.hpp"
 #include "pass/engine.hpp"
 #include "pass/options.hpp"
 
 namespace nibble::mistral {
+
+/// w's columns in the order of `column` (w.cols), row by row.
+template <class T>
+std::vector<T> columns_in_order(matrix<const T> w, const std::vector<index_t>& column) {
+  std::vector<T> out(static_cast<size_t>(w.size()));
+  host::parallel_for(w.rows, [&](index_t row) {
+    T* const to = out.data() + row * w.cols;
+    for (index_t i = 0; i < w.cols; ++i) to[i] = w(row, column[static_cast<size_t>(i)]);
+  });
+  return out;
+}
 
 class host_solver {
  public:
@@ -29,6 +41,12 @@ class host_solver {
                 const packed& as, quantized_linear& q);
 
  private:
+  /// The rest once codes are found, or rounded to nearest where the Hessian is not usable.
+  double improve(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x, const packed& as,
+                 bool solved, quantized_linear& q) const;
+  /// The same for groups of the columns in the order of solving.
+  double improve_in_order(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
+                          const packed& as, bool solved, quantized_linear& q);
   const host::hessian& hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
                                   index_t group);
   std::string name(layer_input input) const;
@@ -37,7 +55,8 @@ class host_solver {
   index_t layer_ = 0;
   std::array<std::optional<host::drift>, 4> drifts_;
   std::optional<host::hessian> hessian_;
-  layer_input of_ = layer_input::attention;  ///< whose hessian_ is
+  std::optional<host::second_moment> reordered_;  ///< what hessian_ was made of, inputs in its order
+  layer_input of_ = layer_input::attention;       ///< whose hessian_ is
   index_t group_ = 0;
 };
 

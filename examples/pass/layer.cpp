@@ -46,8 +46,9 @@ linear_report round(const layer_task& t, projection p, const original& before, c
                     layer_weights& w, const linear_sink& sink) {
   const packed as = t.as(p);
   const auto& s = scales.of[static_cast<size_t>(input_of(p))];
-  const chosen_codes chosen = t.on.choose_codes(w, p, as, s);
-  host::dequantize(chosen.q.code_matrix(), chosen.q.param_matrix(), w.at(t.c, p), per_group(as.group), as.scheme);
+  chosen_codes chosen = t.on.choose_codes(w, p, as, s);
+  avoid_zero_point_zero(*t.how[static_cast<size_t>(p)], as.scheme, w.at(t.c, p), chosen.q);
+  dequantize(chosen.q, as.group, as.scheme, w.at(t.c, p));
   sink(p, chosen.q);
   const auto after = count_weights(w.at(t.c, p), before.weights.unit, scales.rows[static_cast<size_t>(p)], s.data());
   return {p, before.rtn_loss, chosen.loss, before.weights, after, chosen.range};
@@ -79,8 +80,10 @@ void round_layer(const config& c, const layer_packing& how, dtype stored, layer_
   for (const projection p : projections) {
     if (!is_packed(how, p)) continue;
     const packing& as = *how[static_cast<size_t>(p)];
-    const quantized_linear q = round_weights(matrix<const float>(w.at(c, p)), as, stored);
-    unround(q, as, stored, w.at(c, p));
+    const auto linear = w.at(c, p);
+    quantized_linear q = round_weights(matrix<const float>(linear), as, stored);
+    if (!is_coded(as)) avoid_zero_point_zero(as, scheme_of(as, stored), linear, q);
+    unround(q, as, stored, linear);
     w.rounded[static_cast<size_t>(p)] = {as.inputs, as.type, q.input_scale};
     if (sink) sink(p, q);
   }

@@ -67,12 +67,45 @@ void check_coded(const pass_options& o) {
 }
 
 void check_format(const pass_options& o) {
-  if (o.format == packed_format::compressed_tensors) return;
-  for (const packing_group& group : o.how.groups())
-    if (group.how.bits != 4 || group.how.symmetric || is_coded(group.how))
-      throw usage_error(std::string("--format ") + to_string(o.format) +
-                        " holds 4 bits with zero points only: use it with " +
-                        (o.recipe.empty() ? "--scheme W4A16_ASYM" : "a recipe whose only scheme is W4A16_ASYM"));
+  const std::string format = std::string("--format ") + to_string(o.format);
+  const bool symmetric = o.format == packed_format::marlin;
+  const std::string scheme = symmetric ? "W4A16" : "W4A16_ASYM";
+  for (const packing_group& group : o.how.groups()) {
+    const int bits = group.how.bits;
+    if (is_autoawq(o.format) && (bits != 4 || group.how.symmetric != symmetric))
+      throw usage_error(format + " holds 4 bits " + (symmetric ? "without" : "with") +
+                        " zero points only: use it with " +
+                        (o.recipe.empty() ? "--scheme " + scheme : "a recipe whose only scheme is " + scheme));
+    if (is_gptq(o.format) && is_coded(group.how))
+      throw usage_error(format +
+                        " holds integer weights whose inputs stay as they are; use --format compressed-tensors");
+    if (is_gptq(o.format) && bits != 2 && bits != 3 && bits != 4 && bits != 8)
+      throw usage_error(format + " holds 2, 3, 4 or 8 bits, and " + o.recipe + " asks for " + std::to_string(bits) +
+                        "; use --format compressed-tensors");
+  }
+}
+
+/// Groups of inputs in the order of activations. @throws usage_error where the format has no place for it.
+void check_order(pass_options& o) {
+  if (!o.solved() || o.order != activation_order::descending) return;
+  if (!is_gptq(o.format))
+    throw usage_error((o.recipe.empty() ? "--actorder descending" : o.recipe + ": actorder group") +
+                      " forms groups in the order of activations, which only GPTQ's formats hold (compressed-tensors "
+                      "gave it up): use "
+                      "it with --format gptq or gptq-v2, or " +
+                      (o.recipe.empty() ? "--actorder static" : "ask for static"));
+  std::vector<packing_group> groups = o.how.groups();
+  for (packing_group& group : groups) group.how.reordered = group.how.group > 0;
+  o.how = quantization(groups, o.ignore, o.recipe.empty() ? "--ignore" : o.recipe);
+}
+
+/// What the format's readers refuse, which the user may want to know before.
+void note_readers(const pass_options& o, std::vector<std::string>& notes) {
+  if (!is_gptq(o.format)) return;
+  const auto& groups = o.how.groups();
+  const bool asymmetric = std::any_of(groups.begin(), groups.end(), [](const auto& g) { return !g.how.symmetric; });
+  if (asymmetric && o.format == packed_format::gptq)
+    notes.emplace_back("GPTQModel loads weights with zero points as --format gptq-v2 only");
 }
 
 /// The method that a recipe asks for. @throws error where it is another program's.
@@ -90,7 +123,9 @@ method offered(const pass_options& o, const recipe& r) {
 std::vector<std::string> follow_recipe(pass_options& o) {
   recipe r = read_recipe(o.recipe);
   o.how_found = offered(o, r);
-  if (r.gptq) o.damping = static_cast<float>(r.dampening), o.order = value_of(order_choices, r.actorder);
+  if (r.gptq)
+    o.damping = static_cast<float>(r.dampening),
+    o.order = value_of(order_choices, r.actorder == "group" ? "descending" : r.actorder);
   o.duo = value_of(duo_choices, r.duo_scaling);
   o.grid = r.grid;
   o.ignore = r.ignore;
@@ -127,6 +162,8 @@ std::vector<std::string> check(pass_options& o) {
   }
   check_format(o);
   check_coded(o);
+  check_order(o);
+  note_readers(o, notes);
   if (o.solved() && o.propagate == propagation::original) {
     if (o.drift_given && o.drift > 0)
       throw usage_error("--drift makes up for what quantized layers do: use it with --propagate quantized");

@@ -48,7 +48,11 @@ struct choice {
 };
 inline constexpr choice<packed_format> format_choices[] = {{"compressed-tensors", packed_format::compressed_tensors},
                                                            {"awq-gemm", packed_format::awq_gemm},
-                                                           {"awq-gemv", packed_format::awq_gemv}};
+                                                           {"awq-gemv", packed_format::awq_gemv},
+                                                           {"awq-gemv-fast", packed_format::awq_gemv_fast},
+                                                           {"marlin", packed_format::marlin},
+                                                           {"gptq", packed_format::gptq},
+                                                           {"gptq-v2", packed_format::gptq_v2}};
 inline constexpr choice<search_loss> loss_choices[] = {{"block", search_loss::block}, {"gram", search_loss::gram}};
 inline constexpr choice<duo_scaling> duo_choices[] = {
     {"true", duo_scaling::on}, {"false", duo_scaling::off}, {"both", duo_scaling::both}};
@@ -59,7 +63,8 @@ inline constexpr choice<propagation> propagation_choices[] = {{"original", propa
 
 inline constexpr choice<activation_order> order_choices[] = {{"none", activation_order::none},
                                                              {"static", activation_order::static_groups},
-                                                             {"group-aware", activation_order::group_aware}};
+                                                             {"group-aware", activation_order::group_aware},
+                                                             {"descending", activation_order::descending}};
 
 /// The word for one of the choices, and the choice of a word. @pre it is there.
 template <class T, size_t N>

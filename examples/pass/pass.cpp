@@ -76,8 +76,11 @@ double bits_per_weight(const job& j) {
       const group_shape g = {how->rows, how->group};
       const double scale =
           how->format == packed_format::compressed_tensors ? 8.0 * static_cast<double>(size_of(j.stored)) : 16.0;
-      bits += static_cast<double>(n * k) * how->bits +
-              static_cast<double>(g.down(n) * g.across(k)) * (scale + (how->symmetric ? 0 : how->bits));
+      const double zero = how->format == packed_format::awq_gemv_fast ? 16
+                          : how->symmetric && !is_gptq(how->format)   ? 0
+                                                                      : how->bits;
+      bits += static_cast<double>(n * k) * how->bits + static_cast<double>(g.down(n) * g.across(k)) * (scale + zero);
+      if (is_gptq(how->format)) bits += 32.0 * static_cast<double>(k);
       weights += static_cast<double>(n * k);
     }
   }
@@ -329,7 +332,9 @@ recipe recipe_of(const pass_options& o) {
   r.awq = o.scales_searched(), r.gptq = o.solved();
   r.duo_scaling = word_of(duo_choices, o.duo), r.grid = o.grid;
   r.dampening = std::stod(std::to_string(o.damping));  // 0.01, not the float next to it
-  r.actorder = o.order == activation_order::none ? "none" : "static";
+  r.actorder = o.order == activation_order::none         ? "none"
+               : o.order == activation_order::descending ? "group"
+                                                         : "static";
   r.groups = o.how.groups(), r.ignore = o.ignore;
   return r;
 }

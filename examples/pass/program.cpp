@@ -110,7 +110,8 @@ void pass_program::add_model() {
   app_.add_flag("--dry-run", o_.dry_run,
                 "Check everything, tell what would be done to each linear, and about what it takes: time, memory, disk")
       ->group(group);
-  add_choice("--format", o_.format, format_choices, "Layout of the packed weights; the first is vLLM's own")
+  add_choice("--format", o_.format, format_choices,
+             "Layout of the packed weights: vLLM's own, AutoAWQ's four, or GPTQModel's two")
       ->group(group);
   app_.add_option("--max-shard-size", shard_, "Size of a safetensors file at most, such as 5GB or 500MB")
       ->capture_default_str()
@@ -278,8 +279,9 @@ void pass_program::add_solver() {
           ->group(of_quantization));
   decided_by_recipe(
       add_choice("--actorder", o_.order, order_choices,
-                 "Which inputs are solved first: as they lie; those with the largest activations; or these within "
-                 "their group, and groups by their largest. Nothing of it is seen in the files")
+                 "Which inputs are solved first: as they lie; those with the largest activations; these within "
+                 "their group, and groups by their largest; or those with the largest, which then make up groups, for "
+                 "--format gptq and gptq-v2. Of the others nothing is seen in the files")
           ->group(of_quantization));
   drift_ =
       app_.add_option(

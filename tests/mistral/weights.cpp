@@ -62,9 +62,16 @@ TEST_CASE("linears that compressed-tensors packed read as it reads them, every w
   CHECK(check_golden("compressed_tensors") == 14);
 }
 
-TEST_CASE("linears that AutoAWQ packed read as it reads them, GEMM and GEMV") {
+TEST_CASE("linears that AutoAWQ packed read as it reads them, in each of its versions") {
   CHECK(check_golden("awq_gemm") == 2);
   CHECK(check_golden("awq_gemv") == 2);
+  CHECK(check_golden("awq_gemv_fast") == 1);
+  CHECK(check_golden("marlin") == 1);
+}
+
+TEST_CASE("linears that GPTQModel packed read as it reads them, every width, both versions, groups in any order") {
+  CHECK(check_golden("gptq") == 14);
+  CHECK(check_golden("gptq_v2") == 8);
 }
 
 TEST_CASE("dense linears and vectors read as stored, and a wrong shape, dtype or a missing tensor is refused by name") {

@@ -154,6 +154,23 @@ class second_moment {
     });
   }
 
+  /// The same of the inputs in another order: input i is what column[i] (k, a permutation) was. @pre finish() was called.
+  second_moment reordered(const std::vector<index_t>& column) const {
+    second_moment out(inputs_, announced_, shrinkage_);
+    out.tokens_ = tokens_, out.non_finite_ = non_finite_;
+    for (const index_t from : column) {
+      out.mean_.push_back(mean_[static_cast<size_t>(from)]);
+      out.diagonal_.push_back(diagonal_[static_cast<size_t>(from)]);
+    }
+    for (size_t j = 0; j < column.size(); ++j) out.absolute_[j] = absolute_[static_cast<size_t>(column[j])];
+    parallel_for(sampled() ? tokens_ : inputs_, [&](index_t row) {
+      const float* const from = data_.data() + (sampled() ? row : column[static_cast<size_t>(row)]) * inputs_;
+      float* const to = out.data_.data() + row * inputs_;
+      for (index_t j = 0; j < inputs_; ++j) to[j] = from[column[static_cast<size_t>(j)]];
+    });
+    return out;
+  }
+
   index_t inputs() const noexcept { return inputs_; }
   index_t tokens() const noexcept { return tokens_; }
   index_t non_finite() const noexcept { return non_finite_; }

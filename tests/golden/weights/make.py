@@ -2,7 +2,8 @@
 """Checkpoints of packed linears as other systems write them, with the weights those systems read back.
 
     python3 make.py compressed-tensors   # where compressed-tensors is: writes compressed_tensors/
-    python3 make.py awq                  # where AutoAWQ is: writes awq_gemm/ and awq_gemv/
+    python3 make.py awq                  # where AutoAWQ is: writes awq_gemm/, awq_gemv/, awq_gemv_fast/ and marlin/
+    python3 make.py gptq                 # where GPTQModel is: writes gptq/ and gptq_v2/
 
 A directory holds config.json (quantization_config only), model.safetensors and, for each linear NAME, a tensor
 NAME.expected: what the package dequantizes to, in the dtype of the scales. The versions stand in __metadata__.
@@ -106,5 +107,94 @@ def awq():
              {"autoawq": package.__version__, "torch": torch.__version__})
 
 
+def awq_kernels():
+    """Of these AutoAWQ has GPU kernels only: what the stored numbers mean is multiplied out here."""
+    import awq as package
+    from awq.modules.linear import WQLinear_GEMVFast, WQLinear_Marlin
+
+    name = "model.layers.0.mlp.up_proj"
+    versions = {"autoawq": package.__version__, "torch": torch.__version__}
+    for version, kind, (N, K), group in (("gemv_fast", WQLinear_GEMVFast, (8, 128), 64),
+                                         ("marlin", WQLinear_Marlin, (64, 256), 128)):
+        torch.manual_seed(2)
+        symmetric = version == "marlin"
+        linear = torch.nn.Linear(K, N, bias=False)
+        weight = torch.randn(N, K) * 0.1 + 0.02
+        blocks = weight.reshape(N, -1, group)
+        low, high = blocks.amin(2), blocks.amax(2)
+        if symmetric:
+            scale = (blocks.abs().amax(2) / 7).half()
+            zero = torch.full_like(scale, 8).float()
+        else:
+            scale = ((high - low) / 15).half()
+            zero = (-torch.round(low / scale.float())).clamp(0, 15)
+        wide_scale, wide_zero = (t.float().repeat_interleave(group, 1) for t in (scale, zero))
+        code = (torch.round(weight / wide_scale) + wide_zero).clamp(0, 15)
+        linear.weight.data = (code - wide_zero) * wide_scale
+        packed = kind.from_linear(linear, 4, group, False, scale, None if symmetric else zero)
+        tensors = {f"{name}.{key}": value for key, value in packed.state_dict().items()}
+        tensors[f"{name}.expected"] = linear.weight.data.half()
+        save("marlin" if symmetric else f"awq_{version}", tensors,
+             {"quant_method": "awq", "zero_point": not symmetric, "group_size": group, "bits": 4, "version": version,
+              "modules_to_not_convert": None}, versions)
+
+
+def gptq():
+    import gptqmodel as package
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.quantization import QuantizeConfig
+    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+
+    N, K, group = 32, 64, 32
+    versions = {"gptqmodel": package.__version__, "torch": torch.__version__}
+    base = {"bits": 4, "group_size": group, "sym": False, "desc_act": False}
+    cases = [(bits, symmetric, ordered, size) for bits in (2, 3, 4, 8) for symmetric, ordered, size in
+             ((False, False, group), (False, True, group), (True, False, -1))]
+    for version in (1, 2):
+        torch.manual_seed(3)
+        tensors, dynamic = {}, {r"-:.*\.down_proj": {}}
+        for bits, symmetric, ordered, size in cases:
+            if version == 2 and bits in (2, 8):  # the versions differ in their zero points alone
+                continue
+            name = f"model.layers.{bits}.w{'s' if symmetric else 'a'}{'o' if ordered else ''}{size if size > 0 else 'c'}"
+            width = size if size > 0 else K
+            top, middle = 2**bits - 1, 2 ** (bits - 1)
+            weight = torch.randn(N, K) * 0.1 + 0.02
+            group_of = torch.arange(K, dtype=torch.int32) // width
+            if ordered:
+                group_of = group_of[torch.randperm(K)].contiguous()
+            scale, zero = torch.empty(N, K // width), torch.empty(N, K // width)
+            for g in range(K // width):
+                block = weight[:, group_of == g]
+                low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
+                if symmetric:
+                    low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
+                scale[:, g] = ((high - low) / top).half().float()
+                # The first format has no zero point of 0.
+                zero[:, g] = middle if symmetric else (-torch.round(low / scale[:, g])).clamp(2 - version, top)
+            wide_scale, wide_zero = scale[:, group_of.long()], zero[:, group_of.long()]
+            code = (torch.round(weight / wide_scale) + wide_zero).clamp(0, top)
+            linear = torch.nn.Linear(K, N, bias=False)
+            linear.weight.data = (code - wide_zero) * wide_scale
+            module = TorchLinear(bits=bits, group_size=size, desc_act=ordered, sym=symmetric, in_features=K,
+                                 out_features=N, bias=False, pack_dtype=torch.int32)
+            module.pack_block(linear, scale, zero, group_of)
+            read = module.dequantize_weight().t().contiguous()
+            assert torch.equal(read, linear.weight.data.half()), name
+            if version == 1:
+                convert_gptq_v2_to_v1_format_module(module, QuantizeConfig(bits=bits))
+            for key in ("qweight", "qzeros", "scales", "g_idx"):
+                tensors[f"{name}.{key}"] = getattr(module, key)
+            tensors[f"{name}.expected"] = read
+            pattern = name.replace(".", r"\.")
+            dynamic[f"+:{pattern}$"] = {"bits": bits, "group_size": size, "sym": symmetric, "desc_act": ordered}
+        for left in ("model.layers.2.down_proj", "lm_head"):
+            tensors[f"{left}.weight"] = torch.randn(4, 8)
+            tensors[f"{left}.expected"] = tensors[f"{left}.weight"].clone()
+        config = QuantizeConfig(format="gptq" if version == 1 else "gptq_v2", dynamic=dynamic, **base).to_dict()
+        config["meta"].pop("offload_to_disk_path", None)
+        save("gptq" if version == 1 else "gptq_v2", tensors, config, versions)
+
+
 if __name__ == "__main__":
-    {"compressed-tensors": compressed_tensors, "awq": awq}[sys.argv[1]]()
+    {"compressed-tensors": compressed_tensors, "awq": lambda: (awq(), awq_kernels()), "gptq": gptq}[sys.argv[1]]()
