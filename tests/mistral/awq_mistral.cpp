@@ -165,7 +165,7 @@ TEST_CASE("help lists every option with what it is unless given, and the exit st
                              "--duo-scaling true|false|both",
                              "--clip mse|gram|none",
                              "--propagate original|quantized",
-                             "--format compressed-tensors|awq-gemm|awq-gemv",
+                             "--format compressed-tensors|awq-gemm|awq-gemv|awq-gemv-fast|marlin|gptq|gptq-v2",
                              "[compressed-tensors]",
                              "--method awq|rtn",
                              "--backend",

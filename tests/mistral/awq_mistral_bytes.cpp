@@ -121,7 +121,10 @@ TEST_CASE("other options give other bytes: none is ignored") {
                                        {"--group-size", "-1"},
                                        {"--ignore", "lm_head,model.layers.1.mlp.up_proj"},
                                        {"--format", "awq-gemm"},
-                                       {"--format", "awq-gemv"}};
+                                       {"--format", "awq-gemv"},
+                                       {"--format", "awq-gemv-fast"},
+                                       {"--format", "gptq"},
+                                       {"--format", "gptq-v2"}};
   for (const words& each : variants) {
     CAPTURE(each);
     const words group = !each.empty() && each.front() == "--group-size" ? words{} : words{"--group-size", "32"};
@@ -147,11 +150,12 @@ TEST_CASE("every scheme, group size and format is written so that it reads back,
   llama.llama = true;
   llama.layers = 1;
   const std::vector<words> packings = {
-      {"--scheme", "W4A16_ASYM", "--group-size", "32"}, {"--scheme", "W4A16", "--group-size", "64"},
-      {"--scheme", "W8A16", "--group-size", "-1"},      {"--scheme", "W8A16_ASYM", "--group-size", "32"},
-      {"--scheme", "W3A16_ASYM", "--group-size", "64"}, {"--scheme", "W3A16", "--group-size", "32"},
-      {"--scheme", "W2A16_ASYM", "--group-size", "-1"}, {"--group-size", "32", "--format", "awq-gemm"},
-      {"--group-size", "64", "--format", "awq-gemv"}};
+      {"--scheme", "W4A16_ASYM", "--group-size", "32"},   {"--scheme", "W4A16", "--group-size", "64"},
+      {"--scheme", "W8A16", "--group-size", "-1"},        {"--scheme", "W8A16_ASYM", "--group-size", "32"},
+      {"--scheme", "W3A16_ASYM", "--group-size", "64"},   {"--scheme", "W3A16", "--group-size", "32"},
+      {"--scheme", "W2A16_ASYM", "--group-size", "-1"},   {"--group-size", "32", "--format", "awq-gemm"},
+      {"--group-size", "64", "--format", "awq-gemv"},     {"--group-size", "32", "--format", "gptq-v2"},
+      {"--group-size", "64", "--format", "awq-gemv-fast"}};
   for (const test::model_spec& spec : {test::model_spec{}, heads, wide, llama}) {
     CAPTURE(spec.kv_heads, spec.head_dim, spec.llama, test::stored_name(spec.stored));
     const workplace w(spec);
@@ -161,7 +165,7 @@ TEST_CASE("every scheme, group size and format is written so that it reads back,
       w.quantize(name, packings[i]);
       check_readable(w.model, w.root / name);
       const config after = read_config(w.root / name);
-      const bool awq = packings[i].back().rfind("awq", 0) == 0;
+      const bool awq = packings[i][packings[i].size() - 2] == "--format";  // these hold fp16
       CHECK(after.dtype == (awq || spec.stored == dtype::f16 ? "float16"
                             : spec.stored == dtype::f32      ? "float32"
                                                              : "bfloat16"));

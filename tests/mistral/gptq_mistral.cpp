@@ -82,6 +82,7 @@ TEST_CASE("gptq_mistral writes the same bytes whatever the number of threads, fo
   const std::vector<words> variants = {{},
                                        {"--propagate", "original"},
                                        {"--drift", "0.5", "--actorder", "group-aware"},
+                                       {"--actorder", "descending", "--format", "gptq-v2"},
                                        {"--actorder", "none", "--clip", "mse"},
                                        {"--method", "awq+gptq", "--n-grid", "4", "--scheme", "W3A16"},
                                        {"--max-seq-length", "4", "--num-calibration-samples", "2"}};
@@ -146,7 +147,8 @@ TEST_CASE("GPTQ's codes are written in every scheme, group size and format, on e
                                        {"--scheme", "W3A16_ASYM", "--group-size", "64"},
                                        {"--scheme", "W2A16_ASYM", "--group-size", "-1", "--actorder", "none"},
                                        {"--group-size", "64", "--format", "awq-gemm"},
-                                       {"--group-size", "32", "--format", "awq-gemv", "--actorder", "group-aware"}};
+                                       {"--group-size", "32", "--format", "awq-gemv", "--actorder", "group-aware"},
+                                       {"--group-size", "32", "--format", "gptq", "--actorder", "descending"}};
   for (const test::model_spec& spec : {test::model_spec{}, heads, wide}) {
     const workplace w(spec);
     for (const words& each : packings) {

@@ -186,6 +186,18 @@ TEST_CASE("linears that are left as they were split as their channels do, and fu
   CHECK(serving["vllm"]["loads"] == false);
   CHECK_THAT(serving["vllm"]["why"].get<std::string>(), Contains("gate_proj and mlp.up_proj are packed differently"));
   CHECK(serving_json(c, all(packed(packed_format::awq_gemv, 4, false, 32)))["vllm"]["loads"] == false);
+  const auto refusal_of = [&](const packing& how) {
+    const json vllm = serving_json(c, all(how))["vllm"];
+    return vllm["loads"] == true ? std::string() : vllm["why"].get<std::string>();
+  };
+  CHECK_THAT(refusal_of(packed(packed_format::awq_gemv_fast, 4, false, 32)), Contains("this is gemv_fast"));
+  CHECK_THAT(refusal_of(packed(packed_format::marlin, 4, true, 128)), Contains("this is marlin"));
+  CHECK(refusal_of(packed(packed_format::gptq, 4, true, 32)).empty());
+  CHECK_THAT(refusal_of(packed(packed_format::gptq_v2, 4, false, 32)), Contains("without zero points only"));
+  CHECK_THAT(refusal_of(packed(packed_format::gptq, 3, true, 32)), Contains("of 4 and 8 bits, and this has 3 bits"));
+  packing ordered = packed(packed_format::gptq, 4, true, 32);
+  ordered.reordered = true;
+  CHECK_THAT(refusal_of(ordered), Contains("desc_act"));
   const json whole = serving_json(c, all(packed(tensors, 4, false, 32)));
   CHECK(whole["vllm"] == json({{"loads", true}}));
   CHECK(serving_json(c, all(packed(tensors, 8, true, 32)))["vllm"] == json({{"loads", true}}));

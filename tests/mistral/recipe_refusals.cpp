@@ -55,7 +55,6 @@ TEST_CASE("what a recipe asks for and this project does not do is refused by mod
       {with("{GPTQModifier: {scheme: W4A16}, QuantizationModifier: {scheme: W4A16}}"), {"both quantize"}},
       {with("{GPTQModifier: {scheme: W4A16}, AWQModifier: {}}"), {"GPTQModifier", "before AWQModifier"}},
       {with("{GPTQModifier: {}}"), {"GPTQModifier", "scheme", "config_groups"}},
-      {with("{GPTQModifier: {scheme: W4A16, actorder: group}}"), {"GPTQModifier", "actorder", "static"}},
       {with("{GPTQModifier: {scheme: W4A16, actorder: sideways}}"), {"actorder", "sideways", "static"}},
       {with("{GPTQModifier: {scheme: W4A16, actorder: true}}"), {"actorder", "true", "static"}},
       {with("{GPTQModifier: {scheme: W4A16, dampening_frac: 1.5}}"), {"dampening_frac", "1.5"}},

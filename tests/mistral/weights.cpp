@@ -150,9 +150,6 @@ TEST_CASE("packed tensors that are missing or do not fit are refused by name") {
   parts = good;
   parts[1].bytes = std::string(60, '\x3f') + "\xff\xff\xff\xff";
   CHECK_THAT(test::refusal([&] { open(parts); }), Contains("\"q.weight_scale\"") && Contains("NaN"));
-  parts = good;
-  parts.push_back({"q.weight_g_idx", "I32", {16}, std::string(64, '\0')});
-  CHECK_THAT(test::refusal([&] { open(parts); }), Contains("\"q\"") && Contains("weight_g_idx"));
 }
 
 namespace {
@@ -229,7 +226,7 @@ TEST_CASE("what written configs say reads back") {
         CHECK(read->symmetric == symmetric);
         CHECK(read->group == group);
       }
-  for (const packed_format format : {packed_format::awq_gemm, packed_format::awq_gemv}) {
+  for (const packed_format format : {packed_format::awq_gemm, packed_format::awq_gemv, packed_format::awq_gemv_fast}) {
     const json q = quantization_json({format, 4, false, 64}, {"lm_head", "layers.3.mlp"});
     const auto read = packing_of(q, "model.layers.0.mlp.up_proj");
     REQUIRE(read);
@@ -248,7 +245,7 @@ TEST_CASE("a quantization that cannot be read is refused by what it asks for") {
     q[json::json_pointer(pointer)] = value;
     return refused(q);
   };
-  CHECK_THAT(broken("/quant_method", "gptq"), Contains("gptq"));
+  CHECK_THAT(broken("/quant_method", "aqlm"), Contains("aqlm"));
   CHECK_THAT(broken("/quant_method", nullptr), Contains("quant_method"));
   CHECK_THAT(broken("/format", "float-quantized"), Contains("float-quantized"));
   CHECK_THAT(broken("/kv_cache_scheme", {{"num_bits", 8}}), Contains("kv_cache_scheme"));
@@ -283,5 +280,6 @@ TEST_CASE("an AutoAWQ config that cannot be read is refused by what it asks for"
   CHECK_THAT(broken("group_size", 0), Contains("group_size"));
   CHECK_THAT(broken("zero_point", false), Contains("zero_point"));
   CHECK_THAT(broken("version", "exllama"), Contains("exllama"));
+  CHECK_THAT(broken("version", "marlin"), Contains("zero_point"));
   CHECK_THAT(broken("modules_to_not_convert", "lm_head"), Contains("modules_to_not_convert"));
 }
