@@ -122,9 +122,15 @@ void read_packed_linear(std::string_view bytes) {
     mistral::config c;
     c.json["quantization_config"] = mistral::parse_json(description, "FILE");
     const mistral::checkpoint files(model.path());
-    for (const auto& [n, k] : {std::pair<index_t, index_t>{8, 32}, {3, 40}})
-      accepts([&, n = n, k = k] {
-        const auto w = mistral::open_linear(files, c, "l", n, k);
+    struct opened {
+      const char* name;
+      index_t n, k;
+    };
+    // AutoAWQ and GPTQModel pack what lies in layers.
+    for (const auto& [name, n, k] :
+         {opened{"l", 8, 32}, {"l", 3, 40}, {"model.layers.l", 8, 32}, {"model.layers.l", 64, 128}})
+      accepts([&, name = name, n = n, k = k] {
+        const auto w = mistral::open_linear(files, c, name, n, k);
         promise(w->outputs() == n && w->inputs() == k, "a linear has another shape than it was opened with");
         std::vector<float> whole(static_cast<size_t>(n * k)), last(static_cast<size_t>(k));
         w->rows(0, n, whole.data());

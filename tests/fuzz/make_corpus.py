@@ -90,9 +90,29 @@ put("packed", "channel", packed(
         "num_bits": 3, "type": "int", "symmetric": True, "strategy": "channel"}}}},
     {"l.weight_packed": ("I32", [3, 4], bytes(range(48))), "l.weight_scale": ("BF16", [3, 1], b"\x80\x3f" * 3),
      "l.weight_shape": ("I64", [2], struct.pack("<2q", 3, 40))}))
-put("packed", "gemm", packed({**AWQ, "version": "gemm", "group_size": 32, "modules_to_not_convert": None}, {
-    "l.qweight": ("I32", [32, 1], bytes(range(128))), "l.qzeros": ("I32", [1, 1], b"\x12\x34\x56\x78"),
-    "l.scales": ("F16", [1, 8], b"\0\x3c" * 8)}))
+IN_LAYERS = "model.layers.l"
+AWQ_PACKED = {**AWQ, "group_size": 32, "modules_to_not_convert": None}
+put("packed", "gemm", packed({**AWQ_PACKED, "version": "gemm"}, {
+    IN_LAYERS + ".qweight": ("I32", [32, 1], bytes(range(128))), IN_LAYERS + ".qzeros": ("I32", [1, 1], b"\x12\x34\x56\x78"),
+    IN_LAYERS + ".scales": ("F16", [1, 8], b"\0\x3c" * 8)}))
+put("packed", "gemv_fast", packed({**AWQ_PACKED, "version": "gemv_fast", "group_size": 128}, {
+    IN_LAYERS + ".qweight": ("I16", [16, 128], bytes(range(256)) * 16), IN_LAYERS + ".qzeros": ("F16", [8, 64], b"\0\xc0" * 512),
+    IN_LAYERS + ".scales": ("F16", [8, 64], b"\0\x3c" * 512)}))
+put("packed", "marlin", packed({**AWQ_PACKED, "version": "marlin", "zero_point": False, "group_size": 128}, {
+    IN_LAYERS + ".qweight": ("I32", [8, 128], bytes(range(256)) * 16),
+    IN_LAYERS + ".scales": ("F16", [1, 64], b"\0\x3c" * 64)}))
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False, "desc_act": True, "lm_head": False,
+        "checkpoint_format": "gptq", "pack_dtype": "int32",
+        "dynamic": {"-:.*down_proj": {}, "+:.*\\.up_proj$": {"bits": 8, "group_size": -1, "sym": True, "desc_act": False}}}
+put("packed", "gptq", packed(GPTQ, {
+    IN_LAYERS + ".qweight": ("I32", [4, 8], bytes(range(128))), IN_LAYERS + ".qzeros": ("I32", [2, 1], bytes(range(8))),
+    IN_LAYERS + ".scales": ("F16", [2, 8], b"\0\x3c" * 16),
+    IN_LAYERS + ".g_idx": ("I32", [32], struct.pack("<32i", *(j % 2 for j in range(32))))}))
+put("packed", "gptq_v2", packed({**GPTQ, "checkpoint_format": "gptq_v2", "bits": 3, "group_size": 64, "dynamic": None}, {
+    IN_LAYERS + ".qweight": ("I32", [12, 64], bytes(range(256)) * 12), IN_LAYERS + ".qzeros": ("I32", [2, 6], bytes(range(48))),
+    IN_LAYERS + ".scales": ("F16", [2, 64], b"\0\x3c" * 128),
+    IN_LAYERS + ".g_idx": ("I32", [128], struct.pack("<128i", *(j // 100 for j in range(128))))}))
+put("quantization", "gptq", dump(GPTQ))
 put("packed", "dense", packed({**COMPRESSED, "ignore": ["l"]}, {"l.weight": ("BF16", [8, 32], bytes(512))}))
 
 put("index", "two_shards", dump({"metadata": {"total_size": 16},

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Writes the embedded model in every scheme and format, loads each in the engines that take it, and compares perplexities:
 # the engine's must be within 0.5 % of ours. Engines come as Python interpreters, each with its own packages (README.md):
-#   TRANSFORMERS=… VLLM=… AUTOAWQ=… tests/interop/interop.sh [BUILD]
+#   TRANSFORMERS=… VLLM=… AUTOAWQ=… GPTQMODEL=… tests/interop/interop.sh [BUILD]
 # What no interpreter was named for is left out, and said to be. Exit status: 0 all agree, 1 one does not, 2 nothing ran.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -87,6 +87,8 @@ if [ -n "${VLLM:-}" ]; then
   compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16_ASYM
   [ -d "$work/recipe-four_bits" ] || write recipe-four_bits --recipe "$recipes/four_bits.yaml"
   compare vLLM "$VLLM" vllm_perplexity.py recipe-four_bits
+  [ -d "$work/gptq-W4A16-v1" ] || write --by gptq_mistral gptq-W4A16-v1 --format gptq --scheme W4A16
+  compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16-v1
 else
   echo "left out: vLLM; name an interpreter in VLLM"
 fi
@@ -97,6 +99,18 @@ if [ -n "${AUTOAWQ:-}" ]; then
   compare AutoAWQ "$AUTOAWQ" autoawq_perplexity.py gptq-awq-gemm
 else
   echo "left out: AutoAWQ; name an interpreter in AUTOAWQ"
+fi
+if [ -n "${GPTQMODEL:-}" ]; then
+  [ -d "$work/gptq-W4A16-v1" ] || write --by gptq_mistral gptq-W4A16-v1 --format gptq --scheme W4A16
+  write --by gptq_mistral gptq-W4A16_ASYM-v2 --format gptq-v2
+  write --by gptq_mistral gptq-W4A16-v1-descending --format gptq --scheme W4A16 --actorder descending
+  write --by gptq_mistral gptq-W3A16_ASYM-v2-descending --format gptq-v2 --scheme W3A16_ASYM --actorder descending
+  write recipe-mixed-v2 --format gptq-v2 --recipe "$recipes/mixed.yaml"
+  for name in gptq-W4A16-v1 gptq-W4A16_ASYM-v2 gptq-W4A16-v1-descending gptq-W3A16_ASYM-v2-descending recipe-mixed-v2; do
+    compare GPTQModel "$GPTQMODEL" gptqmodel_perplexity.py $name
+  done
+else
+  echo "left out: GPTQModel; name an interpreter in GPTQMODEL"
 fi
 [ $failed = 0 ] || exit 1
 [ $ran = 1 ] || exit 2
