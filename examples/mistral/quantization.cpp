@@ -118,7 +118,7 @@ packing read_integer_weights(const json& weights, const std::string& where) {
   if (size < 1 || size > largest_group)
     throw error(where + ": \"group_size\" must be positive for the strategy group, but is " + std::to_string(size));
   how.group = size;
-  const json* order = value(*weights, "actorder");
+  const json* order = value(weights, "actorder");
   how.reordered = order && (*order == "group" || *order == "dynamic" || *order == true);
   return how;
 }
