@@ -141,6 +141,9 @@ packing read_weights(const json& scheme, const std::string& format, const std::s
                 "an output, but these are " +
                 to_string(how));
   const auto own = json_get<std::string>(scheme, "format", where, format);
+  if (own != format && format != "mixed-precision")
+    throw error(where + ": \"format\" is \"" + own.substr(0, 60) + "\", but the whole file's is \"" +
+                format.substr(0, 60) + "\"");
   if (own != format_name(how))
     throw error(where + ": \"format\" is \"" + own.substr(0, 60) + "\", but only \"" + format_name(how) +
                 "\" is supported for " + to_string(how));

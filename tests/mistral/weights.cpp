@@ -62,6 +62,10 @@ TEST_CASE("linears that compressed-tensors packed read as it reads them, every w
   CHECK(check_golden("compressed_tensors") == 14);
 }
 
+TEST_CASE("linears that compressed-tensors stored a byte a code, integers and fp8, read as it reads them") {
+  CHECK(check_golden("coded") == 5);
+}
+
 TEST_CASE("linears that AutoAWQ packed read as it reads them, in each of its versions") {
   CHECK(check_golden("awq_gemm") == 2);
   CHECK(check_golden("awq_gemv") == 2);

@@ -2,6 +2,7 @@
 """Checkpoints of packed linears as other systems write them, with the weights those systems read back.
 
     python3 make.py compressed-tensors   # where compressed-tensors is: writes compressed_tensors/
+    python3 make.py coded                # there too: writes coded/
     python3 make.py awq                  # where AutoAWQ is: writes awq_gemm/, awq_gemv/, awq_gemv_fast/ and marlin/
     python3 make.py gptq                 # where GPTQModel is: writes gptq/ and gptq_v2/
 
@@ -69,6 +70,52 @@ def compressed_tensors():
     save("compressed_tensors", tensors,
          {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
           "ignore": ["re:.*ef", "lm_head"], "config_groups": groups},
+         {"compressed-tensors": package.__version__, "torch": torch.__version__})
+
+
+def coded():
+    """A byte a code: int-quantized and float-quantized, whose inputs are rounded too."""
+    import compressed_tensors as package
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization.quant_scheme import QuantizationScheme, preset_name_to_scheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    N, K = 130, 136  # a whole block of 128, and some more
+    static = preset_name_to_scheme("W8A8", ["x"]).model_dump()
+    static["input_activations"].update(dynamic=False, strategy="tensor")
+    schemes = {"w8a8": preset_name_to_scheme("W8A8", ["x"]), "w8a8_static": QuantizationScheme(**static)}
+    for preset in ("FP8", "FP8_DYNAMIC", "FP8_BLOCK"):
+        schemes[preset.lower()] = preset_name_to_scheme(preset, ["x"])
+    torch.manual_seed(3)
+    tensors, groups = {}, {}
+    for index, (name, scheme) in enumerate(schemes.items()):
+        args = scheme.weights
+        block = args.strategy == "block"
+        n, k = (N, K) if block else (9, 24)
+        weight = (torch.randn(n, k) * 0.1 + 0.01).to(torch.bfloat16)
+        if block:
+            padded = torch.zeros(256, 256, dtype=weight.dtype)
+            padded[:n, :k] = weight
+            parts = padded.reshape(2, 128, 2, 128).transpose(1, 2).flatten(2)
+        else:
+            parts = weight.reshape(1, 1, -1) if args.strategy == "tensor" else weight.reshape(n, 1, -1)
+        scale, zero = calculate_qparams(parts.amin(2), parts.amax(2), args)
+        scale = scale.reshape(-1) if args.strategy == "tensor" else scale
+        format_ = "int-quantized" if args.type == "int" else "float-quantized"
+        scheme.targets, scheme.format = [name], format_
+        state = {"weight": weight, "weight_scale": scale.to(weight.dtype)}
+        kind = BaseCompressor.get_value_from_registry(format_)
+        packed = kind.compress(state, scheme)
+        read = kind.decompress(dict(packed), scheme)["weight"]
+        for key, value in packed.items():
+            tensors[f"{name}.{key}"] = value
+        if scheme.input_activations.dynamic is False:
+            tensors[f"{name}.input_scale"] = torch.tensor([0.03125 * (index + 1)], dtype=weight.dtype)
+        tensors[f"{name}.expected"] = read
+        groups[f"group_{index}"] = json.loads(scheme.model_dump_json())
+    save("coded", tensors,
+         {"quant_method": "compressed-tensors", "format": "mixed-precision", "quantization_status": "compressed",
+          "ignore": ["lm_head"], "config_groups": groups},
          {"compressed-tensors": package.__version__, "torch": torch.__version__})
 
 
@@ -197,4 +244,4 @@ def gptq():
 
 
 if __name__ == "__main__":
-    {"compressed-tensors": compressed_tensors, "awq": lambda: (awq(), awq_kernels()), "gptq": gptq}[sys.argv[1]]()
+    {"compressed-tensors": compressed_tensors, "coded": coded, "awq": lambda: (awq(), awq_kernels()), "gptq": gptq}[sys.argv[1]]()
