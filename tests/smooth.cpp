@@ -5,11 +5,14 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "nibble/awq.hpp"
+#include "nibble/host/smooth.hpp"
 #include "nibble/quantize.hpp"
 #include "nibble/reference/fit.hpp"
+#include "nibble/reference/fp8.hpp"
 #include "nibble/reference/observe.hpp"
 #include "nibble/reference/quantize.hpp"
 #include "nibble/reference/smooth.hpp"
@@ -345,7 +348,7 @@ TEST_CASE("the reference's activation codes and scales are the mathematics', a t
     reference::quantize_tokens(x.view(), scales.view(), q.view());
     for (index_t t = 0; t < 40; ++t) {
       float amax = 0;
-      for (index_t j = 0; j < k; ++j) amax = max(amax, abs(observed(x.view()(t, j))));
+      for (index_t j = 0; j < k; ++j) amax = max(amax, nibble::abs(observed(x.view()(t, j))));
       REQUIRE(scales.view()(t, 0) == activation_scale(amax));
       for (index_t j = 0; j < k; ++j) REQUIRE(q.view()(t, j) == activation_code(x.view()(t, j), scales.view()(t, 0)));
     }
@@ -457,4 +460,291 @@ TEST_CASE("tokens and weights that hold NaN or infinity make finite products, an
       if (t == 1 || i == 3) REQUIRE(made.y.view()(t, i) == 0.0f);
     }
   REQUIRE(made.scale_of(4) < 0.1f);
+}
+
+namespace {
+
+/// Floats of a golden file, 8 hexadecimal digits each.
+owned<float> floats_of(const std::string& text, index_t rows, index_t cols) {
+  owned<float> out(rows, cols);
+  REQUIRE(text.size() == 8 * out.data.size());
+  for (size_t i = 0; i < out.data.size(); ++i)
+    out.data[i] = bit_cast<float>(static_cast<uint32_t>(std::stoul(text.substr(8 * i, 8), nullptr, 16)));
+  return out;
+}
+
+constexpr activation_rule rules[] = {{}, vllm_activations, vllm_cpu_activations, {-128, activation_ratio::quotient}};
+
+template <class T>
+void host_codes_agree(index_t rows, index_t cols) {
+  CAPTURE(rows, cols, int(dtype_of<T>::value));
+  const auto x = nasty_weights<T>(rows, cols);
+  owned<float> scales(rows, 1), got_scales(rows, 1);
+  owned<uint8_t> q(rows, cols), got(rows, cols);
+  reference::quantize_tokens(x.view(), scales.view(), q.view());
+  host::quantize_tokens(x.view(), got_scales.view(), got.view());
+  REQUIRE(got.data == q.data);
+  REQUIRE(got_scales.data == scales.data);
+  host::quantize_activations(x.view(), std::as_const(scales).view(), got.view());
+  REQUIRE(got.data == q.data);
+  for (const float one : {0x1p-126f, 0.01f, 3.0f}) {
+    reference::quantize_activations(x.view(), matrix<const float>(&one, 1, 1), q.view());
+    host::quantize_activations(x.view(), matrix<const float>(&one, 1, 1), got.view());
+    REQUIRE(got.data == q.data);
+  }
+  for (const activation_rule rule : rules) {
+    host::quantize_tokens(x.view(), got_scales.view(), got.view(), rule);
+    REQUIRE(got_scales.data == scales.data);
+    for (index_t t = 0; t < rows; ++t) {
+      float amax = 0;
+      for (index_t j = 0; j < cols; ++j) amax = max(amax, nibble::abs(observed(static_cast<float>(x.view()(t, j)))));
+      const float factor = activation_factor(scales.view()(t, 0), amax, rule);
+      for (index_t j = 0; j < cols; ++j)
+        REQUIRE(got.view()(t, j) == activation_code(static_cast<float>(x.view()(t, j)), factor, rule));
+    }
+  }
+}
+
+/// Codes of activations from `least` on and of weights, all of them.
+struct codes {
+  owned<uint8_t> x, w;
+  owned<float> scales;
+  owned<params> p;
+
+  codes(index_t m, index_t n, index_t k, unsigned seed, int least = 1)
+      : x(m, k), w(n, k), scales(m, 1), p(n, 1, params{1.0f, 128}) {
+    std::mt19937 engine(seed);
+    for (uint8_t& code : x.data)
+      code = static_cast<uint8_t>(least + static_cast<int>(engine() % (256u - static_cast<unsigned>(least))));
+    for (uint8_t& code : w.data) code = static_cast<uint8_t>(engine() % 256);
+    for (float& scale : scales.data) scale = std::ldexp(1.0f + static_cast<float>(engine() % 99) / 100, -5);
+    for (params& of : p.data) of.scale = std::ldexp(1.0f + static_cast<float>(engine() % 99) / 100, -9);
+  }
+};
+
+/// y of the exact sums in 64 bits, by the mathematics.
+owned<float> exact_output(const codes& c, matrix<const float> scales) {
+  owned<float> y(c.x.rows, c.w.rows);
+  for (index_t t = 0; t < c.x.rows; ++t)
+    for (index_t i = 0; i < c.w.rows; ++i) {
+      int64_t sum = 0;
+      for (index_t j = 0; j < c.x.cols; ++j)
+        sum += (int64_t(c.x.view()(t, j)) - 128) * (int64_t(c.w.view()(i, j)) - c.p.view()(i, 0).zero);
+      REQUIRE(sum == static_cast<int32_t>(sum));
+      y.view()(t, i) =
+          int8_output(static_cast<int32_t>(sum), scales(scales.rows == 1 ? 0 : t, 0), c.p.view()(i, 0).scale);
+    }
+  return y;
+}
+
+/// f(name, product) for every path that this machine runs.
+template <class F>
+void for_int8_paths(F f) {
+  f("chosen", [](auto... a) { host::int8_matmul(a...); });
+  f("plain", [](auto... a) { host::detail::int8_matmul<host::detail::plain_int8>(a...); });
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2"))
+    f("avx2", [](auto... a) { host::detail::int8_matmul<host::detail::avx2_int8>(a...); });
+  if (host::detail::vnni_int8::here())
+    f("vnni", [](auto... a) { host::detail::int8_matmul<host::detail::vnni_int8>(a...); });
+#endif
+}
+
+void products_agree(const codes& c, matrix<const float> scales) {
+  const auto expected = exact_output(c, scales);
+  for_int8_paths([&](const char* path, auto product) {
+    CAPTURE(path, c.x.rows, c.w.rows, c.x.cols);
+    owned<float> y(c.x.rows, c.w.rows, not_a_number);
+    product(c.x.view(), scales, c.w.view(), c.p.view(), y.view());
+    REQUIRE(y.data == expected.data);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("a rule's code is the plain one's where it divides by the scale, its least code is the one it says") {
+  for (const float x : {0.0f, 0.5f, -1.5f, 126.5f, -127.4f, -127.5f, -200.0f, inf, -inf, not_a_number})
+    REQUIRE(activation_code(x, 1.0f, activation_rule{}) == activation_code(x, 1.0f));
+  for (const activation_rule rule : rules) {
+    REQUIRE(activation_code(-127.4f, 1.0f, rule) == 1);
+    REQUIRE(activation_code(-128.0f, 1.0f, rule) == rule.least + 128);
+    REQUIRE(activation_code(-inf, 1.0f, rule) == rule.least + 128);
+    REQUIRE(activation_code(inf, 1.0f, rule) == 255);
+    REQUIRE(activation_code(not_a_number, 1.0f, rule) == 128);
+    for (const float amax : {0.0f, 1e-45f, 1e-38f, 1.0f, most, inf})
+      REQUIRE(std::isfinite(activation_factor(activation_scale(amax), amax, rule)));
+  }
+  const float amax = 5.0f, scale = activation_scale(amax);
+  REQUIRE(activation_factor(scale, amax, {}) == scale);
+  REQUIRE(activation_factor(scale, amax, vllm_cpu_activations) == 1.0f / scale);
+  REQUIRE(activation_factor(scale, amax, vllm_activations) == 127.0f / 5.0f);
+  REQUIRE(under_static_scale(vllm_activations).ratio == activation_ratio::quotient);
+  REQUIRE(under_static_scale(vllm_cpu_activations).ratio == activation_ratio::reciprocal);
+}
+
+TEST_CASE("host codes and scales of activations are the reference's, for every dtype, rule and remainder") {
+  for (const index_t cols : {1, 2, 7, 8, 15, 16, 31, 63, 64, 65, 511, 512, 513, 1030}) {
+    host_codes_agree<float>(9, cols);
+    host_codes_agree<fp16>(9, cols);
+    host_codes_agree<bf16>(9, cols);
+  }
+  host_codes_agree<float>(2, 0);
+  host_codes_agree<bf16>(0, 9);
+  host_codes_agree<bf16>(700, 200);
+}
+
+TEST_CASE("host integer products are exact on every path, for every remainder, with one scale and with a token's") {
+  for (index_t k = 0; k <= 66; ++k) products_agree(codes(3, 5, k, 1), codes(3, 1, 1, 2).scales.view());
+  for (const index_t k : {127, 128, 129, 300, 1000}) {
+    for (index_t m = 1; m <= 9; ++m) {
+      const codes c(m, 13 - m, k, static_cast<unsigned>(m));
+      products_agree(c, c.scales.view());
+    }
+    const codes c(5, 6, k, 7);
+    products_agree(c, c.scales.view().rows_at(0, 1));
+  }
+  const codes tall(300, 70, 70, 3), none(0, 4, 8, 1), narrow(4, 0, 8, 1);
+  products_agree(tall, tall.scales.view());
+  products_agree(none, none.scales.view());
+  products_agree(narrow, narrow.scales.view());
+}
+
+TEST_CASE("host integer products of views with strides read and write nothing beside them") {
+  const codes c(7, 9, 70, 5);
+  owned<uint8_t> x(7, 101, 255), w(9, 83, 255);
+  for (index_t t = 0; t < 7; ++t) std::copy_n(c.x.view().row(t), 70, x.view().row(t) + 3);
+  for (index_t i = 0; i < 9; ++i) std::copy_n(c.w.view().row(i), 70, w.view().row(i) + 5);
+  const auto expected = exact_output(c, c.scales.view());
+  for_int8_paths([&](const char* path, auto product) {
+    CAPTURE(path);
+    owned<float> y(7, 12, -1.0f);
+    product(std::as_const(x).view().cols_at(3, 70), c.scales.view(), std::as_const(w).view().cols_at(5, 70), c.p.view(),
+            y.view().cols_at(1, 9));
+    for (index_t t = 0; t < 7; ++t)
+      for (index_t i = 0; i < 12; ++i) REQUIRE(y.view()(t, i) == (i < 1 || i > 9 ? -1.0f : expected.view()(t, i - 1)));
+  });
+}
+
+TEST_CASE("host sums wrap round on their way and are exact at their end: both ends of all codes up to 2^17 inputs") {
+  for (const int least : {1, 255})
+    for (const int weight : {0, 255})
+      for (const index_t k : {int8_inputs, int8_inputs - 1}) {
+        codes c(5, 5, k, 1);
+        std::fill(c.x.data.begin(), c.x.data.end(), static_cast<uint8_t>(least));
+        std::fill(c.w.data.begin(), c.w.data.end(), static_cast<uint8_t>(weight));
+        products_agree(c, c.scales.view());
+      }
+  codes c(5, 5, int8_inputs - 1, 1);  // −128 · −128, an input less
+  std::fill(c.x.data.begin(), c.x.data.end(), uint8_t(0));
+  std::fill(c.w.data.begin(), c.w.data.end(), uint8_t(0));
+  products_agree(c, c.scales.view());
+}
+
+TEST_CASE("host integer products take zero points that are not 128, and do not depend on how many threads there are") {
+  codes c(261, 50, 90, 4);
+  for (size_t i = 0; i < c.p.data.size(); ++i) c.p.data[i].zero = static_cast<int32_t>(i * 5);
+  for (const int threads : {1, 3}) {
+    host::set_threads(threads);
+    products_agree(c, c.scales.view());
+  }
+  host::set_threads(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+}
+
+TEST_CASE("host products are the reference's within the roundings of scaling back") {
+  const codes c(9, 21, 333, 8);
+  owned<float> y(9, 21), expected(9, 21);
+  reference::int8_matmul(c.x.view(), c.scales.view(), c.w.view(), c.p.view(), expected.view());
+  host::int8_matmul(c.x.view(), c.scales.view(), c.w.view(), c.p.view(), y.view());
+  for (size_t i = 0; i < y.data.size(); ++i) {
+    const auto exact = static_cast<double>(expected.data[i]);
+    REQUIRE(std::fabs(static_cast<double>(y.data[i]) - exact) <= 4.01 * roundoff * std::fabs(exact));
+  }
+}
+
+TEST_CASE("rounded inputs are what their codes stand for, under a token's scale and under one") {
+  const auto x = nasty_weights<float>(9, 1030);
+  for (const activation_rule rule : rules) {
+    owned<float> scales(9, 1);
+    owned<uint8_t> q(9, 1030);
+    auto got = x;
+    host::quantize_tokens(x.view(), scales.view(), q.view(), rule);
+    host::round_inputs(got.view(), rule);
+    for (index_t t = 0; t < 9; ++t)
+      for (index_t j = 0; j < 1030; ++j)
+        REQUIRE(got.view()(t, j) == static_cast<float>(q.view()(t, j) - 128) * scales.view()(t, 0));
+    const float scale = 0.003f;
+    got = x;
+    host::quantize_activations(x.view(), matrix<const float>(&scale, 1, 1), q.view(), rule);
+    host::round_inputs(got.view(), scale, rule);
+    for (size_t i = 0; i < got.data.size(); ++i) REQUIRE(got.data[i] == static_cast<float>(q.data[i] - 128) * scale);
+  }
+}
+
+TEST_CASE("rounded inputs are the numbers that compressed-tensors reads back, dynamic and static, int8 and fp8") {
+  const auto file = golden("smooth/compressed_tensors.json");
+  REQUIRE(file["runs"].size() == 12);
+  for (const auto& run : file["runs"]) {
+    const auto type = run["dtype"] == "bf16" ? dtype::bf16 : dtype::f32;
+    const auto strategy = run["strategy"].get<std::string>();
+    INFO(run["type"] << ", " << strategy << ", " << run["dtype"]);
+    auto x = floats_of(file["inputs"][run["dtype"].get<std::string>()], 6, 96);
+    const auto expected = floats_of(run["read_back"], 6, 96);
+    const group_shape g = strategy == "token" ? per_channel : strategy == "tensor" ? per_tensor : per_group(32);
+    const any_scheme int8{8, true, convention::compressed_tensors, type, type};
+    const any_float_scheme fp8{float_format::e4m3, type, type};
+    if (!run["scale"].is_null()) {
+      const float scale = floats_of(run["scale"], 1, 1).data[0];
+      if (run["type"] == "int")
+        host::round_inputs(x.view(), scale, int8);
+      else
+        host::round_inputs(x.view(), scale, fp8);
+    } else if (run["type"] == "int") {
+      host::round_inputs(x.view(), g, int8);
+    } else {
+      host::round_inputs(x.view(), g, fp8);
+    }
+    REQUIRE(x.data == expected.data);
+  }
+}
+
+TEST_CASE("codes and scales of activations are vLLM's on a CPU, dynamic and static") {
+  const auto file = golden("smooth/vllm.json");
+  REQUIRE(file["runs"].size() == 6);
+  for (const auto& run : file["runs"]) {
+    const auto x = floats_of(run["inputs"], 6, 96);
+    const auto text = run["codes"].get<std::string>();
+    owned<uint8_t> q(6, 96);
+    owned<float> scales(6, 1);
+    if (run["static"].get<bool>()) {
+      const auto one = floats_of(run["scales"], 1, 1);
+      host::quantize_activations(x.view(), one.view(), q.view(), vllm_cpu_activations);
+    } else {
+      const auto theirs = floats_of(run["scales"], 6, 1);
+      host::quantize_tokens(x.view(), scales.view(), q.view(), vllm_cpu_activations);
+      for (size_t t = 0; t < 6; ++t)
+        REQUIRE(scales.data[t] == std::max(theirs.data[t], 0x1p-126f));  // they keep 0 for a token of zeros
+    }
+    for (size_t i = 0; i < q.data.size(); ++i)
+      REQUIRE((q.data[i] ^ 128u) == std::stoul(text.substr(2 * i, 2), nullptr, 16));
+  }
+}
+
+TEST_CASE("inputs of several pieces and few channels are rounded as all at once, a tensor's scale is of all of it") {
+  const auto x = nasty_weights<float>(700, 200);
+  const any_float_scheme fp8;
+  for (const group_shape g : {per_channel, per_tensor, per_group(128), per_group(7)}) {
+    owned<float> scales(g.down(700), g.across(200)), expected(700, 200);
+    owned<uint8_t> q(700, 200);
+    reference::fit(x.view(), scales.view(), g, fp8, minmax{});
+    reference::quantize(x.view(), std::as_const(scales).view(), q.view(), g, fp8);
+    reference::dequantize(std::as_const(q).view(), std::as_const(scales).view(), expected.view(), g, fp8);
+    auto got = x;
+    host::round_inputs(got.view(), g, fp8);
+    for (size_t i = 0; i < got.data.size(); ++i)
+      REQUIRE(((is_nan(got.data[i]) && is_nan(expected.data[i])) || got.data[i] == expected.data[i]));
+  }
+  owned<float> none(0, 4);
+  host::round_inputs(none.view(), per_tensor, fp8);
+  host::round_inputs(none.view(), 1.0f, fp8);
+  host::round_inputs(none.view(), activation_rule{});
 }

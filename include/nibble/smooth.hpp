@@ -53,6 +53,44 @@ NIBBLE_HOST_DEVICE constexpr uint8_t activation_code(float x, float scale) noexc
   return static_cast<uint8_t>(clamp(round_even(x / scale), -127.0f, 127.0f) + 128.0f);
 }
 
+/// How x is told in steps of its scale.
+enum class activation_ratio : uint8_t {
+  quotient,         ///< x / scale
+  reciprocal,       ///< x · (1 / scale)
+  steps_over_amax,  ///< x · (127 / amax); x / scale where amax is not known, under a static scale
+};
+
+/// How a system makes int8 of activations: scale = amax / 127 in all, code = clamp(round_even(ratio), least, 127) + 128. The ratios
+/// differ near ties. With a least code of −128 the sums of int8_inputs inputs may be 2^31: one input less, and none is.
+/// compressed-tensors' are no such rule: its int8 of a token is rows fit and quantize with 8 bits, symmetric, per_channel.
+struct activation_rule {
+  int32_t least = -127;  ///< −127 or −128
+  activation_ratio ratio = activation_ratio::quotient;
+};
+/// What vLLM does on GPUs (scaled_quant.cu) and on CPUs (dnnl_kernels.cpp, held to it by golden codes).
+inline constexpr activation_rule vllm_activations{-128, activation_ratio::steps_over_amax};
+inline constexpr activation_rule vllm_cpu_activations{-128, activation_ratio::reciprocal};
+
+/// The rule where only a scale is known.
+NIBBLE_HOST_DEVICE constexpr activation_rule under_static_scale(activation_rule rule) noexcept {
+  if (rule.ratio == activation_ratio::steps_over_amax) rule.ratio = activation_ratio::quotient;
+  return rule;
+}
+
+/// What all activations of a token are divided by (quotient) or multiplied by. @pre scale = activation_scale(amax)
+NIBBLE_HOST_DEVICE constexpr float activation_factor(float scale, float amax, activation_rule rule) noexcept {
+  if (rule.ratio == activation_ratio::quotient) return scale;
+  if (rule.ratio == activation_ratio::reciprocal) return 1.0f / scale;
+  return 127.0f / max(abs(observed(amax)), 127.0f * 0x1p-126f);
+}
+
+/// Code of `x` under a rule, in [least + 128, 255]; with `factor` the scale and the default rule, activation_code(x, scale).
+NIBBLE_HOST_DEVICE constexpr uint8_t activation_code(float x, float factor, activation_rule rule) noexcept {
+  const float ratio = rule.ratio == activation_ratio::quotient ? x / factor : x * factor;
+  if (is_nan(ratio)) return 128;
+  return static_cast<uint8_t>(clamp(round_even(ratio), static_cast<float>(rule.least), 127.0f) + 128.0f);
+}
+
 /// y of an integer sum. @error three roundings, 3·2^-24 of it, unless a product over- or underflows.
 NIBBLE_HOST_DEVICE constexpr float int8_output(int32_t sum, float x_scale, float w_scale) noexcept {
   return static_cast<float>(sum) * x_scale * w_scale;
