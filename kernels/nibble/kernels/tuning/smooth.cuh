@@ -44,8 +44,8 @@ struct int8_policy {
   int few;          ///< most tokens of the small one
 };
 
-/// 128 × 128 outputs of a block take 64 operations a byte that comes: 1600 TOPS at 4 TB/s with half of it out of the second-level
-/// cache are within reach. A warp's 64 × 32 sums are 64 registers. Three stages of 20 KiB leave room for two blocks on an sm_80.
+/// 128 × 128 outputs of a block are 128 operations a byte that it loads, most of which the second-level cache has. A warp's 64 × 32
+/// sums are 64 registers. Three stages of 20 KiB leave room for two blocks on an SM of sm_80.
 struct int8_matmul {
   static constexpr int architectures[] = {80};
   NIBBLE_HOST_DEVICE constexpr int8_policy operator()(int) const {
