@@ -340,6 +340,10 @@ TEST_CASE(
     }
     if (how.format != packed_format::awq_gemv_fast) continue;
     const std::string zeros = std::string(name) + ".qzeros";
+    const std::uint16_t between = fp16_bits(-7.5f * made_up(n, k, how, 0).parameters[0].scale);
+    CHECK_THAT(
+        test::refusal([&] { open(zeros, [&](auto&, auto&, auto& bytes) { std::memcpy(bytes.data(), &between, 2); }); }),
+        Contains("\"" + zeros + "\"") && Contains("zero point from 0 to 15"));
     for (const char* wrong : {"\x00\x7c", "\x00\x7e", "\x00\x3c", "\x00\xbc"})  // ∞, NaN, 1, −1
       CHECK_THAT(test::refusal([&] {
                    open(zeros, [&](auto&, auto&, auto& bytes) { bytes.replace(0, 2, std::string(wrong, 2)); });
@@ -517,6 +521,7 @@ TEST_CASE("a format is refused for schemes and orders that it cannot hold, and a
            {{"--format", "marlin"}, {"--format marlin", "W4A16"}},
            {{"--format", "marlin", "--scheme", "W4A16"}, {"q_proj", "multiple of 256"}},
            {{"--format", "awq-gemv-fast", "--scheme", "W8A16"}, {"--format awq-gemv-fast", "W4A16_ASYM"}},
+           {{"--format", "gptq", "--scheme", "W8A8", "--method", "rtn"}, {"--format gptq", "compressed-tensors"}},
            {{"--actorder", "descending"}, {"--actorder descending", "--format gptq"}},
            {{"--actorder", "descending", "--format", "awq-gemm"}, {"--actorder descending", "--format gptq"}}}) {
     CAPTURE(more);
