@@ -31,6 +31,22 @@ NIBBLE_NAMESPACE_BEGIN
 ///     descending    groups are formed of the columns in the order of solving; files need g_idx ("desc_act")
 enum class activation_order : uint8_t { none, static_groups, group_aware, descending };
 
+/// How a group's range is found when it begins, of the weights as they are then; `given`: it was found beforehand.
+///     minmax   their least and greatest
+///     mse      ends_search, each input's error weighted by the Hessian's diagonal
+///     gram     the same, then clip_under_gram's search under what the group's errors will cost
+enum class gptq_ranges : uint8_t { given, minmax, mse, gram };
+
+/// The λ to try next where one gave no factor; 1 is the last.
+NIBBLE_HOST_DEVICE constexpr double raised_damping(double damping) noexcept {
+  return min(1.0, max(damping, 1e-3) * 4);
+}
+
+/// What is added to the sum of a row's other elements where no λ gave a factor: a share that rounding cannot eat up.
+NIBBLE_HOST_DEVICE constexpr double floored_diagonal(double own, double beside) noexcept {
+  return max(own, 1.001 * beside);
+}
+
 /// What refitted() needs of one group of one row; c = (q − zero) / s and e = 1 / s over its inputs, r = (ŵ − w)/s·H there.
 struct group_products {
   double cc, ce, ee;  ///< c·H·cᵀ, c·H·eᵀ, e·H·eᵀ

@@ -24,11 +24,7 @@
 NIBBLE_NAMESPACE_BEGIN
 namespace host {
 
-/// How a group's range is found when it begins, of the weights as they are then; `given`: it was found beforehand.
-///     minmax   their least and greatest
-///     mse      ends_search, each input's error weighted by the Hessian's diagonal
-///     gram     the same, then clip_under_gram's search under what the group's errors will cost
-enum class gptq_ranges : uint8_t { given, minmax, mse, gram };
+using nibble::gptq_ranges;
 
 namespace detail {
 

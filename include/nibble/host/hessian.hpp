@@ -135,8 +135,7 @@ class hessian {
   }
 
   bool climb(double damping, const std::vector<double>& diagonal) {
-    constexpr double least = 1e-3, step = 4;
-    for (damping_ = damping;; damping_ = std::min(1.0, std::max(damping_, least) * step)) {
+    for (damping_ = damping;; damping_ = raised_damping(damping_)) {
       restore(diagonal, damping_);
       if (factorise(data())) return true;
       if (damping_ >= 1.0) break;
@@ -148,7 +147,7 @@ class hessian {
       double beside = 0;
       for (index_t j = 0; j < order_.size(); ++j)
         if (j != i) beside += std::fabs(static_cast<double>(i < j ? h(i, j) : h(j, i)));
-      h(i, i) = static_cast<float>(std::max(static_cast<double>(h(i, i)), 1.001 * beside));
+      h(i, i) = static_cast<float>(floored_diagonal(static_cast<double>(h(i, i)), beside));
     });
     return factorise(data());
   }

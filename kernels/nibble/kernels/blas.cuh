@@ -34,12 +34,12 @@ inline status stream_of(cublasHandle_t blas, cudaStream_t& stream) noexcept {
 
 }  // namespace detail
 
-/// c (m, n) = a (m, k) · b (k, n) + beta · c, a and b read as said; T float, fp16 or bf16.
+/// c (m, n) = alpha · a (m, k) · b (k, n) + beta · c, a and b read as said; T float, fp16 or bf16.
 /// @returns bad_shape, misaligned (to less than an element), too_large for what 31 bits cannot hold, launch_failed when cuBLAS
 /// refuses.
 template <class T>
 status matmul(cublasHandle_t blas, matrix<const T> a, reading of_a, matrix<const T> b, reading of_b, float beta,
-              matrix<float> c) {
+              matrix<float> c, float alpha = 1.0f) {
   const bool turn_a = of_a == reading::transposed, turn_b = of_b == reading::transposed;
   const index_t k = turn_a ? a.rows : a.cols;
   if (!detail::well_formed(a) || !detail::well_formed(b) || !detail::well_formed(c)) return status::bad_shape;
@@ -56,11 +56,10 @@ status matmul(cublasHandle_t blas, matrix<const T> a, reading of_a, matrix<const
   cublasPointerMode_t before = CUBLAS_POINTER_MODE_HOST;
   cublasGetPointerMode(blas, &before);
   cublasSetPointerMode(blas, CUBLAS_POINTER_MODE_HOST);
-  const float one = 1.0f;
   // Column-major, each of the three is its own transpose: cᵀ = bᵀ · aᵀ.
   const cublasStatus_t done = cublasGemmEx(
       blas, turn_b ? CUBLAS_OP_T : CUBLAS_OP_N, turn_a ? CUBLAS_OP_T : CUBLAS_OP_N, static_cast<int>(c.cols),
-      static_cast<int>(c.rows), static_cast<int>(k), &one, b.data, detail::blas_type<T>(), leading(b.stride), a.data,
+      static_cast<int>(c.rows), static_cast<int>(k), &alpha, b.data, detail::blas_type<T>(), leading(b.stride), a.data,
       detail::blas_type<T>(), leading(a.stride), &beta, c.data, CUDA_R_32F, leading(c.stride),
       sizeof(T) == 4 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   cublasSetPointerMode(blas, before);

@@ -8,6 +8,29 @@
 
 NIBBLE_NAMESPACE_BEGIN
 namespace kernels {
+namespace detail {
+
+/// One sweep over the codes of some rows, whose slopes D·G (rows, k) it keeps up to date. changes (rows, 64).
+template <class Tuned, class Scheme>
+status sweep_once(matrix<uint8_t> codes, matrix<const params> p, const float* s, matrix<const float> g,
+                  matrix<float> slopes, matrix<float> changes, index_t width, Scheme scheme, cublasHandle_t blas,
+                  cudaStream_t stream) {
+  constexpr auto policy = Tuned::value;
+  status done = status::ok;
+  for (index_t col = 0; col < codes.cols && done == status::ok; col += sweep_cols) {
+    const index_t wide = min(index_t{sweep_cols}, codes.cols - col);
+    const auto change = changes.cols_at(0, wide);
+    done = launch(improve_kernel<Tuned, Scheme>, ceil_div(codes.rows, policy.warps), policy.warps * 32, 0, stream,
+                  codes.cols_at(col, wide), p, s + col, g.rows_at(col, wide).cols_at(col, wide),
+                  matrix<const float>(slopes.cols_at(col, wide)), change, col, width, scheme);
+    if (done == status::ok)
+      done =
+          matmul(blas, matrix<const float>(change), reading::plain, g.rows_at(col, wide), reading::plain, 1.0f, slopes);
+  }
+  return done;
+}
+
+}  // namespace detail
 
 /// reference::sweep in the stream of `blas`: `rounds` sweeps over the codes q (n, k) of w (n, k), which is already scaled by s (k), under
 /// G (k, k), symmetric, of the inputs before scaling; p (n, ⌈k / group_size⌉) stays. Slopes D·G are in fp32, kept up to date by a product
@@ -49,18 +72,8 @@ status sweep(matrix<const float> w, const float* s, matrix<const float> g, matri
                          scheme, stream);
       if (done == status::ok)
         done = matmul(blas, matrix<const float>(difference), reading::plain, g, reading::plain, 0.0f, slopes);
-      for (int round = 0; round < rounds; ++round)
-        for (index_t col = 0; col < w.cols && done == status::ok; col += block) {
-          const index_t wide = min(block, w.cols - col);
-          const auto change = changes.cols_at(0, wide);
-          done =
-              launch(detail::improve_kernel<decltype(tuned), Scheme>, ceil_div(count, policy.warps), policy.warps * 32,
-                     0, stream, codes.cols_at(col, wide), of_rows, s + col, g.rows_at(col, wide).cols_at(col, wide),
-                     matrix<const float>(slopes.cols_at(col, wide)), change, col, width, scheme);
-          if (done == status::ok)
-            done = matmul(blas, matrix<const float>(change), reading::plain, g.rows_at(col, wide), reading::plain, 1.0f,
-                          slopes);
-        }
+      for (int round = 0; round < rounds && done == status::ok; ++round)
+        done = detail::sweep_once<decltype(tuned)>(codes, of_rows, s, g, slopes, changes, width, scheme, blas, stream);
     }
     return done;
   });
