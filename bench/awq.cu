@@ -7,6 +7,7 @@
 #include "nibble/kernels/clip.cuh"
 #include "nibble/kernels/sweep.cuh"
 #include "support/blas.cuh"
+#include "support/gram.cuh"
 #include "support/linear.cuh"
 
 using namespace nibble;
@@ -54,25 +55,8 @@ struct importance_job {
   }
 };
 
-/// A symmetric matrix with a heavy diagonal, as inputs have.
-template <class T>
-__global__ void fill_gram_kernel(matrix<T> g) {
-  const index_t row = blockIdx.x;
-  for (index_t col = threadIdx.x; col < g.cols; col += blockDim.x) {
-    const index_t low = nibble::min(row, col), high = nibble::max(row, col);
-    const uint64_t random = bench::mixed(static_cast<uint64_t>(low * g.cols + high));
-    g(row, col) = T(row == col ? 1.0f : 1e-3f * (static_cast<float>(random >> 40) * 0x1p-24f - 0.5f));
-  }
-}
-template <class T>
-bench::buffer<T> gram_of(index_t k) {
-  bench::buffer<T> g(k * k);
-  bench::need(launch(fill_gram_kernel<T>, k, 256, 0, bench::device().stream, matrix<T>(g.data(), k, k)));
-  return g;
-}
-
 void gram_loss(benchmark::State& state, bench::extents e) {
-  const bench::buffer<bf16> d(e.size()), g = gram_of<bf16>(e.k);
+  const bench::buffer<bf16> d(e.size()), g = bench::gram_of<bf16>(e.k);
   const bench::buffer<double> loss(1);
   bench::fill(d, bench::normal<bf16>{0.1f * bench::deviation}, 1);
   const matrix<const bf16> difference(d.data(), e.n, e.k), gram(g.data(), e.k, e.k);
@@ -96,7 +80,12 @@ struct ranges {
   bench::buffer<uint8_t> q;
 
   explicit ranges(bench::extents e)
-      : shape(e), w(e.size()), scale(e.k), g(gram_of<float>(e.k)), p(e.n * bench::group.across(e.k)), q(e.size()) {
+      : shape(e),
+        w(e.size()),
+        scale(e.k),
+        g(bench::gram_of<float>(e.k)),
+        p(e.n * bench::group.across(e.k)),
+        q(e.size()) {
     bench::fill(w, bench::normal<float>{bench::deviation}, 1);
     bench::fill(scale, uniform_scale{}, 2);
     bench::fill(p, bench::uniform_params{6 * bench::deviation / 15, 8}, 3);

@@ -354,21 +354,22 @@ TEST_CASE("the kernel of gptq refuses what it cannot do, and says why") {
 TEST_CASE("gptq says when a kernel or a product of its was refused") {
   const blas_handle blas;
   for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::gram}) {
-    const auto h = hessian_of(40, 16, activation_order::none);
-    const linear of(weights<float>(3, 40), h, 16, scheme_of(4, false));
+    const auto h = hessian_of(10, 6, activation_order::none);
+    const linear of(weights<float>(1, 10), h, 6, scheme_of(4, false));
     const device_matrix<float> w(of.w), l(of.l);
     const device_matrix<params> p(of.p);
-    const device_matrix<uint8_t> q(3, 40);
+    const device_matrix<uint8_t> q(1, 10);
     const device_array<double> loss(1);
     index_t bytes = 0;
     const auto solve = [&](void* workspace) {
-      return kernels::gptq(w.const_view(), l.const_view(), {}, 16, ranges, of.scheme, p.view(), q.view(), loss.data(),
+      return kernels::gptq(w.const_view(), l.const_view(), {}, 6, ranges, of.scheme, p.view(), q.view(), loss.data(),
                            workspace, bytes, blas);
     };
     REQUIRE(solve(nullptr) == status::ok);
     const device_array<unsigned char> workspace(bytes);
-    // one block of two and one of a group; or, a group each, what is left, its cost, two searches and a product
-    REQUIRE(launches_of([&] { return solve(workspace.data()); }) == (ranges == gptq_ranges::gram ? 3 * 6 + 2 + 1 : 2));
+    // both groups in a block; or, a group each, what is left of it, its cost, a fit, a product and a search, then its codes, and what
+    // the first is worth to the second
+    REQUIRE(launches_of([&] { return solve(workspace.data()); }) == (ranges == gptq_ranges::gram ? 2 * 6 + 1 + 1 : 2));
   }
 }
 #endif

@@ -2,6 +2,7 @@
 #include "nibble/kernels/detail/gptq.cuh"
 #include "nibble/kernels/detail/hessian.cuh"
 #include "nibble/kernels/detail/refit.cuh"
+#include "nibble/kernels/detail/target.cuh"
 #include "nibble/kernels/tuning/gptq.cuh"
 
 using namespace nibble;
@@ -43,3 +44,15 @@ template __global__ void kernels::detail::refit_kernel<refitting, any_scheme>(ma
                                                                               matrix<const float>, matrix<const float>,
                                                                               const float*, any_scheme, matrix<float>,
                                                                               matrix<params>);
+
+template __global__ void kernels::detail::apart_kernel<solving, 8, bf16>(matrix<const bf16>, matrix<const bf16>,
+                                                                         matrix<float>, matrix<float>, unsigned);
+template __global__ void kernels::detail::apart_kernel<solving, 4, float>(matrix<const float>, matrix<const float>,
+                                                                          matrix<float>, matrix<float>, unsigned);
+template __global__ void kernels::detail::ordered_drift_kernel<solving>(matrix<const float>, const float*,
+                                                                        const index_t*, double, float, const factored*,
+                                                                        matrix<float>);
+template __global__ void kernels::detail::solve_kernel<solving, false>(matrix<const float>, matrix<float>);
+template __global__ void kernels::detail::solve_kernel<solving, true>(matrix<const float>, matrix<float>);
+template __global__ void kernels::detail::move_kernel<solving>(matrix<const float>, matrix<const float>, const index_t*,
+                                                               const factored*, matrix<float>);
