@@ -130,13 +130,13 @@ TEST_CASE("the kernel's factor and unit are those of the host's Hessian but for 
 }
 
 TEST_CASE("a matrix that is not positive definite, or not finite, has no factor but the identity, and says so") {
-  for (const index_t k : {1, 130, 300})
+  for (const index_t k : {1, 130, 260})
     for (const index_t at : {index_t(0), k / 2, k - 1})
       for (const float value : {-1.0f, inf, -inf, not_a_number}) {
         CAPTURE(k, at, value);
         owned<float> g(k, k, 0.0f);
         for (index_t i = 0; i < k; ++i) g.view()(i, i) = 1;
-        REQUIRE(factorised(g, {}, {}, 0).state.failed == 0);
+        if (at == 0) REQUIRE(factorised(g, {}, {}, 0).state.failed == 0);
         if (value == -1.0f && k > 1) {  // a diagonal of −1 is a channel that never fired; this is no Gram matrix
           g.view()(at, at == 0 ? 1 : 0) = g.view()(at == 0 ? 1 : 0, at) = 2.0f;
         } else if (value == -1.0f) {
@@ -151,6 +151,18 @@ TEST_CASE("a matrix that is not positive definite, or not finite, has no factor 
         REQUIRE(std::isfinite(got.state.unit));
         REQUIRE(is_identity(got.l));
       }
+}
+
+TEST_CASE("a pivot of exactly 0 is no pivot, wherever it comes") {
+  for (const index_t k : {2, 129}) {
+    owned<float> g(k, k, 0.0f);
+    for (index_t i = 0; i < k; ++i) g.view()(i, i) = 1;
+    g.view()(0, 1) = g.view()(1, 0) = 1;
+    const auto got = factorised(g, {}, {}, 0);
+    REQUIRE(got.state.failed != 0);
+    REQUIRE(is_identity(got.l));
+    REQUIRE(factorised(g, {}, {}, 0.01).state.failed == 0);
+  }
 }
 
 TEST_CASE("channels that never fired, or all of them, have a pivot of 1 and nothing beside it") {

@@ -46,7 +46,6 @@ NIBBLE_HOST_DEVICE constexpr int factor_place(int j, int i) noexcept {
 /// A row of W in a block of columns: this lane's weights and what the errors of the columns before are worth to them.
 struct solved_row {
   const float* l;  ///< the factor's diagonal block
-  int count;
   float w[gptq_parts], z[gptq_parts];
 
   /// f(constant part, i) of columns [begin, end), in order.
@@ -55,13 +54,14 @@ struct solved_row {
     each(begin, end, f, constant<0>{});
   }
 
-  /// z of all columns after i += L_ji·error, rounded as the host rounds it.
+  /// `to` of all columns after i += L_ji·error, rounded as the host rounds it. Nobody asks any more what those before hold then, nor
+  /// those past the block's end.
   template <class Part>
   __device__ void spread(Part, int i, float error, float (&to)[gptq_parts]) const {
 #pragma unroll
     for (int part = Part::value; part < gptq_parts; ++part) {
       const int j = part * 32 + device::lane();
-      if (j > i && j < count) to[part] = device::add(to[part], device::multiply(l[factor_place(j, i)], error));
+      to[part] = device::add(to[part], device::multiply(l[factor_place(j, i)], error));
     }
   }
 
@@ -99,7 +99,7 @@ __device__ void stage_block(matrix<const float> l, const column_block& block, fl
 template <class Tuned>
 __device__ solved_row load_row(matrix<const float> w, matrix<const float> z, const column_block& block, index_t row,
                                const float* l) {
-  solved_row mine{l, block.count, {}, {}};
+  solved_row mine{l, {}, {}};
 #pragma unroll
   for (int part = 0; part < gptq_parts; ++part) {
     const int i = part * 32 + device::lane();

@@ -124,16 +124,18 @@ __global__ void __launch_bounds__(Tuned::value.threads) corner_kernel(matrix<flo
     for (int j = lane; j <= i; j += 32) {
       const auto value = static_cast<float>(i == j ? roots[i] : l[below(i, j)]);
       h(i, j) = value;
-      fine = fine && is_finite(value) && (i != j || value > 0.0f);
+      fine = fine && is_finite(value);
     }
   if (device::barrier_any(!fine) && me == 0) state->failed = 1;
 }
 
-/// panel (n, cols) ← X of cornerᵀ·X = panel, corner (n, n) lower triangular, n ≤ 128: a warp has some columns, its lanes four rows.
+/// panel (n, cols) ← X of cornerᵀ·X = panel, corner (n, n) lower triangular, n ≤ 128, cols a multiple of 128: a warp has some columns,
+/// its lanes four rows.
 template <class Tuned>
 __global__ void __launch_bounds__(Tuned::value.threads)
     panel_kernel(matrix<const float> corner, matrix<float> panel, const factored* state) {
   constexpr int warps = Tuned::value.threads / 32, cols = Tuned::value.cols, parts = factor_block / 32;
+  static_assert(factor_block % (warps * cols) == 0, "blocks share out whole panels");
   NIBBLE_SHARED(float, l, triangle);
   if (state->failed != 0) return;
   const int n = static_cast<int>(corner.rows), warp = static_cast<int>(threadIdx.x) / 32, lane = device::lane();
@@ -141,14 +143,13 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     for (int j = lane; j <= i; j += 32) l[below(i, j)] = corner(i, j);
   device::barrier();
   const index_t col = (index_t{blockIdx.x} * warps + warp) * cols;
-  if (col >= panel.cols) return;
   float x[parts][cols];
 #pragma unroll
   for (int part = 0; part < parts; ++part)
 #pragma unroll
     for (int j = 0; j < cols; ++j) {
       const int at = part * 32 + lane;
-      x[part][j] = at < n && col + j < panel.cols ? panel(at, col + j) : 0.0f;
+      x[part][j] = at < n ? panel(at, col + j) : 0.0f;
     }
 #pragma unroll
   for (int part = parts - 1; part >= 0; --part)
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
 #pragma unroll
     for (int j = 0; j < cols; ++j) {
       const int at = part * 32 + lane;
-      if (at < n && col + j < panel.cols) panel(at, col + j) = x[part][j];
+      if (at < n) panel(at, col + j) = x[part][j];
     }
 }
 

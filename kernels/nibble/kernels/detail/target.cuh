@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     apart_kernel(matrix<const T> original, matrix<const T> x, matrix<float> clean, matrix<float> apart,
                  unsigned blocks_across) {
   const share<Items, 1> mine(x.cols, x.cols, blocks_across);
-  if (mine.count == 0 || mine.first_row >= x.rows) return;
+  if (mine.first_row >= x.rows) return;
   const auto a = load_some<T, Items>(original.row(mine.first_row) + mine.col, mine.count);
   const auto b = load_some<T, Items>(x.row(mine.first_row) + mine.col, mine.count);
 #pragma unroll
@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(Tuned::value.threads) solve_kernel(matrix<cons
 #pragma unroll
       for (int other = 0; other < gptq_parts; ++other) {
         const int j = other * 32 + lane;
-        if (Backward ? j < i : j > i && j < count)
-          left[other] = device::fused(-factor[place(i, j)], solved, left[other]);
+        if (Backward ? j < i : j > i) left[other] = device::fused(-factor[place(i, j)], solved, left[other]);
       }
     }
   }
