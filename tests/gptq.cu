@@ -212,7 +212,7 @@ TEST_CASE("of codes in ranges of any kind all but a share of ties are the host's
     compare({3, 20, 128}, scheme_of(4, false, convention::gptq), activation_order::none, ranges);
   }
   INFO(others << " of " << rows_in_all << " rows");
-  REQUIRE(others * 20 <= rows_in_all);
+  REQUIRE(others * 50 <= rows_in_all);
 }
 
 TEST_CASE("the kernel's codes are the published algorithm's in double but where a target lies at a tie") {
