@@ -6,10 +6,12 @@
 #include "nibble/kernels/clip.cuh"
 #include "nibble/kernels/distortion.cuh"
 #include "nibble/kernels/fit_quantize_pack.cuh"
+#include "nibble/kernels/gptq.cuh"
 #include "nibble/kernels/observe.cuh"
 #include "nibble/kernels/pack.cuh"
 #include "nibble/kernels/quantize.cuh"
-#include "nibble/kernels/sweep.cuh"
+#include "nibble/kernels/refit.cuh"
+#include "nibble/kernels/target.cuh"
 #include "support/activations.hpp"
 #include "support/blas.hpp"
 
@@ -231,6 +233,57 @@ TEST_CASE("the search of ranges under a Gram matrix, and sweeps, reach rows more
                             workspace, bytes, blas);
     });
     return bytes_of(q.download());
+  });
+}
+
+TEST_CASE("gptq's launchers reach rows more than 2^31 elements apart, where no product needs them") {
+  const blas_handle blas;
+  const device_array<float> by(std::vector<float>(24, 1.25f));
+  const device_array<kernels::factored> state(1);
+  const device_matrix<float> near_l(24, 24);
+  same_near_and_far([&](auto place) {
+    const auto g = place(gram_of(24)), l = place(owned<float>(24, 24, 0.0f));
+    REQUIRE(kernels::factor(g.const_view(), by.data(), nullptr, 0.01, true, l.view(), state.data(), blas) ==
+            status::ok);
+    return bytes_of(l.download());
+  });
+  REQUIRE(kernels::factor(device_matrix<float>(gram_of(24)).const_view(), nullptr, nullptr, 0.01, false, near_l.view(),
+                          state.data(), blas) == status::ok);
+  for (const auto ranges : {gptq_ranges::given, gptq_ranges::minmax, gptq_ranges::mse})
+    same_near_and_far([&](auto place) {
+      const auto w = place(weights<float>(5, 24));
+      const auto p = place(some_params(5, 3));
+      const auto q = place(owned<uint8_t>(5, 24));
+      with_workspace([&](void* workspace, index_t& bytes) {
+        return kernels::gptq(w.const_view(), near_l.const_view(), {}, 8, ranges, any_scheme{}, p.view(), q.view(),
+                             nullptr, workspace, bytes, blas);
+      });
+      return bytes_of(p.download(), q.download());
+    });
+  const device_matrix<float> g(gram_of(24));
+  same_near_and_far([&](auto place) {
+    const auto w = place(weights<float>(5, 24));
+    const auto p = place(some_params(5, 3));
+    const auto q = place(some_codes(5, 24, 4));
+    with_workspace([&](void* workspace, index_t& bytes) {
+      return kernels::sweep_and_refit(w.const_view(), by.data(), g.const_view(), 8, any_scheme{}, 2, p.view(), q.view(),
+                                      workspace, bytes, blas);
+    });
+    return bytes_of(p.download(), q.download());
+  });
+  same_near_and_far([&](auto place) {
+    const auto original = place(weights<float>(9, 24)), x = place(weights<float>(9, 24, 2));
+    const device_matrix<float> sum(owned<float>(24, 24, 0.0f));
+    with_workspace([&](void* workspace, index_t& bytes) {
+      return kernels::drift(original.const_view(), x.const_view(), sum.view(), workspace, bytes, blas);
+    });
+    const device_matrix<float> w(weights<float>(5, 24));
+    const auto target = place(owned<float>(5, 24, 0.0f));
+    with_workspace([&](void* workspace, index_t& bytes) {
+      return kernels::moved_target(w.const_view(), by.data(), sum.const_view(), 9, nullptr, near_l.const_view(),
+                                   state.data(), 1.0f, 0.0f, target.view(), workspace, bytes, blas);
+    });
+    return bytes_of(target.download());
   });
 }
 #endif

@@ -42,7 +42,8 @@ NIBBLE_HOST_DEVICE constexpr double raised_damping(double damping) noexcept {
   return min(1.0, max(damping, 1e-3) * 4);
 }
 
-/// What is added to the sum of a row's other elements where no λ gave a factor: a share that rounding cannot eat up.
+/// A diagonal element where no λ gave a factor: at least the sum of what is `beside` it in its row, and a share more that rounding
+/// cannot eat up.
 NIBBLE_HOST_DEVICE constexpr double floored_diagonal(double own, double beside) noexcept {
   return max(own, 1.001 * beside);
 }

@@ -231,10 +231,11 @@ status gptq(matrix<const float> w, matrix<const float> l, const solving_order& o
     if (of_rows > 0 && cudaMemsetAsync(workspace, 0, of_rows, stream) != cudaSuccess) return status::launch_failed;
     for (index_t row = 0; row < w.rows && done == status::ok; row += room.rows) {
       const index_t count = min(room.rows, w.rows - row);
-      done = detail::gptq_rows<decltype(tuned), Scheme>(
-                 w.rows_at(row, count), l, order, {w.cols, width, given ? nullptr : order.on_host}, ranges, scheme,
-                 p.rows_at(row, count), q.rows_at(row, count), room, workspace, row, blas, stream)
-                 .solve();
+      done =
+          detail::gptq_rows<decltype(tuned), Scheme>(
+              w.rows_at(row, count), l, order, {w.cols, width, order.parameters == nullptr ? nullptr : order.on_host},
+              ranges, scheme, p.rows_at(row, count), q.rows_at(row, count), room, workspace, row, blas, stream)
+              .solve();
     }
     if (done != status::ok || loss == nullptr) return done;
     return launch(detail::sum_kernel<decltype(tuned)>, 1, policy.threads, 0, stream,
