@@ -198,18 +198,24 @@ TEST_CASE("of codes in ranges of any kind all but a share of ties are the host's
     rows_in_all += static_cast<int>(size.rows);
     REQUIRE(std::fabs(got.loss - expected.loss) <= 0.02 * expected.loss);
   };
-  for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::mse, gptq_ranges::gram})
-    for (const auto how : {activation_order::none, activation_order::group_aware, activation_order::descending}) {
-      if (ranges == gptq_ranges::gram && how == activation_order::descending) continue;  // a slow search
+  for (const auto how : {activation_order::none, activation_order::group_aware, activation_order::descending}) {
+    for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::mse}) {
       compare({11, 130, 32}, scheme_of(4, false), how, ranges);  // the short group may come anywhere
-      compare({9, 70, 48}, scheme_of(3, true), how, ranges);
       compare({6, 270, 128}, scheme_of(2, false), how, ranges);
     }
+    // symmetric, for the executor takes a fifth of the time over the ranges that it tries
+    for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::mse, gptq_ranges::gram})
+      compare({9, 70, 48}, scheme_of(3, true), how, ranges);
+  }
   for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::mse, gptq_ranges::gram}) {
-    compare({5, 300, 200}, scheme_of(3, false), activation_order::none, ranges);  // parts of groups
-    compare({7, 200, -1}, scheme_of(4, true), activation_order::none, ranges);
-    compare({9, 40, 1}, scheme_of(8, false), activation_order::none, ranges);
+    compare({5, 300, 200}, scheme_of(3, true), activation_order::none, ranges);  // parts of groups
+    compare({9, 20, 8}, scheme_of(8, false), activation_order::none, ranges);
     compare({3, 20, 128}, scheme_of(4, false, convention::gptq), activation_order::none, ranges);
+  }
+  for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::mse}) {
+    compare({9, 40, 1}, scheme_of(8, false), activation_order::none, ranges);
+    compare({7, 200, -1}, scheme_of(4, false), activation_order::none, ranges);
+    compare({5, 300, 200}, scheme_of(3, false), activation_order::none, ranges);
   }
   INFO(others << " of " << rows_in_all << " rows");
   REQUIRE(others * 50 <= rows_in_all);
@@ -244,7 +250,7 @@ TEST_CASE("rows beyond what the workspace holds at once have codes too, and a pa
 
 TEST_CASE("a row of weights that are no numbers spoils no other row, and has parameters and codes in range") {
   const auto h = hessian_of(150, 64, activation_order::group_aware);
-  linear of(weights<float>(9, 150), h, 64, scheme_of(4, false));
+  linear of(weights<float>(9, 150), h, 64, scheme_of(4, true));
   for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::mse, gptq_ranges::gram}) {
     of.w = weights<float>(9, 150);
     const auto clean = on_device(of, ranges);
@@ -281,7 +287,7 @@ TEST_CASE("where a Hessian has no factor, codes chosen all the same are the near
 TEST_CASE("the kernel's codes are the same bytes under every schedule and architecture") {
   for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::gram}) {
     const auto h = hessian_of(140, 32, activation_order::group_aware);
-    const linear of(weights<float>(10, 140), h, 32, scheme_of(3, false));
+    const linear of(weights<float>(10, 140), h, 32, scheme_of(3, ranges == gptq_ranges::gram));
     const auto first = on_device(of, ranges);
     const auto run = [&] {
       const auto again = on_device(of, ranges);
@@ -365,7 +371,7 @@ TEST_CASE("gptq says when a kernel or a product of its was refused") {
   const blas_handle blas;
   for (const auto ranges : {gptq_ranges::minmax, gptq_ranges::gram}) {
     const auto h = hessian_of(10, 6, activation_order::none);
-    const linear of(weights<float>(1, 10), h, 6, scheme_of(4, false));
+    const linear of(weights<float>(1, 10), h, 6, scheme_of(4, true));
     const device_matrix<float> w(of.w), l(of.l);
     const device_matrix<params> p(of.p);
     const device_matrix<uint8_t> q(1, 10);
