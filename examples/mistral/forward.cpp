@@ -91,10 +91,8 @@ class reader {
     if (how.how == input_rounding::none) return host::matmul_nt(x_, w_.at(c_, p), y);
     const auto rounded = view(s_.rounded, x_.rows, x_.cols);
     if (!(how == held_)) {
-      over_rows(x_.rows, [&](index_t row) {
-        std::copy_n(x_.row(row), x_.cols, rounded.row(row));
-        round_row(rounded.row(row), x_.cols, how);
-      });
+      over_rows(x_.rows, [&](index_t row) { std::copy_n(x_.row(row), x_.cols, rounded.row(row)); });
+      round_inputs(rounded, how);
       held_ = how;
     }
     host::matmul_nt(matrix<const float>(rounded), w_.at(c_, p), y);

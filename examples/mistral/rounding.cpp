@@ -6,31 +6,30 @@
 #include "nibble/host/fit.hpp"
 #include "nibble/host/fp8.hpp"
 #include "nibble/host/quantize.hpp"
-#include "nibble/smooth.hpp"
+#include "nibble/host/smooth.hpp"
 
 namespace nibble::mistral {
 namespace {
 
-/// The largest |x|, which is not finite where some x is not: magnitudes compare as their bits do, NaN beyond ±inf.
-float largest_of(const float* x, index_t k) {
-  int32_t most = 0;
+bool all_finite(const float* x, index_t k) {
+  int32_t most = 0;  // magnitudes compare as their bits do, NaN beyond ±inf
   host::vectorised([&] {
     for (index_t j = 0; j < k; ++j) most = max(most, bit_cast<int32_t>(x[j]) & 0x7fffffff);
   });
-  return bit_cast<float>(most);
+  return is_finite(bit_cast<float>(most));
 }
 
-void round_span(float* x, index_t k, code_type type, float scale) {
-  host::vectorised([&] {
-    if (type == code_type::integer) {
-      for (index_t j = 0; j < k; ++j) x[j] = clamp(round_even(x[j] / scale), -127.0f, 127.0f) * scale;
-    } else {
-      for (index_t j = 0; j < k; ++j) {
-        const uint8_t code = host::detail::code_of_number<float_format::e4m3>(x[j] / scale, x[j]);
-        x[j] = host::detail::value_of_code<float_format::e4m3>(code) * scale;
-      }
-    }
-  });
+void round_integers(matrix<float> x, const rounded_inputs& how) {
+  if (how.how == input_rounding::tensor) return host::round_inputs(x, how.scale, activation_rule{});
+  if (how.how == input_rounding::token) return host::round_inputs(x, activation_rule{});
+  for (index_t first = 0; first < x.cols; first += coded_block)
+    host::round_inputs(x.cols_at(first, min(coded_block, x.cols - first)), activation_rule{});
+}
+
+void round_floats(matrix<float> x, const rounded_inputs& how) {
+  constexpr float_scheme<float_format::e4m3> e4m3;
+  if (how.how == input_rounding::tensor) return host::round_inputs(x, how.scale, e4m3);
+  host::round_inputs(x, how.how == input_rounding::token ? per_channel : per_group(coded_block), e4m3);
 }
 
 group_shape shape_of(const packing& how) {
@@ -51,19 +50,19 @@ float input_scale(float amax, code_type type, dtype stored) {
 }
 
 void round_row(float* x, index_t k, const rounded_inputs& how) {
-  if (how.how == input_rounding::none) return;
-  const index_t width = how.how == input_rounding::token_block ? coded_block : k;
-  for (index_t first = 0; first < k; first += width) {
-    const index_t count = min(width, k - first);
-    const float amax = largest_of(x + first, count);
-    if (!is_finite(amax)) continue;  // NaN and infinity are for whoever reads the outputs to find
-    const float scale = how.how == input_rounding::tensor ? how.scale : input_scale(amax, how.type, dtype::f32);
-    round_span(x + first, count, how.type, scale);
-  }
+  round_inputs({x, 1, k}, how);
 }
 
 void round_inputs(matrix<float> x, const rounded_inputs& how) {
-  host::parallel_for(x.rows, [&](index_t row) { round_row(x.row(row), x.cols, how); });
+  if (how.how == input_rounding::none) return;
+  std::vector<char> finite(static_cast<size_t>(x.rows));
+  host::parallel_for(x.rows, [&](index_t row) { finite[static_cast<size_t>(row)] = all_finite(x.row(row), x.cols); });
+  for (index_t first = 0, count = 0; first < x.rows; first += max(count, index_t(1))) {
+    for (count = 0; first + count < x.rows && finite[static_cast<size_t>(first + count)];) ++count;
+    if (count == 0) continue;
+    const matrix<float> rows = x.rows_at(first, count);
+    how.type == code_type::integer ? round_integers(rows, how) : round_floats(rows, how);
+  }
 }
 
 quantized_linear round_weights(matrix<const float> w, const packing& how, dtype stored) {

@@ -17,10 +17,10 @@ inline constexpr index_t coded_block = 128;
 /// The scale of inputs whose largest |x| is `amax`, in the dtype it is stored in.
 float input_scale(float amax, code_type type, dtype stored);
 
-/// A token's inputs x (k), rounded in place, but for those that share a scale with NaN or infinity. @pre how.scale > 0 for input_rounding::tensor.
+/// A token's inputs x (k), rounded in place. @pre how.scale > 0 for input_rounding::tensor.
 void round_row(float* x, index_t k, const rounded_inputs& how);
 
-/// Inputs x (m, k), rounded in place.
+/// Inputs x (m, k), rounded in place, but for tokens that hold NaN or infinity: whoever reads outputs is to find those.
 void round_inputs(matrix<float> x, const rounded_inputs& how);
 
 /// Codes of w (n, k) in the whole range of each group.
