@@ -267,7 +267,7 @@ TEST_CASE(
   refused(
       0, [](json& g) { g["weights"]["num_bits"] = 4; }, "must have 8 bits");
   refused(
-      0, [](json& g) { g["format"] = "pack-quantized"; }, "only \"int-quantized\" is supported");
+      0, [](json& g) { g["format"] = "pack-quantized"; }, "the whole file's is \"int-quantized\"");
   refused(
       1, [](json& g) { g["input_activations"]["strategy"] = "token"; }, "of scales that are fixed, tensor is");
   refused(
