@@ -26,9 +26,9 @@ struct gptq_policy {
   int rows;     ///< of W whose errors are in the workspace at once
 };
 
-/// With 44 to 63 registers a thread and 33 KiB of shared memory a block, an SM has four blocks or five: 32 rows at least, 4224 on 132 of
-/// them. Every block of columns takes 128 steps one after another, so the more rows at once the better: errors of 16384 by 4096 are
-/// 268 MB.
+/// With up to 63 registers a thread on sm_80, 48 on sm_90a, and 33 KiB of shared memory a block, an SM has four blocks or five: 32 rows
+/// at least, 4224 on 132 of them. Every block of columns takes 128 steps one after another, so the more rows at once the better: errors
+/// of 16384 by 4096 are 268 MB.
 struct gptq {
   static constexpr int architectures[] = {80};
   NIBBLE_HOST_DEVICE constexpr gptq_policy operator()(int) const { return {256, 16384}; }
