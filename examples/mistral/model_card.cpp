@@ -240,10 +240,18 @@ std::string making(const json& run) {
   return out + "\n`recipe.yaml` says the same in llm-compressor's words.\n\n";
 }
 
+/// Whether some linears round their inputs too.
+bool rounds_inputs(const json& run) {
+  const json& groups = at(at(run, "options"), "groups");
+  return std::any_of(groups.begin(), groups.end(),
+                     [](const json& group) { return text(at(group, "how")).find("inputs") != std::string::npos; });
+}
+
 std::string limits(const json& run) {
-  std::string out =
-      "## Limits\n\n- Weights alone are quantized; activations, the KV cache, the embedding, the norms and what is "
-      "ignored are not. Ignored: ";
+  std::string out = std::string("## Limits\n\n- ") +
+                    (rounds_inputs(run) ? "Weights, and what they multiply, are rounded; "
+                                        : "Weights alone are quantized; activations, ") +
+                    "the KV cache, the embedding, the norms and what is ignored are not. Ignored: ";
   std::string ignored;
   for (const json& each : at(at(run, "options"), "ignore"))
     ignored += (ignored.empty() ? "" : ", ") + plain(each.is_string() ? text(each) : each.dump());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Sources: llm-compressor 0.14 (Recipe.from_dict, AWQModifier, QuantizationMixin, default_mappings) and
+/// Sources: llm-compressor 0.14 (Recipe.from_dict, AWQModifier, SmoothQuantModifier, QuantizationMixin, default_mappings) and
 /// compressed-tensors 0.19 (QuantizationScheme, QuantizationArgs, PRESET_SCHEMES).
 #include "recipe.hpp"
 
@@ -12,6 +12,7 @@
 #include "file.hpp"
 #include "json.hpp"
 #include "mapping.hpp"
+#include "recipe_packing.hpp"
 #include "yaml.hpp"
 
 namespace nibble::mistral {
@@ -19,13 +20,14 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr index_t largest_group = 1 << 24;
 constexpr int largest_grid = 1000;
 
 const keys of_any_modifier = {"index",        "group",      "start",    "end",   "update", "requires_calibration_data",
                               "initialized_", "finalized_", "started_", "ended_"};
 const keys awq_used = {"mappings", "duo_scaling", "n_grid"};
 const keys awq_without_effect = {"offload_device", "sequential_targets", "max_chunk_memory"};
+const keys smooth_used = {"smoothing_strength", "mappings", "ignore", "algorithm"};
+const keys smooth_without_effect = {"num_calibration_steps", "calibration_function"};
 const keys gptq_used = {"dampening_frac", "actorder"};
 const keys gptq_without_effect = {"block_size", "offload_hessians", "sequential_targets", "sequential_update",
                                   "batched_quantization"};
@@ -37,11 +39,6 @@ const keys quantization_without_effect = {"bypass_divisibility_checks",
                                           "observer",
                                           "num_calibration_steps",
                                           "disable_quantization_observer_epoch"};
-const keys group_used = {"targets", "weights", "input_activations", "output_activations", "format"};
-const keys weights_used = {"num_bits",        "type",    "symmetric", "group_size", "strategy",
-                           "block_structure", "dynamic", "actorder",  "scale_dtype"};
-const keys weights_without_effect = {"observer", "observer_kwargs", "zp_dtype"};
-
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
@@ -52,6 +49,8 @@ bool is_stage(std::string key) {
   if (digits > 0 && digits < key.size() && key[digits - 1] == '_') key.resize(digits - 1);
   return ends_with(key, "_stage");
 }
+
+constexpr const char* known_modifiers = "AWQModifier, SmoothQuantModifier, GPTQModifier and QuantizationModifier";
 
 struct modifier {
   std::string name;
@@ -102,9 +101,9 @@ class recipe_reader {
     if (!value.is_object() && !value.is_null())
       throw error(file_ + ": " + shown(group) + " must be a mapping of modifiers, but is " + excerpt(value));
     for (const auto& [name, arguments] : value.items()) {
-      if (name != "AWQModifier" && name != "GPTQModifier" && name != "QuantizationModifier")
-        throw error(file_ + ": the modifier " + shown(name) +
-                    " is not known; AWQModifier, GPTQModifier and QuantizationModifier are");
+      if (name != "AWQModifier" && name != "SmoothQuantModifier" && name != "GPTQModifier" &&
+          name != "QuantizationModifier")
+        throw error(file_ + ": the modifier " + shown(name) + " is not known; " + known_modifiers + " are");
       for (const modifier& other : modifiers_)
         if (other.name == name) throw error(file_ + ": " + name + " comes twice, and can be followed only once");
       modifiers_.push_back({name, arguments});
@@ -116,13 +115,18 @@ class recipe_reader {
       return std::find_if(modifiers_.begin(), modifiers_.end(), [&](const modifier& m) { return m.name == name; });
     };
     const auto awq = named("AWQModifier"), gptq = named("GPTQModifier"), plain = named("QuantizationModifier");
-    if (modifiers_.empty())
-      throw error(file_ + " holds no modifier; AWQModifier, GPTQModifier and QuantizationModifier are known");
+    const auto smooth = named("SmoothQuantModifier");
+    if (modifiers_.empty()) throw error(file_ + " holds no modifier; " + known_modifiers + " are known");
     if (gptq != modifiers_.end() && plain != modifiers_.end())
       throw error(file_ + ": GPTQModifier and QuantizationModifier both quantize; give one of them");
     out_.awq = awq != modifiers_.end();
     out_.gptq = gptq != modifiers_.end();
+    out_.smooth = smooth != modifiers_.end();
     const auto quantizer = out_.gptq ? gptq : plain;
+    if (out_.smooth) follow_smoothing(*smooth, awq != modifiers_.end(), quantizer != modifiers_.end());
+    if (out_.smooth && quantizer < smooth)
+      throw error(file_ + ": " + quantizer->name +
+                  " stands before SmoothQuantModifier, which has to be followed by it");
     if (quantizer == modifiers_.end()) {
       const mapping alone =
           arguments_of(*awq, awq_used + quantization_used, awq_without_effect + quantization_without_effect);
@@ -139,6 +143,14 @@ class recipe_reader {
     read_quantization(arguments);
   }
 
+  void follow_smoothing(const modifier& m, bool awq, bool quantizer) {
+    if (awq)
+      throw error(file_ + ": AWQModifier and SmoothQuantModifier both scale the inputs of linears; give one of them");
+    if (!quantizer)
+      throw error(file_ + ": SmoothQuantModifier has to be followed by QuantizationModifier or GPTQModifier");
+    read_smoothing(arguments_of(m, smooth_used, smooth_without_effect));
+  }
+
   mapping arguments_of(const modifier& m, const keys& used, const keys& ignored) {
     return {m.arguments, file_ + ", " + m.name, used, ignored + of_any_modifier, out_.without_effect};
   }
@@ -152,21 +164,52 @@ class recipe_reader {
     if (out_.grid > 1 && out_.grid < 4) m.refuse("n_grid", "and must be 1 (no search) or at least 4");
   }
 
+  void read_smoothing(const mapping& m) {
+    if (const std::string word = m.word("algorithm"); !word.empty() && word != "smoothquant")
+      m.refuse("algorithm", "and only smoothquant is done here");
+    if (m.get("ignore")) m.refuse("ignore", "but all layers are smoothed alike here; leave it out");
+    if (const json* strength = m.get("smoothing_strength")) {
+      if (!strength->is_number() || !(*strength >= 0.0) || !(*strength <= 1.0))
+        m.refuse("smoothing_strength", "and must be a number from 0 to 1");
+      out_.strength = strength->get<double>();
+    }
+    if (const json* mappings = m.get("mappings")) read_smoothed(m, *mappings);
+  }
+
+  /// Mappings are pairs: the linears that read an input, and what makes it.
+  void read_smoothed(const mapping& m, const json& mappings) {
+    const std::set<std::string> qkv = {"re:.*q_proj", "re:.*k_proj", "re:.*v_proj"},
+                                gate_up = {"re:.*gate_proj", "re:.*up_proj"};
+    std::set<std::string> smoothed;
+    bool fine = mappings.is_array();
+    for (const json& entry : fine ? mappings : json::array()) {
+      if (!(fine = fine && entry.is_array() && entry.size() == 2)) break;
+      std::set<std::string> readers;
+      for (const std::string& name : strings_of(entry[0], m.where() + ", mappings"))
+        readers.insert(pattern(name, m.where()));
+      const std::string before = pattern(entry[1], m.where());
+      const std::set<std::string>* const wanted = before == "re:.*input_layernorm"            ? &qkv
+                                                  : before == "re:.*post_attention_layernorm" ? &gate_up
+                                                                                              : nullptr;
+      const bool linear = (before == "re:.*up_proj" && readers == std::set<std::string>{"re:.*down_proj"}) ||
+                          (before == "re:.*v_proj" && readers == std::set<std::string>{"re:.*o_proj"});
+      fine = (wanted ? readers == *wanted : linear) && smoothed.insert(before).second;
+    }
+    if (!fine || smoothed.count("re:.*input_layernorm") == 0 || smoothed.count("re:.*post_attention_layernorm") == 0)
+      throw error(
+          m.where() +
+          ": \"mappings\" differ from those of Mistral and Llama (q, k and v to input_layernorm; gate and up to "
+          "post_attention_layernorm; beside them, if wanted, o to v and down to up); leave them out");
+    out_.smooth_up = smoothed.count("re:.*up_proj") > 0;
+    out_.smooth_v = smoothed.count("re:.*v_proj") > 0;
+  }
+
   void read_gptq(const mapping& m) {
     const json* share = m.get("dampening_frac");
     if (share && (!share->is_number() || !(*share >= 0.0) || !(*share <= 1.0)))
       m.refuse("dampening_frac", "and must be a share from 0 to 1");
     out_.dampening = share ? share->get<double>() : 0.01;
-    out_.actorder = m.has("actorder") ? order(m) : "static";
-  }
-
-  /// "none", "static" or "group".
-  static std::string order(const mapping& m) {
-    const std::string word = m.get("actorder") && m.get("actorder")->is_string() ? m.word("actorder") : "";
-    if (word == "static" || word == "weight") return "static";
-    if (word == "group" || word == "dynamic") return "group";
-    if (!m.get("actorder") || *m.get("actorder") == json(false)) return "none";
-    m.refuse("actorder", "and must be static, weight, group, dynamic or null");
+    out_.actorder = m.has("actorder") ? read_order(m) : "static";
   }
 
   /// A pattern without its "$", which changes nothing about the names that a model of this kind has.
@@ -212,65 +255,22 @@ class recipe_reader {
     out_.ignore = m.strings("ignore", {});
     if (groups) return read_groups(m, *groups);
     if (scheme->is_string()) {
-      out_.groups.push_back({preset(m, scheme->get<std::string>()), targets});
+      out_.groups.push_back({preset_packing(m, scheme->get<std::string>()), targets});
       return;
     }
     if (!scheme->is_object()) m.refuse("scheme", "and must be a scheme's name, or a mapping of names to targets");
     for (const auto& [name, of] : scheme->items())
-      out_.groups.push_back({preset(m, name), strings_of(of, m.where() + ", scheme, " + shown(name))});
-  }
-
-  /// W4A16 and its like: weights of that many bits, symmetric, groups of 128.
-  static packing preset(const mapping& m, const std::string& name) {
-    const std::string known = lower(name);
-    const bool plain =
-        known.size() == 5 && known[0] == 'w' && known[1] >= '2' && known[1] <= '8' && known.substr(2) == "a16";
-    if (plain) return {packed_format::compressed_tensors, known[1] - '0', true, 128};
-    if (known == "w4a16_asym") return {packed_format::compressed_tensors, 4, false, 128};
-    throw error(m.where() + ": the scheme " + shown(name) +
-                " cannot be written here; integer weights can: W4A16_ASYM, and W2A16 to W8A16");
+      out_.groups.push_back({preset_packing(m, name), strings_of(of, m.where() + ", scheme, " + shown(name))});
   }
 
   void read_groups(const mapping& m, const json& groups) {
     if (!groups.is_object()) m.refuse("config_groups", "and must be a mapping of groups");
     for (const auto& [name, value] : groups.items()) {
-      const mapping group(value, m.where() + ", " + name, group_used, {}, out_.without_effect);
-      for (const char* key : {"input_activations", "output_activations"})
-        if (group.get(key)) group.refuse(key, "but activations are not quantized here; leave it out");
-      if (const std::string format = group.word("format"); !format.empty() && format != "pack-quantized")
-        group.refuse("format", "and only pack-quantized is written");
+      const mapping group(value, m.where() + ", " + name, keys_of_group(), {}, out_.without_effect);
       if (!group.get("targets")) throw error(group.where() + ": \"targets\" is missing: the linears that it is about");
-      if (!group.get("weights")) throw error(group.where() + ": \"weights\" is missing: how to quantize them");
-      const mapping weights(*group.get("weights"), group.where() + ".weights", weights_used, weights_without_effect,
-                            out_.without_effect);
-      out_.groups.push_back({read_weights(weights), group.strings("targets", {})});
+      const packing how = read_packing(group, out_.gptq ? &out_.actorder : nullptr, out_.without_effect);
+      out_.groups.push_back({how, group.strings("targets", {})});
     }
-  }
-
-  packing read_weights(const mapping& w) {
-    if (const std::string type = w.word("type"); !type.empty() && type != "int")
-      w.refuse("type", "and only integers are written");
-    if (w.get("actorder") && *w.get("actorder") != json(false)) {
-      if (!out_.gptq) w.refuse("actorder", "but only GPTQ has an order of its inputs; leave it out");
-      out_.actorder = order(w);
-    }
-    if (w.get("dynamic") && w.boolean("dynamic", false))
-      w.refuse("dynamic", "but weights are quantized once; leave it out");
-    if (w.get("block_structure")) w.refuse("block_structure", "but blocks are not supported; group and channel are");
-    if (w.get("scale_dtype")) w.refuse("scale_dtype", "but scales keep the model's dtype; leave it out");
-    packing how{packed_format::compressed_tensors, static_cast<int>(w.integer("num_bits", 2, 8, 8)),
-                w.boolean("symmetric", true), w.integer("group_size", -1, largest_group, 0)};
-    std::string strategy = w.word("strategy");
-    if (strategy.empty()) strategy = how.group > 0 ? "group" : how.group < 0 ? "channel" : "tensor";
-    if (strategy != "group" && strategy != "channel")
-      throw error(w.where() + ": the strategy " + shown(strategy) + " cannot be written; group and channel can" +
-                  (w.get("strategy") ? "" : " (without strategy and group_size it is tensor)"));
-    if (strategy == "group" && how.group <= 0)
-      throw error(w.where() + ": the strategy group needs a \"group_size\" above 0");
-    if (strategy == "channel" && how.group > 0)
-      throw error(w.where() + ": the strategy channel contradicts the \"group_size\" " + std::to_string(how.group));
-    if (strategy == "channel") how.group = -1;
-    return how;
   }
 
   std::string file_;
@@ -280,31 +280,18 @@ class recipe_reader {
 
 }  // namespace
 
-recipe read_recipe(const std::filesystem::path& file) {
-  return recipe_reader(file.string()).read();
+bool recipe::rounds_inputs() const {
+  return std::any_of(groups.begin(), groups.end(),
+                     [](const packing_group& each) { return each.how.inputs != input_rounding::none; });
 }
 
-void write_recipe(const std::filesystem::path& out, const recipe& made) {
-  std::string text = "default_stage:\n  default_modifiers:\n";
-  if (made.awq)
-    text += "    AWQModifier:\n      duo_scaling: " + made.duo_scaling +
-            "\n      n_grid: " + std::to_string(made.grid) + "\n";
-  if (made.gptq)
-    text += "    GPTQModifier:\n      dampening_frac: " + nlohmann::json(made.dampening).dump() +
-            "\n      actorder: " + (made.actorder == "none" ? "null" : made.actorder) + "\n      config_groups:\n";
-  else
-    text += "    QuantizationModifier:\n      config_groups:\n";
-  for (size_t i = 0; i < made.groups.size(); ++i) {
-    const auto& [how, targets] = made.groups[i];
-    // JSON's strings and lists are YAML's as well.
-    text += "        group_" + std::to_string(i) + ":\n          targets: " + nlohmann::json(targets).dump() + "\n";
-    text += "          weights:\n            num_bits: " + std::to_string(how.bits) + "\n            type: int\n";
-    text += std::string("            symmetric: ") + (how.symmetric ? "true\n" : "false\n");
-    text += how.group > 0 ? "            strategy: group\n            group_size: " + std::to_string(how.group) + "\n"
-                          : "            strategy: channel\n";
-  }
-  text += "      ignore: " + nlohmann::json(made.ignore).dump() + "\n";
-  write_file(out / "recipe.yaml", text);
+bool recipe::has_input_scales() const {
+  return std::any_of(groups.begin(), groups.end(),
+                     [](const packing_group& each) { return each.how.inputs == input_rounding::tensor; });
+}
+
+recipe read_recipe(const std::filesystem::path& file) {
+  return recipe_reader(file.string()).read();
 }
 
 }  // namespace nibble::mistral

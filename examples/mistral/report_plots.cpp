@@ -101,6 +101,20 @@ std::string ratio_panel(const json& layers, const std::string& input) {
                 plot.str("ratio-" + input, "Ratio chosen for the " + input_title(input), words));
 }
 
+/// Likewise SmoothQuant's strength; layers that were not smoothed have no dot.
+std::string strength_panel(const json& layers, const std::string& input) {
+  svg::axis y{0, 1, false, "strength", {0, 0.25, 0.5, 0.75, 1}, {}};
+  svg::panel plot(svg::layer_axis(count(layers)), y, 272, 160);
+  std::string words;
+  for (const svg::point& p : by_layer(layers, "scales", input, "strength")) {
+    const std::string name = "strength " + svg::number(p.y) + ", layer " + svg::number(p.x);
+    plot.dot(p, "a", name);
+    words += name + ". ";
+  }
+  return figure(input_title(input), "",
+                plot.str("strength-" + input, "Strength chosen for the " + input_title(input), words));
+}
+
 std::string gain_panel(const json& layers, const std::string& input) {
   const auto before = by_layer(layers, "scales", input, "unscaled_loss");
   auto left = by_layer(layers, "scales", input, "loss");
@@ -300,14 +314,22 @@ std::string losses(const json& run) {
 std::string ratios(const json& run) {
   const char* const title = "Scales chosen";
   const json& layers = at(run, "layers");
-  if (!has(layers, "scales", "ratio"))
+  const bool smoothed = has(layers, "scales", "loss") && !has(layers, "scales", "ratio");
+  if (!has(layers, "scales", "loss"))
     return left_out("scales", title,
                     at(at(run, "options"), "method") == "rtn" ? uncalibrated : "no scales were searched.");
   std::vector<std::string> chosen, left;
   for (const std::string& input : names_in(layers, "scales")) {
-    chosen.push_back(ratio_panel(layers, input));
+    chosen.push_back(smoothed ? strength_panel(layers, input) : ratio_panel(layers, input));
     left.push_back(gain_panel(layers, input));
   }
+  if (smoothed)
+    return section(
+        "scales", title,
+        "The strength says how far the scale of a channel follows its activations: at 1 they end as loud in every "
+        "channel, at 0 the weights do; without a dot nothing is scaled. Below, the share that is left of what "
+        "rounding weights and inputs does to outputs.",
+        grid(chosen) + grid(left));
   return section("scales", title,
                  "The ratio says how far the scale of a channel follows its activations; at 0, from activations alone, "
                  "nothing is scaled. Below, the share of the loss that scaling leaves, ranges and codes aside.",

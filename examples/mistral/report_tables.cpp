@@ -43,10 +43,11 @@ std::string inputs_table(const json& layers) {
       const json &scale = at(at(layers[layer], "scales"), name), &salient = at(activation, "salient");
       const json& loudest = salient.is_array() && !salient.empty() ? salient.front() : salient;
       const json& duo = at(scale, "duo");
+      const json& ratio = at(scale, at(scale, "strength").is_null() ? "ratio" : "strength");
       any = true;
       out += "<tr><th scope=\"row\">" + svg::escaped(name) + "</th><td>" + std::to_string(layer) + "</td>" +
-             cell(at(scale, "ratio")) + "<td>" + (duo.is_boolean() ? duo.get<bool>() ? "both" : "activations" : "") +
-             "</td>" + cell(at(scale, "unscaled_loss")) + cell(at(scale, "loss")) + "<td>" +
+             cell(ratio) + "<td>" + (duo.is_boolean() ? duo.get<bool>() ? "both" : "activations" : "") + "</td>" +
+             cell(at(scale, "unscaled_loss")) + cell(at(scale, "loss")) + "<td>" +
              data(at(loudest, "channel"), at(loudest, "channel").dump()) + "</td>" + cell(at(loudest, "times_median")) +
              "</tr>\n";
     }

@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,9 @@ namespace nibble::mistral {
 
 /// Steps by which clip_search::gram takes each end of a range in.
 inline constexpr int clip_steps = 6;
+
+/// Tokens, spread over all of them, that SmoothQuant judges linears on: as many at least, where there are, and less than twice as many.
+inline constexpr index_t smoothing_tokens = 1024;
 
 /// Channels of an input.
 inline index_t width(const config& c, layer_input input) {
@@ -48,6 +52,13 @@ struct chosen_codes {
   quantized_linear q;
   double loss = 0;   ///< tr(ΔW·G'·ΔWᵀ), scales undone
   range_kept range;  ///< against min-max ranges of the same weights
+};
+
+/// Tokens that stand for all that were seen of an input of linears.
+struct input_sample {
+  index_t tokens = 0;          ///< that were seen
+  std::vector<float> rows;     ///< (m, k): every so many-th of them
+  std::vector<float> largest;  ///< (k): max |x| over all of them
 };
 
 class engine {
@@ -79,6 +90,11 @@ class engine {
   virtual void forget() = 0;
   /// x̄ of an input's channels.
   virtual const std::vector<float>& absolute_mean(layer_input input) const = 0;
+  /// What SmoothQuant looks at. @pre the options ask for it, and the engine is not a GPU's.
+  virtual const input_sample& sample(layer_input input) const {
+    static_cast<void>(input);
+    throw std::logic_error("this engine keeps no samples of inputs");
+  }
 
   /// What the next calls are about: these linears of w as they are now, until w changes or hold() is called again.
   virtual void hold(layer_weights& w, const std::vector<projection>& linears) = 0;

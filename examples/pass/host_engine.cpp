@@ -71,13 +71,22 @@ class host_arithmetic : public engine {
   void gather(index_t layer, const layer_weights& w, bool keep) override {
     const auto& c = j_.model;
     solver_.begin(layer);
+    unfinite_ = 0;
     for (const layer_input input : layer_inputs)
-      inputs_[static_cast<size_t>(input)] = host::second_moment(width(c, input), tokens_.tokens(), j_.o.shrinkage);
+      inputs_[static_cast<size_t>(input)] =
+          host::second_moment(width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage);
     const index_t sampled = sample_starts_.back();
+    if (j_.o.smoothed())
+      for (const layer_input input : layer_inputs)
+        samples_[static_cast<size_t>(input)] = {0, {}, std::vector<float>(static_cast<size_t>(width(c, input)), 0.0f)};
     phase_times here{};
     const auto observe = [&](layer_input input, matrix<const float> activations) {
       const stopwatch watch(here, phase::statistics);
-      inputs_[static_cast<size_t>(input)].add(activations);
+      if (j_.o.correlations_seen())
+        inputs_[static_cast<size_t>(input)].add(activations);
+      else
+        unfinite_ += host::count_non_finite(activations);
+      if (j_.o.smoothed()) take(activations, samples_[static_cast<size_t>(input)]);
       if (input != layer_input::attention && input != layer_input::mlp) return;
       auto& sample = input == layer_input::attention ? attention_sample_ : mlp_sample_;
       const auto missing = static_cast<index_t>(static_cast<size_t>(sampled * c.hidden) - sample.size());
@@ -99,22 +108,26 @@ class host_arithmetic : public engine {
     times_[static_cast<size_t>(phase::forward)] += here[static_cast<size_t>(phase::forward)] - observed;
     times_[static_cast<size_t>(phase::statistics)] += observed;
     const stopwatch watch(times_, phase::statistics);
+    if (!j_.o.correlations_seen()) look_at_samples();
     for (auto& moment : inputs_) moment.finish();
   }
   index_t non_finite() const override {
-    index_t count = 0;
+    index_t count = unfinite_;
     for (const auto& moment : inputs_) count += moment.non_finite();
     return count;
   }
   void forget() override {
     inputs_ = {};
     solver_.begin(0);
+    samples_ = {};
     for (auto* sample : {&attention_sample_, &mlp_sample_}) *sample = {};
     for (auto* outputs : {&wanted_attention_, &wanted_mlp_}) *outputs = {};
   }
   const std::vector<float>& absolute_mean(layer_input input) const override {
     return inputs_[static_cast<size_t>(input)].absolute_mean();
   }
+
+  const input_sample& sample(layer_input input) const override { return samples_[static_cast<size_t>(input)]; }
 
   void hold(layer_weights& w, const std::vector<projection>& linears) override {
     w_ = &w;
@@ -144,6 +157,8 @@ class host_arithmetic : public engine {
   matrix<float> x() { return {data_.data(), tokens_.tokens(), j_.model.hidden}; }
   /// Those of the original model. @pre j.o.drift_followed()
   matrix<float> original() { return {data_.data() + x().size(), tokens_.tokens(), j_.model.hidden}; }
+  void take(matrix<const float> x, input_sample& into) const;
+  void look_at_samples();
   void gather_both(const layer_weights& w, phase_times& here, const observer& observe);
   matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
   const host::second_moment& moment(projection p) const { return inputs_[static_cast<size_t>(input_of(p))]; }
@@ -153,6 +168,8 @@ class host_arithmetic : public engine {
   batch tokens_;
   std::vector<float> data_;  ///< of x, then of original
   std::array<host::second_moment, 4> inputs_;
+  std::array<input_sample, 4> samples_;
+  index_t unfinite_ = 0;  ///< NaN and ±inf among tokens that inputs_ did not see
   host_solver solver_;
   phase_times times_{};
   layer_weights* w_ = nullptr;
@@ -161,6 +178,25 @@ class host_arithmetic : public engine {
   std::vector<float> attention_sample_, mlp_sample_;               ///< (tokens, hidden), for block losses
   std::vector<std::vector<float>> wanted_attention_, wanted_mlp_;  ///< outputs of the blocks as they are, by sequence
 };
+
+/// Adds a chunk of tokens x (m, k) to what is known of an input.
+void host_arithmetic::take(matrix<const float> x, input_sample& into) const {
+  host::absolute_maximum(x, into.largest.data());
+  const index_t apart = max(index_t(1), tokens_.tokens() / smoothing_tokens);
+  for (index_t row = (apart - into.tokens % apart) % apart; row < x.rows; row += apart)
+    into.rows.insert(into.rows.end(), x.row(row), x.row(row) + x.cols);
+  into.tokens += x.rows;
+}
+
+/// What is known of the samples stands for all tokens; NaN and ±inf were counted before.
+void host_arithmetic::look_at_samples() {
+  for (const layer_input input : layer_inputs) {
+    const std::vector<float>& rows = samples_[static_cast<size_t>(input)].rows;
+    const index_t k = width(j_.model, input), m = static_cast<index_t>(rows.size()) / k;
+    auto& moment = inputs_[static_cast<size_t>(input)] = host::second_moment(k, m, j_.o.shrinkage);
+    moment.add({rows.data(), m, k});
+  }
+}
 
 /// A chunk of sequences of the original model's activations through w, then of the quantized one's, which stay: what linears
 /// read of the first is kept to be compared with the second.

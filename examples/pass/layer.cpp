@@ -5,27 +5,10 @@
 #include "nibble/host/fit.hpp"
 #include "nibble/host/quantize.hpp"
 #include "pass/awq_scaling.hpp"
+#include "pass/layer_state.hpp"
 
 namespace nibble::mistral {
 namespace {
-
-/// A linear before anything changed it.
-struct original {
-  weight_histogram weights;
-  double rtn_loss = 0;
-};
-using originals = std::array<original, 7>;
-
-/// Scales that were folded into a layer.
-struct folded_scales {
-  std::array<std::vector<float>, 4> of;  ///< by layer_input
-  std::array<const float*, 7> rows{};    ///< by what a linear's rows were divided, if not null
-
-  explicit folded_scales(const config& c) {
-    for (const layer_input input : layer_inputs)
-      of[static_cast<size_t>(input)].assign(static_cast<size_t>(width(c, input)), 1.0f);
-  }
-};
 
 /// Notes linears that share an input, which the engine then holds.
 void note(const layer_task& t, const std::vector<projection>& linears, layer_weights& w, originals& noted) {
@@ -36,27 +19,28 @@ void note(const layer_task& t, const std::vector<projection>& linears, layer_wei
 
 input_report scale(const layer_task& t, const scale_group& group, layer_weights& w, folded_scales& scales) {
   host::awq_result found = search_awq_scale(t, group, w);
-  auto& s = scales.of[static_cast<size_t>(group.input)] = std::move(found.scale);
+  auto& s = scales.at(group.input) = std::move(found.scale);
   fold(t.c, group, s, t.stored, w);
   if (group.norm == nullptr) scales.rows[static_cast<size_t>(group.before)] = s.data();
-  return {group.input, found.ratio, found.identity_loss, found.loss};
+  return {group.input, found.ratio, found.identity_loss, found.loss, false, {}};
 }
 
 linear_report round(const layer_task& t, projection p, const original& before, const folded_scales& scales,
                     layer_weights& w, const linear_sink& sink) {
   const packed as = t.as(p);
-  const auto& s = scales.of[static_cast<size_t>(input_of(p))];
+  const auto& s = scales.at(input_of(p));
   chosen_codes chosen = t.on.choose_codes(w, p, as, s);
   avoid_zero_point_zero(*t.how[static_cast<size_t>(p)], as.scheme, w.at(t.c, p), chosen.q);
   dequantize(chosen.q, as.group, as.scheme, w.at(t.c, p));
   sink(p, chosen.q);
   const auto after = count_weights(w.at(t.c, p), before.weights.unit, scales.rows[static_cast<size_t>(p)], s.data());
-  return {p, before.rtn_loss, chosen.loss, before.weights, after, chosen.range};
+  return {p, before.rtn_loss, chosen.loss, before.weights, after, chosen.range, 0};
 }
 
 }  // namespace
 
 layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_sink& sink) {
+  if (t.o.smoothed()) return smooth_layer(t, w, sink);
   layer_report report;
   for (const layer_input input : layer_inputs)
     report.channels[static_cast<size_t>(input)] = rank_channels(t.on.absolute_mean(input));
@@ -76,13 +60,16 @@ layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_
   return report;
 }
 
-void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink) {
+void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink,
+                 const std::array<float, 4>& largest) {
   for (const projection p : projections) {
     if (!is_packed(how, p)) continue;
     const packing& as = *how[static_cast<size_t>(p)];
     const auto linear = w.at(c, p);
     quantized_linear q = round_weights(matrix<const float>(linear), as, stored);
     if (!is_coded(as)) avoid_zero_point_zero(as, scheme_of(as, stored), linear, q);
+    if (as.inputs == input_rounding::tensor)
+      q.input_scale = input_scale(largest[static_cast<size_t>(input_of(p))], as.type, stored);
     unround(q, as, stored, linear);
     w.rounded[static_cast<size_t>(p)] = {as.inputs, as.type, q.input_scale};
     if (sink) sink(p, q);
@@ -93,7 +80,7 @@ layer_report round_reported(const config& c, const layer_packing& how, dtype sto
                             const linear_sink& sink) {
   layer_report report;
   for (const projection p : projections)
-    if (is_packed(how, p)) report.linears.push_back({p, 0, 0, count_weights(w.at(c, p)), {}, {}});
+    if (is_packed(how, p)) report.linears.push_back({p, 0, 0, count_weights(w.at(c, p)), {}, {}, 0});
   round_layer(c, how, stored, w, sink);
   for (linear_report& linear : report.linears) linear.after = count_weights(w.at(c, linear.which), linear.before.unit);
   return report;

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "pass/engine.hpp"
@@ -18,6 +19,8 @@ struct input_report {
   layer_input input;
   awq_ratio ratio;
   double identity_loss = 0, scaled_loss = 0;  ///< of the search, before sweeps
+  bool smoothed = false;                      ///< by SmoothQuant, whose strength is what follows
+  std::optional<float> strength;              ///< empty: none loses less than each that was tried
 };
 struct linear_report {
   projection which;
@@ -25,12 +28,17 @@ struct linear_report {
   weight_histogram before,
       after;  ///< of the original weights, and of what the packed ones stand for with scales undone
   range_kept range;
+  float input_scale = 0;  ///< of input_rounding::tensor
 };
 struct layer_report {
   std::vector<input_report> inputs;
   std::vector<linear_report> linears;
   std::array<channel_profile, 4> channels;  ///< by layer_input
+  std::array<float, 4> largest{};           ///< by layer_input: max |x| as it was; 0 where nobody looked
 };
+
+/// "attention", "o", "mlp", "down"
+const char* name_of(layer_input input);
 
 /// A layer of --json. What was not looked at, such as losses when rounding to nearest, is not in it.
 nlohmann::ordered_json to_json(const layer_report& layer, bool calibrated);
@@ -53,8 +61,13 @@ struct layer_task {
 /// by s, and norms divided by it, already rounded to t.stored.
 layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_sink& sink);
 
+/// quantize_layer for SmoothQuant, whose losses are those of weights and inputs rounded together.
+layer_report smooth_layer(const layer_task& t, layer_weights& w, const linear_sink& sink);
+
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
-void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink);
+/// @param largest  by layer_input: max |x|, for input_rounding::tensor
+void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink,
+                 const std::array<float, 4>& largest = {});
 
 /// round_layer, and the weights' histograms.
 layer_report round_reported(const config& c, const layer_packing& how, dtype stored, layer_weights& w,

@@ -5,6 +5,7 @@
 #include <cctype>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "mistral/error.hpp"
 #include "mistral/recipe.hpp"
@@ -52,20 +53,6 @@ packing named_packing(const pass_options& o) {
   return how;
 }
 
-/// Weights of a byte a code, whose inputs are rounded too, are rounded to nearest; scales of inputs come from a calibration.
-void check_coded(const pass_options& o) {
-  const std::string what = o.recipe.empty() ? "--scheme " + o.scheme : o.recipe;
-  for (const packing_group& group : o.how.groups()) {
-    if (!is_coded(group.how)) continue;
-    if (o.calibrated())
-      throw usage_error(what + " asks for " + to_string(group.how) + ", which --method " + o.how_found.word +
-                        " does not find; use --method rtn");
-    if (group.how.inputs == input_rounding::tensor)
-      throw usage_error(what + " asks for one scale for all inputs, which only a calibration can tell; use " +
-                        (group.how.type == code_type::integer ? "W8A8" : "FP8_DYNAMIC"));
-  }
-}
-
 void check_format(const pass_options& o) {
   const std::string format = std::string("--format ") + to_string(o.format);
   const bool symmetric = o.format == packed_format::marlin;
@@ -108,16 +95,53 @@ void note_readers(const pass_options& o, std::vector<std::string>& notes) {
     notes.emplace_back("GPTQModel loads weights with zero points as --format gptq-v2 only");
 }
 
-/// The method that a recipe asks for. @throws error where it is another program's.
+/// How the command line names what the linears are packed by.
+std::string packing_source(const pass_options& o) {
+  return o.recipe.empty() ? "--scheme " + o.scheme : o.recipe;
+}
+
+/// The method can do what the linears are packed by: SmoothQuant is for inputs that are rounded, the others for weights alone.
+void check_method(const pass_options& o) {
+  const auto any = [&](auto has) {
+    return std::any_of(o.how.groups().begin(), o.how.groups().end(),
+                       [&](const packing_group& each) { return has(each.how); });
+  };
+  const bool rounds = any([](const packing& how) { return how.inputs != input_rounding::none; });
+  const bool fixed = any([](const packing& how) { return how.inputs == input_rounding::tensor; });
+  const bool floats = any([](const packing& how) { return how.type != code_type::integer; });
+  const std::string source = packing_source(o);
+  if (o.smoothed() && !rounds)
+    throw usage_error(source +
+                      " leaves the inputs of linears as they are, and SmoothQuant is for rounding them: use W8A8, " +
+                      "W8A8_STATIC, FP8, FP8_DYNAMIC or FP8_BLOCK, or another program");
+  if (o.calibrated() && !o.smoothed() && (rounds || floats))
+    throw usage_error(source + " is " + (floats ? "of fp8" : "of rounded inputs") + ", which " + o.how_found.title +
+                      " is not for; smoothquant_mistral rounds inputs, smoothed or not");
+  if (!o.calibrated() && fixed)
+    throw usage_error(source + " has scales of inputs, which are found on a calibration text and not by --method " +
+                      o.how_found.word + "; smoothquant_mistral does it");
+  if (o.solved() && floats)
+    throw usage_error(source + " is of fp8, and GPTQ chooses integers here: use --method smoothquant");
+}
+
+/// The method that a recipe asks for. Scales of inputs are found as SmoothQuant finds them, be it without smoothing.
+/// @throws error where it is another program's.
 method offered(const pass_options& o, const recipe& r) {
-  const method asked = r.awq && r.gptq ? methods::awq_gptq
-                       : r.awq         ? methods::awq
-                       : r.gptq        ? methods::gptq
-                                       : methods::rtn;
+  const bool smooth = r.smooth || (!r.awq && (r.has_input_scales() || (r.gptq && r.rounds_inputs())));
+  const method asked = smooth && r.gptq  ? methods::smoothquant_gptq
+                       : smooth          ? methods::smoothquant
+                       : r.awq && r.gptq ? methods::awq_gptq
+                       : r.awq           ? methods::awq
+                       : r.gptq          ? methods::gptq
+                                         : methods::rtn;
   for (const method& each : o.offered)
     if (std::string(each.word) == asked.word) return each;
-  throw error(o.recipe + " asks for " + asked.title + ", which " + o.program + " does not do; " +
-              (r.gptq ? "gptq_mistral" : "awq_mistral") + " does");
+  throw error(o.recipe + " asks for " + (smooth && !r.smooth ? "rounded inputs" : asked.title) + ", which " +
+              o.program + " does not do; " +
+              (smooth   ? "smoothquant_mistral"
+               : r.gptq ? "gptq_mistral"
+                        : "awq_mistral") +
+              " does");
 }
 
 std::vector<std::string> follow_recipe(pass_options& o) {
@@ -126,6 +150,11 @@ std::vector<std::string> follow_recipe(pass_options& o) {
   if (r.gptq)
     o.damping = static_cast<float>(r.dampening),
     o.order = value_of(order_choices, r.actorder == "group" ? "descending" : r.actorder);
+  if (o.smoothed()) {
+    if (!r.smooth) o.strength = {false, {}};
+    if (r.strength) o.strength = {true, static_cast<float>(*r.strength)};
+    o.smoothed_inputs = r.smooth_v ? smoothing::all : r.smooth_up ? smoothing::down : smoothing::norms;
+  }
   o.duo = value_of(duo_choices, r.duo_scaling);
   o.grid = r.grid;
   o.ignore = r.ignore;
@@ -149,6 +178,25 @@ void tell(const pass_options& o, const std::string& note) {
   std::fprintf(stderr, "%s: note: %s\n", o.program.c_str(), note.c_str());
 }
 
+smoothing_strength parse_strength(const std::string& text) {
+  if (text == "auto") return {};
+  if (text == "none") return {false, {}};
+  char* end = nullptr;
+  const bool decimal = text.find_first_not_of("0123456789.eE+-") == text.npos;
+  const float number = decimal ? std::strtof(text.c_str(), &end) : -1.0f;
+  if (end == nullptr || end == text.c_str() || *end != '\0' || !(number >= 0.0f && number <= 1.0f))
+    throw usage_error("--smoothing-strength " + text + " is not auto, none, or a number from 0 to 1");
+  return {true, number};
+}
+
+std::string to_string(const smoothing_strength& strength) {
+  if (!strength.any()) return "none";
+  if (strength.searched()) return "auto";
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", static_cast<double>(*strength.fixed));
+  return text;
+}
+
 std::vector<std::string> check(pass_options& o) {
   std::vector<std::string> notes;
   if (o.recipe.empty()) {
@@ -161,7 +209,7 @@ std::vector<std::string> check(pass_options& o) {
     notes = follow_recipe(o);
   }
   check_format(o);
-  check_coded(o);
+  check_method(o);
   check_order(o);
   note_readers(o, notes);
   if (o.solved() && o.propagate == propagation::original) {

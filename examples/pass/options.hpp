@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,7 @@
 namespace nibble::mistral {
 
 /// What is folded into the layer before.
-enum class scaling { none, awq };
+enum class scaling { none, awq, smooth };
 
 /// How codes are found once a linear is scaled: each for itself, or each making up for those before it.
 enum class rounding { nearest, gptq };
@@ -33,12 +34,26 @@ namespace methods {
 inline constexpr method awq = {"awq", "AWQ", true, scaling::awq, rounding::nearest};
 inline constexpr method gptq = {"gptq", "GPTQ", true, scaling::none, rounding::gptq};
 inline constexpr method awq_gptq = {"awq+gptq", "AWQ + GPTQ", true, scaling::awq, rounding::gptq};
+inline constexpr method smoothquant = {"smoothquant", "SmoothQuant", true, scaling::smooth, rounding::nearest};
+inline constexpr method smoothquant_gptq = {"smoothquant+gptq", "SmoothQuant + GPTQ", true, scaling::smooth,
+                                            rounding::gptq};
 inline constexpr method rtn = {"rtn", "round to nearest", false, scaling::none, rounding::nearest};
 }  // namespace methods
 
 enum class clip_search { none, mse, gram };
 enum class search_loss { gram, block };
 enum class propagation { original, quantized };
+/// Inputs that SmoothQuant scales: those that norms make; down's as well, through the rows of up; and o's, through those of v.
+enum class smoothing { norms, down, all };
+
+/// α of SmoothQuant: one for all inputs, or searched for each, or no smoothing at all.
+struct smoothing_strength {
+  bool smooth = true;
+  std::optional<float> fixed;
+
+  bool any() const { return smooth; }
+  bool searched() const { return smooth && !fixed; }
+};
 
 /// A word of the command line, and what it stands for.
 template <class T>
@@ -65,6 +80,9 @@ inline constexpr choice<activation_order> order_choices[] = {{"none", activation
                                                              {"static", activation_order::static_groups},
                                                              {"group-aware", activation_order::group_aware},
                                                              {"descending", activation_order::descending}};
+
+inline constexpr choice<smoothing> smoothing_choices[] = {
+    {"norms", smoothing::norms}, {"down", smoothing::down}, {"all", smoothing::all}};
 
 /// The word for one of the choices, and the choice of a word. @pre it is there.
 template <class T, size_t N>
@@ -99,6 +117,8 @@ struct pass_options {
   activation_order order = activation_order::none;
   float drift = 1.0f;        ///< share of the drift of a linear's inputs that its target makes up for; GPTAQ's α
   bool drift_given = false;  ///< by the user, not by default
+  smoothing_strength strength;
+  smoothing smoothed_inputs = smoothing::down;
   backend_options backend;
   int threads = 0;  ///< 0: all
   std::uint64_t seed = 42;
@@ -111,7 +131,10 @@ struct pass_options {
 
   bool calibrated() const { return how_found.calibrated; }
   bool scales_searched() const { return how_found.scales == scaling::awq; }
+  bool smoothed() const { return how_found.scales == scaling::smooth; }
   bool solved() const { return how_found.codes == rounding::gptq; }
+  /// Whether codes are found under Gram matrices of all tokens; a sample of them does otherwise.
+  bool correlations_seen() const { return !smoothed() || solved() || clip == clip_search::gram || sweeps > 0; }
   /// Whether the original model's activations are followed beside the quantized one's.
   bool drift_followed() const { return solved() && propagate == propagation::quantized && drift > 0; }
 };
@@ -122,6 +145,10 @@ void tell(const pass_options& o, const std::string& note);
 /// Settles what the command line said, and the recipe if it named one. @returns what the user should be told, sentences.
 /// @throws usage_error for combinations that make no sense, error for a recipe that cannot be followed.
 std::vector<std::string> check(pass_options& o);
+
+/// "auto", "none", or a number from 0 to 1. @throws usage_error.
+smoothing_strength parse_strength(const std::string& text);
+std::string to_string(const smoothing_strength& strength);
 
 /// "5GB", "500MB", "1GiB", "1000000" → bytes. @throws usage_error.
 std::uint64_t parse_size(const std::string& text);

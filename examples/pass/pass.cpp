@@ -243,17 +243,29 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
   }
 }
 
+/// Largest |x| of a layer's inputs that calibration saw, of to_json(layer_report); 0 where nobody looked.
+std::array<float, 4> largest_inputs(const nlohmann::ordered_json& layer) {
+  std::array<float, 4> largest{};
+  for (const layer_input input : layer_inputs)
+    if (layer.contains("activations"))
+      largest[static_cast<size_t>(input)] = layer["activations"].at(name_of(input)).value("largest", 0.0f);
+  return largest;
+}
+
 /// The linears of an original layer, rounded to nearest.
-layer_linears round_resident(const job& j, index_t layer) {
+layer_linears round_resident(const job& j, index_t layer, const pass_result& r) {
   layer_weights w = load_layer(j.files, j.model, layer);
   const layer_packing how = j.packings(layer);
   layer_linears out;
-  round_layer(j.model, how, j.stored, w, [&](projection p, const quantized_linear& q) {
-    const packing& packed = *how[static_cast<size_t>(p)];
-    out[static_cast<size_t>(p)] = is_coded(packed) ? resident_of(q, packed, j.stored)
-                                                   : pack_resident(q.code_matrix(), q.param_matrix(), packed.bits,
-                                                                   packed.group, packed.symmetric, j.stored);
-  });
+  round_layer(
+      j.model, how, j.stored, w,
+      [&](projection p, const quantized_linear& q) {
+        const packing& packed = *how[static_cast<size_t>(p)];
+        out[static_cast<size_t>(p)] = is_coded(packed) ? resident_of(q, packed, j.stored)
+                                                       : pack_resident(q.code_matrix(), q.param_matrix(), packed.bits,
+                                                                       packed.group, packed.symmetric, j.stored);
+      },
+      largest_inputs(r.layers[static_cast<size_t>(layer)]));
   return out;
 }
 
@@ -270,7 +282,7 @@ void answer_all(const job& j, const checkpoint& quantized, const config& quantiz
     }));
   };
   ask({j.files, j.model});
-  if (j.o.calibrated()) ask({j.files, j.model, [&](index_t layer) { return round_resident(j, layer); }});
+  if (j.o.calibrated()) ask({j.files, j.model, [&](index_t layer) { return round_resident(j, layer, r); }});
   ask({quantized, quantized_config});
 }
 
@@ -281,7 +293,7 @@ void evaluate_all(const job& j, const std::filesystem::path& output, pass_result
   const auto rounded = [&](index_t layer) {
     layer_weights w = load_layer(j.files, j.model, layer);
     stopwatch rtn(r.rtn_seconds);
-    round_layer(j.model, j.packings(layer), j.stored, w, nullptr);
+    round_layer(j.model, j.packings(layer), j.stored, w, nullptr, largest_inputs(r.layers[static_cast<size_t>(layer)]));
     return w;
   };
   std::vector<evaluated_model> models = {{j.files, j.model, nullptr}};
@@ -327,7 +339,8 @@ void check_written(const safetensors_writer& writer) {
 }
 
 /// What would have llm-compressor do the like. It has no group-aware order: the nearest to it is its own.
-recipe recipe_of(const pass_options& o) {
+recipe recipe_of(const job& j) {
+  const pass_options& o = j.o;
   recipe r;
   r.awq = o.scales_searched(), r.gptq = o.solved();
   r.duo_scaling = word_of(duo_choices, o.duo), r.grid = o.grid;
@@ -336,6 +349,10 @@ recipe recipe_of(const pass_options& o) {
                : o.order == activation_order::descending ? "group"
                                                          : "static";
   r.groups = o.how.groups(), r.ignore = o.ignore;
+  r.smooth = o.smoothed() && o.strength.any();
+  if (o.strength.fixed) r.strength = std::stod(to_string(o.strength));
+  r.smooth_up = r.smooth && o.smoothed_inputs != smoothing::norms;
+  r.smooth_v = r.smooth && o.smoothed_inputs == smoothing::all && j.model.kv_heads == j.model.heads;
   return r;
 }
 
@@ -348,7 +365,7 @@ void write_checkpoint(const job& j, const std::filesystem::path& directory, resu
   write_rest(j, writer);
   r.output_bytes = writer.finish();
   write_config(directory, j.model, config_dtype(j.stored), quantization_json(j.o.how, j.linears()));
-  write_recipe(directory, recipe_of(j.o));
+  write_recipe(directory, recipe_of(j));
   copy_sidecars(j.o.model, directory);
   check_written(writer);
   saved.save("written", r, writer, j.model.layers);

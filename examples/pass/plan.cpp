@@ -21,6 +21,9 @@ constexpr double efficiency = 0.6;
 /// Rounds of clip_under_gram, in products (n, g) · (g, g) a group.
 constexpr double range_candidates = 66;
 
+/// Products of the sample that SmoothQuant's search, and judging what came of it, take for a linear.
+constexpr double smoothing_losses = 17;
+
 /// FLOP/s of sgemm on all threads, the best of a few runs.
 double sgemm_rate() {
   constexpr index_t side = 512;
@@ -56,7 +59,7 @@ struct products {
     double gram = 0;
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<double>(inputs(j.model, p));
-      if (tokens >= k || j.o.solved()) gram += tokens * k * k;
+      if (j.o.correlations_seen() && (tokens >= k || j.o.solved())) gram += tokens * k * k;
     }
     const int forwards = j.o.drift_followed() ? 3 : j.o.propagate == propagation::quantized ? 2 : 1;
     return of_forward() * forwards + gram * (j.o.drift_followed() ? 3 : 1);
@@ -77,6 +80,7 @@ struct products {
       if (j.o.clip == clip_search::gram)
         all +=
             range_candidates * 2 * n * k * std::min(packed->group > 0 ? static_cast<double>(packed->group) : k, tokens);
+      if (j.o.smoothed()) all += smoothing_losses * 2 * n * k * std::min(static_cast<double>(smoothing_tokens), tokens);
       all += loss * (2 + j.o.sweeps * (gram ? 2 : 3) * (j.o.solved() ? 2 : 1));
       if (j.o.solved()) all += k * k * k / 3 + n * k * k * (j.o.drift_followed() ? 5 : 1);
     }
@@ -147,6 +151,15 @@ std::uint64_t activation_bytes(const job& j) {
   return static_cast<std::uint64_t>(j.activations()) * sizeof(float);
 }
 
+/// The samples that SmoothQuant looks at, one of them scaled, and the outputs of gate and up on it.
+std::uint64_t sample_bytes(const job& j) {
+  index_t channels = 0, most = 0;
+  for (const layer_input input : layer_inputs)
+    channels += width(j.model, input), most = max(most, width(j.model, input));
+  const index_t tokens = min(2 * smoothing_tokens, j.samples.tokens());
+  return static_cast<std::uint64_t>(4 * tokens * (channels + most + 2 * j.model.intermediate));
+}
+
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
 std::uint64_t memory_needed(const job& j, bool on_gpu) {
   std::uint64_t layer = 0, largest = 0, grams = 0, solver = 0;
@@ -158,12 +171,14 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
   if (j.o.calibrated() && !on_gpu)
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
-      grams += 4 * k * std::min(k, static_cast<std::uint64_t>(j.samples.tokens()));
+      const index_t seen = j.o.correlations_seen() ? j.samples.tokens() : min(j.samples.tokens(), 2 * smoothing_tokens);
+      grams += 4 * k * std::min(k, static_cast<std::uint64_t>(seen));
       if (j.o.drift_followed()) grams += 4 * k * k;
       // The factor; the Gram matrix where there are tokens instead, or the drift in the order of the factor.
       if (j.o.solved()) solver = std::max(solver, 4 * 2 * k * k);
     }
   grams += solver;
+  if (j.o.smoothed()) grams += sample_bytes(j);
   const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
   return std::max(rest, layer + 2 * largest + grams + 2 * activation_bytes(j)) +
          (std::uint64_t(on_gpu ? 128 : 64) << 20);  // pinned buffers

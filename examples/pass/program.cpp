@@ -294,6 +294,20 @@ void pass_program::add_solver() {
           ->group(of_quantization);
 }
 
+void pass_program::add_smoothing() {
+  app_.add_option(
+          "--smoothing-strength", strength_,
+          "How far the scale of a channel follows its activations, from 0 to 1; auto: for every input that which "
+          "loses least; none: nothing is scaled. A recipe that says its own decides")
+      ->capture_default_str()
+      ->type_name("X")
+      ->group(of_quantization);
+  decided_by_recipe(add_choice("--smoothed-inputs", o_.smoothed_inputs, smoothing_choices,
+                               "Inputs that are scaled: those that a norm makes, of q, k, v and of gate, up; down's "
+                               "as well, through up; or also o's, through v, where v has as many heads")
+                        ->group(of_quantization));
+}
+
 /// @throws usage_error for an option that the recipe contradicts.
 void pass_program::check_recipe_alone() const {
   for (const CLI::Option* option : decided_by_recipe_)
@@ -315,6 +329,7 @@ int pass_program::run() {
   if (o_.output.empty()) throw usage_error("--output is required: the directory to write");
   o_.max_shard_bytes = parse_size(shard_);
   o_.drift_given = drift_ != nullptr && drift_->count() > 0;
+  o_.strength = parse_strength(strength_);
   check_recipe_alone();
   for (const std::string& note : check(o_)) tell(o_, note);
   if (o_.model.empty()) o_.model = embedded("model");

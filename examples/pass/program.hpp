@@ -34,6 +34,9 @@ class pass_program {
   /// --dampening-frac, --actorder, --drift: the solver for rounding::gptq.
   void add_solver();
 
+  /// --smoothing-strength, --smoothed-inputs: the search for scaling::smooth.
+  void add_smoothing();
+
   /// Reads the command line and does what it says. @returns the exit status.
   int run(int argc, char** argv);
 
@@ -54,7 +57,7 @@ class pass_program {
 
   CLI::App app_;
   pass_options o_;
-  std::string shard_ = "5GB";
+  std::string shard_ = "5GB", strength_ = "auto";
   CLI::Option *recipe_ = nullptr, *drift_ = nullptr;
   std::vector<CLI::Option*> decided_by_recipe_;
 };

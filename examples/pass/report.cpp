@@ -109,6 +109,9 @@ nlohmann::ordered_json options_json(const pass_options& o) {
   if (o.scales_searched())
     options.update(
         {{"loss", word_of(loss_choices, o.loss)}, {"duo_scaling", word_of(duo_choices, o.duo)}, {"n_grid", o.grid}});
+  if (o.smoothed())
+    options.update({{"smoothing_strength", to_string(o.strength)},
+                    {"smoothed_inputs", word_of(smoothing_choices, o.smoothed_inputs)}});
   options.update({{"clip", word_of(clip_choices, o.clip)},
                   {"sweeps", o.sweeps},
                   {"shrinkage", o.shrinkage},

@@ -66,7 +66,13 @@ if [ -n "${TRANSFORMERS:-}" ]; then
   done
   write --by gptq_mistral awq+gptq --method awq+gptq --group-size 64
   compare transformers "$TRANSFORMERS" transformers_perplexity.py awq+gptq
-  for name in W4A16_ASYM recipe-four_bits recipe-mixed gptq-W4A16_ASYM awq+gptq; do
+  for scheme in W8A8 W8A8_STATIC FP8 FP8_DYNAMIC FP8_BLOCK; do
+    write --by smoothquant_mistral smooth-$scheme --scheme $scheme
+  done
+  write --by smoothquant_mistral smooth-down --smoothing-strength 0.8 --smoothed-inputs down
+  write --by smoothquant_mistral smooth+gptq --method smoothquant+gptq
+  for name in W4A16_ASYM recipe-four_bits recipe-mixed gptq-W4A16_ASYM awq+gptq smooth-W8A8 smooth-W8A8_STATIC smooth-FP8 \
+    smooth-FP8_DYNAMIC smooth-FP8_BLOCK smooth-down smooth+gptq; do
     if "$TRANSFORMERS" "$here/recipe.py" "$work/$name" > "$work/log" 2>&1; then
       say $name llm-compressor recipe means same
     else

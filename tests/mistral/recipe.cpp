@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "support/files.hpp"
@@ -87,6 +88,70 @@ TEST_CASE(
   CHECK(order("scheme: W4A16, actorder: weight, block_size: 128") == "static");
   CHECK(order("actorder: null, config_groups: {a: {targets: [Linear], weights: {num_bits: 4, group_size: 32, "
               "actorder: static}}}") == "static");
+}
+
+TEST_CASE("presets of 8 bits say how weights and inputs are rounded, and read the same key by key") {
+  const std::vector<std::pair<std::string, packing>> presets = {
+      {"W8A8", {ct, 8, true, -1, code_type::integer, 1, input_rounding::token}},
+      {"int8", {ct, 8, true, -1, code_type::integer, 1, input_rounding::token}},
+      {"FP8", {ct, 8, true, -1, code_type::e4m3, -1, input_rounding::tensor}},
+      {"FP8_DYNAMIC", {ct, 8, true, -1, code_type::e4m3, 1, input_rounding::token}},
+      {"FP8_BLOCK", {ct, 8, true, 128, code_type::e4m3, 128, input_rounding::token_block}}};
+  for (const auto& [name, how] : presets) {
+    CAPTURE(name);
+    const recipe found = read("default_stage: {default_modifiers: {QuantizationModifier: {scheme: " + name + "}}}\n");
+    REQUIRE(found.groups.size() == 1);
+    CHECK(found.groups[0].how == how);
+    CHECK(found.has_input_scales() == (how.inputs == input_rounding::tensor));
+    CHECK_FALSE(found.smooth);
+  }
+  // Without presets: static scales of inputs, and fp8 weights whose inputs stay as they are.
+  std::vector<packing> more = {{ct, 8, true, -1, code_type::integer, 1, input_rounding::tensor},
+                               {ct, 8, true, -1, code_type::e4m3, 1, input_rounding::tensor},
+                               {ct, 8, true, -1, code_type::e4m3, -1, input_rounding::none}};
+  for (const auto& each : presets) more.push_back(each.second);
+  for (const packing& how : more) {
+    const test::temporary_directory out;
+    recipe made;
+    made.awq = false, made.groups = {{how, {"Linear"}}}, made.ignore = {"lm_head"};
+    write_recipe(out.path(), made);
+    CAPTURE(test::read_bytes(out / "recipe.yaml"));
+    const recipe again = read_recipe(out / "recipe.yaml");
+    CHECK(again.groups[0].how == how);
+    CHECK(again.without_effect.empty());
+  }
+}
+
+TEST_CASE("a recipe of SmoothQuant reads as what was written: its strength, and what it folds scales into") {
+  for (const std::optional<double> strength : {std::optional<double>(), std::optional<double>(0.8)})
+    for (const auto& [up, v] : {std::pair(false, false), std::pair(true, false), std::pair(true, true)})
+      for (const bool gptq : {false, true}) {
+        const test::temporary_directory out;
+        recipe made;
+        made.awq = false, made.gptq = gptq, made.ignore = {"lm_head"};
+        made.smooth = true, made.strength = strength, made.smooth_up = up, made.smooth_v = v;
+        made.groups = {{{ct, 8, true, -1, code_type::integer, 1, input_rounding::token}, {"Linear"}}};
+        write_recipe(out.path(), made);
+        CAPTURE(test::read_bytes(out / "recipe.yaml"));
+        const recipe again = read_recipe(out / "recipe.yaml");
+        CHECK(again.smooth);
+        CHECK_FALSE(again.awq);
+        CHECK(again.gptq == gptq);
+        CHECK(again.strength == strength);
+        CHECK(again.smooth_up == up);
+        CHECK(again.smooth_v == v);
+        CHECK(again.groups[0].how == made.groups[0].how);
+        CHECK(again.without_effect.empty());
+      }
+  const recipe theirs = read(
+      "quant_stage: {quant_modifiers: {SmoothQuantModifier: {smoothing_strength: 0.5, num_calibration_steps: 12, "
+      "mappings: "
+      "[[['re:.*q_proj', 're:.*k_proj', 're:.*v_proj'], 're:.*input_layernorm'], [['re:.*gate_proj', 're:.*up_proj'], "
+      "'re:.*post_attention_layernorm']]}, GPTQModifier: {scheme: W8A8, targets: Linear, ignore: [lm_head]}}}\n");
+  CHECK(theirs.smooth);
+  CHECK(theirs.strength == 0.5);
+  CHECK_FALSE(theirs.smooth_up);
+  CHECK(theirs.without_effect == std::vector<std::string>{"SmoothQuantModifier.num_calibration_steps"});
 }
 
 TEST_CASE("recipes that llm-compressor wrote, and older ones, mean what it takes them to mean") {

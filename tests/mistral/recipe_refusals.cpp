@@ -37,6 +37,15 @@ std::string weights(const std::string& keys) {
   return quantizer("config_groups: {group_0: {targets: [Linear], weights: {" + keys + "}}}");
 }
 
+std::string inputs(const std::string& keys, const std::string& dynamic,
+                   const std::string& of_weights = "num_bits: 8, strategy: channel") {
+  return quantizer("config_groups: {group_0: {targets: [Linear], weights: {" + of_weights + "}, input_activations: {" +
+                   keys + ", " + dynamic + "}}}");
+}
+std::string smoothing(const std::string& keys) {
+  return with("{SmoothQuantModifier: {" + keys + "}, QuantizationModifier: {scheme: W8A8, ignore: [lm_head]}}");
+}
+
 std::string times(size_t count, const std::string& text) {
   std::string all;
   for (size_t i = 0; i < count; ++i) all += text;
@@ -60,7 +69,22 @@ TEST_CASE("what a recipe asks for and this project does not do is refused by mod
       {with("{GPTQModifier: {scheme: W4A16, dampening_frac: 1.5}}"), {"dampening_frac", "1.5"}},
       {with("{GPTQModifier: {scheme: W4A16, dampening_frac: much}}"), {"dampening_frac", "much"}},
       {with("{GPTQModifier: {scheme: W4A16, damping: 0.1}}"), {"GPTQModifier", "damping", "dampening_frac"}},
-      {with("{AWQModifier: {}, SmoothQuantModifier: {}}"), {"SmoothQuantModifier"}},
+      {with("{AWQModifier: {}, SmoothQuantModifier: {}}"), {"AWQModifier and SmoothQuantModifier", "one of them"}},
+      {with("{SmoothQuantModifier: {}}"), {"SmoothQuantModifier", "followed by QuantizationModifier or GPTQModifier"}},
+      {with("{QuantizationModifier: {scheme: W8A8}, SmoothQuantModifier: {}}"), {"before SmoothQuantModifier"}},
+      {smoothing("smoothing_strength: 1.5"), {"SmoothQuantModifier", "smoothing_strength", "1.5"}},
+      {smoothing("smoothing_strength: .nan"), {".nan"}},
+      {smoothing("smoothing_strength: -0.1"), {"smoothing_strength", "-0.1"}},
+      {smoothing("smoothing_strength: strong"), {"smoothing_strength", "strong"}},
+      {smoothing("algorithm: log_equalization"), {"algorithm", "log_equalization"}},
+      {smoothing("ignore: ['re:.*layers.0.*']"), {"SmoothQuantModifier", "ignore", "alike"}},
+      {smoothing("alpha: 0.5"), {"SmoothQuantModifier", "alpha", "smoothing_strength"}},
+      {smoothing("mappings: 7"), {"mappings", "input_layernorm"}},
+      {smoothing("mappings: [[['re:.*q_proj'], 're:.*input_layernorm']]"), {"mappings", "q, k and v"}},
+      {smoothing("mappings: [[['re:.*q_proj', 're:.*k_proj', 're:.*v_proj'], 're:.*input_layernorm']]"),
+       {"mappings", "post_attention_layernorm"}},
+      {smoothing("mappings: [[['re:.*fc1'], 're:.*final_layer_norm']]"), {"mappings", "differ"}},
+      {smoothing("mappings: [[5, 6]]"), {"mappings"}},
       {with("{AWQModifier: {clip: true}, QuantizationModifier: {scheme: W4A16}}"),
        {"AWQModifier", "\"clip\"", "n_grid"}},
       {with("{AWQModifier: {scheme: W4A16}, QuantizationModifier: {scheme: W4A16}}"), {"AWQModifier", "\"scheme\""}},
@@ -75,7 +99,9 @@ TEST_CASE("what a recipe asks for and this project does not do is refused by mod
       {with("{AWQModifier: {mappings: 7, scheme: W4A16}}"), {"mappings", "7"}},
       {quantizer("schema: W4A16"), {"QuantizationModifier", "schema", "config_groups"}},
       {quantizer("targets: [Linear]"), {"QuantizationModifier", "scheme"}},
-      {quantizer("scheme: W8A8"), {"W8A8", "W4A16_ASYM"}},
+      {quantizer("scheme: W4A8"), {"W4A8", "W8A8"}},
+      {quantizer("scheme: W4AFP8"), {"W4AFP8", "FP8_BLOCK"}},
+      {quantizer("scheme: MXFP8"), {"MXFP8"}},
       {quantizer("scheme: W9A16"), {"W9A16"}},
       {quantizer("scheme: NVFP4"), {"NVFP4"}},
       {quantizer("scheme: [W4A16]"), {"scheme"}},
@@ -90,7 +116,23 @@ TEST_CASE("what a recipe asks for and this project does not do is refused by mod
       {quantizer("config_groups: {group_0: {weights: {num_bits: 4}}}"), {"group_0", "targets"}},
       {quantizer("config_groups: {group_0: {targets: [Linear], weights: {num_bits: 4, group_size: 32}, "
                  "input_activations: {num_bits: 8}}}"),
-       {"group_0", "input_activations"}},
+       {"group_0", "input_activations", "8 bits"}},
+      {inputs("num_bits: 8, strategy: token", "dynamic: true", "num_bits: 8, strategy: channel, symmetric: false"),
+       {"input_activations", "symmetric"}},
+      {inputs("num_bits: 8, strategy: token, symmetric: false", "dynamic: true"), {"input_activations", "zero points"}},
+      {inputs("num_bits: 8, strategy: token", "dynamic: false"), {"input_activations", "by token (dynamic: true)"}},
+      {inputs("num_bits: 8, strategy: tensor", "dynamic: true"), {"input_activations", "by tensor (dynamic: false)"}},
+      {inputs("num_bits: 8, strategy: group, group_size: 128", "dynamic: true"),
+       {"input_activations", "groups of 128"}},
+      {inputs("num_bits: 4, strategy: token", "dynamic: true"), {"input_activations", "8 bits"}},
+      {inputs("num_bits: 8, type: float, strategy: token", "dynamic: true"), {"input_activations", "same type"}},
+      {inputs("num_bits: 8, strategy: token, actorder: static", "dynamic: true"), {"input_activations", "actorder"}},
+      {inputs("num_bits: 8, strategy: token, size: 3", "dynamic: true"), {"input_activations", "size"}},
+      {inputs("num_bits: 8, strategy: token", "dynamic: true", "num_bits: 8, group_size: 128"),
+       {"input_activations", "channel"}},
+      {inputs("num_bits: 8, strategy: token", "dynamic: true}, output_activations: {num_bits: 8"),
+       {"output_activations"}},
+      {inputs("num_bits: 8, strategy: token", "dynamic: true}, format: {pack-quantized: 1"), {"format"}},
       {quantizer(
            "config_groups: {group_0: {targets: [Linear], weights: {num_bits: 4, group_size: 32}, format: dense}}"),
        {"format", "dense", "pack-quantized"}},
@@ -106,7 +148,13 @@ TEST_CASE("what a recipe asks for and this project does not do is refused by mod
       {weights("num_bits: 4, group_size: 99999999999999999999"), {"group_size"}},
       {weights("num_bits: 4, group_size: -7"), {"group_size", "-7"}},
       {weights("num_bits: 4, group_size: 32, symmetric: maybe"), {"symmetric", "maybe"}},
-      {weights("num_bits: 4, group_size: 32, type: float"), {"type", "float"}},
+      {weights("num_bits: 4, group_size: 32, type: float"), {"num_bits", "4", "8 bits"}},
+      {weights("num_bits: 8, group_size: 32, type: float"), {"floats", "channel", "block"}},
+      {weights("num_bits: 8, type: float, strategy: block"), {"floats", "block of [128, 128]"}},
+      {weights("num_bits: 8, type: float, strategy: block, block_structure: [64, 64]"), {"block of [128, 128]"}},
+      {weights("num_bits: 8, type: float, strategy: channel, symmetric: false"), {"symmetric"}},
+      {weights("num_bits: 8, type: float, strategy: channel, actorder: static"), {"actorder"}},
+      {weights("num_bits: 8, type: double, strategy: channel"), {"type", "double"}},
       {weights("num_bits: 4, group_size: 32, actorder: weight"), {"actorder", "weight"}},
       {weights("num_bits: 4, group_size: 32, dynamic: true"), {"dynamic"}},
       {weights("num_bits: 4, group_size: 32, block_structure: [128, 128]"), {"block_structure"}},

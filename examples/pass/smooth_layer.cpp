@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <utility>
+
+#include "mistral/rounding.hpp"
+#include "nibble/host/matmul.hpp"
+#include "pass/layer.hpp"
+#include "pass/layer_state.hpp"
+#include "pass/rounded_output.hpp"
+#include "pass/smooth_scaling.hpp"
+
+namespace nibble::mistral {
+namespace {
+
+class layer_smoother {
+ public:
+  layer_smoother(const layer_task& t, layer_weights& w) : t_(t), w_(w), scales_(t.c) {}
+
+  /// Looks at an input's linears as they are, and smooths the input where it can be.
+  void smooth(layer_input input, layer_report& report) {
+    const std::vector<projection> linears = packed_readers(t_.how, input);
+    if (linears.empty()) return;
+    const rounding_judge judge(t_, input, linears, w_);
+    const std::vector<double> nearest = judge.losses(scales_.at(input), true);
+    for (size_t i = 0; i < linears.size(); ++i)
+      before_[static_cast<size_t>(linears[i])] = {count_weights(w_.at(t_.c, linears[i])), nearest[i]};
+    const auto group = scale_group_of(t_.c, t_.how, input);
+    if (!group || !t_.o.strength.any() || !is_smoothed(t_.o, *group)) return;
+    smooth_result found = search_smooth_scale(t_, *group, w_, judge);
+    auto& s = scales_.at(input) = std::move(found.scale);
+    fold(t_.c, *group, s, t_.stored, w_);
+    if (group->norm == nullptr) scales_.rows[static_cast<size_t>(group->before)] = s.data();
+    report.inputs.push_back({input, {}, found.identity_loss, found.loss, true, found.strength});
+  }
+
+  /// Codes of an input's linears, and how the input is rounded.
+  void round(layer_input input, layer_report& report, const linear_sink& sink) {
+    const std::vector<projection> linears = packed_readers(t_.how, input);
+    std::vector<matrix<const float>> views;
+    for (const projection p : linears) views.push_back(std::as_const(w_).at(t_.c, p));
+    // Before any of them is rounded: linears of one input share its scale, for engines make one linear of them.
+    for (const projection p : linears) rounded(p) = inputs_of(p, views);
+    for (const projection p : linears) report.linears.push_back(round(p, sink));
+  }
+
+ private:
+  const packing& how(projection p) const { return *t_.how[static_cast<size_t>(p)]; }
+  rounded_inputs& rounded(projection p) { return w_.rounded[static_cast<size_t>(p)]; }
+
+  rounded_inputs inputs_of(projection p, const std::vector<matrix<const float>>& linears) const {
+    rounded_inputs out = {how(p).inputs, how(p).type, 0};
+    if (out.how != input_rounding::tensor) return out;
+    const layer_input input = input_of(p);
+    out.scale = input_scale_of(t_.on.sample(input), scales_.at(input), linears, out.type, t_.stored);
+    return out;
+  }
+
+  linear_report round(projection p, const linear_sink& sink) {
+    const layer_input input = input_of(p);
+    const auto& s = scales_.at(input);
+    const auto w = w_.at(t_.c, p);
+    std::vector<float> x = sample_over(t_.on.sample(input), s);
+    const index_t m = static_cast<index_t>(x.size()) / w.cols;
+    std::vector<float> wanted(static_cast<size_t>(m * w.rows));
+    host::matmul_nt({x.data(), m, w.cols}, matrix<const float>(w), {wanted.data(), m, w.rows});
+    chosen_codes chosen = codes_of(p, s);
+    chosen.q.input_scale = rounded(p).scale;
+    if (is_coded(how(p)))
+      unround(chosen.q, how(p), t_.stored, w);
+    else
+      dequantize(chosen.q, how(p).group, scheme_of(how(p), t_.stored), w);
+    sink(p, chosen.q);
+    round_inputs({x.data(), m, w.cols}, rounded(p));
+    const float* const rows = scales_.rows[static_cast<size_t>(p)];
+    const double loss = output_loss({x.data(), m, w.cols}, matrix<const float>(w), {wanted.data(), m, w.rows}, rows);
+    const original& before = before_[static_cast<size_t>(p)];
+    const auto after = count_weights(w, before.weights.unit, rows, s.data());
+    return {p, before.rtn_loss, loss, before.weights, after, chosen.range, rounded(p).scale};
+  }
+
+  /// Integers as the options have them chosen, floats in the whole range of each group.
+  chosen_codes codes_of(projection p, const std::vector<float>& s) {
+    if (how(p).type == code_type::integer) return t_.on.choose_codes(w_, p, t_.as(p), s);
+    chosen_codes out;
+    out.q = round_weights(std::as_const(w_).at(t_.c, p), how(p), t_.stored);
+    return out;
+  }
+
+  const layer_task& t_;
+  layer_weights& w_;
+  folded_scales scales_;
+  originals before_;
+};
+
+}  // namespace
+
+layer_report smooth_layer(const layer_task& t, layer_weights& w, const linear_sink& sink) {
+  layer_report report;
+  for (const layer_input input : layer_inputs) {
+    const std::vector<float>& largest = t.on.sample(input).largest;
+    report.channels[static_cast<size_t>(input)] = rank_channels(t.on.absolute_mean(input));
+    report.largest[static_cast<size_t>(input)] = *std::max_element(largest.begin(), largest.end());
+  }
+  layer_smoother smoother(t, w);
+  for (const layer_input input : scaling_order) smoother.smooth(input, report);
+  for (const layer_input input : layer_inputs) smoother.round(input, report, sink);
+  return report;
+}
+
+}  // namespace nibble::mistral
