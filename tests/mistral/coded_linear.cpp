@@ -311,8 +311,8 @@ TEST_CASE("awq_mistral rounds weights and inputs to 8 bits, and what it writes p
     CHECK_FALSE(test::fs::exists(root / "refused"));
     return sentence;
   };
-  CHECK_THAT(refused({"--scheme", "W8A8"}), Contains("use --method rtn"));
-  CHECK_THAT(refused({"--method", "rtn", "--scheme", "FP8"}), Contains("use FP8_DYNAMIC"));
+  CHECK_THAT(refused({"--scheme", "W8A8"}), Contains("smoothquant_mistral rounds inputs"));
+  CHECK_THAT(refused({"--method", "rtn", "--scheme", "FP8"}), Contains("smoothquant_mistral does it"));
   CHECK_THAT(refused({"--method", "rtn", "--scheme", "W8A8", "--format", "awq-gemm"}), Contains("--format awq-gemm"));
   CHECK_THAT(refused({"--method", "rtn", "--scheme", "W8A8", "--format", "gptq"}), Contains("--format gptq"));
 }
