@@ -462,7 +462,7 @@ struct workplace {
 }  // namespace
 
 TEST_CASE(
-    "--actorder descending writes groups of inputs by falling activation, all of one size, and readers obey them") {
+    "with --actorder descending groups are of inputs by falling activation, all of one size, and readers obey them") {
   const workplace w;
   w.done("gptq_mistral", {"--format", "gptq-v2", "--group-size", "32", "--actorder", "descending"});
   const json q = read_json(w.root / "out/quantize_config.json");
