@@ -68,6 +68,7 @@ if [ -n "${TRANSFORMERS:-}" ]; then
   compare transformers "$TRANSFORMERS" transformers_perplexity.py awq+gptq
   for scheme in W8A8 W8A8_STATIC FP8 FP8_DYNAMIC FP8_BLOCK; do
     write --by smoothquant_mistral smooth-$scheme --scheme $scheme
+    compare transformers "$TRANSFORMERS" transformers_perplexity.py smooth-$scheme
   done
   write --by smoothquant_mistral smooth-down --smoothing-strength 0.8 --smoothed-inputs down
   write --by smoothquant_mistral smooth+gptq --method smoothquant+gptq
@@ -93,6 +94,10 @@ if [ -n "${VLLM:-}" ]; then
   compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16_ASYM
   [ -d "$work/recipe-four_bits" ] || write recipe-four_bits --recipe "$recipes/four_bits.yaml"
   compare vLLM "$VLLM" vllm_perplexity.py recipe-four_bits
+  for scheme in W8A8 W8A8_STATIC FP8_DYNAMIC; do
+    [ -d "$work/smooth-$scheme" ] || write --by smoothquant_mistral smooth-$scheme --scheme $scheme
+    compare vLLM "$VLLM" vllm_perplexity.py smooth-$scheme
+  done
   [ -d "$work/gptq-W4A16-v1" ] || write --by gptq_mistral gptq-W4A16-v1 --format gptq --scheme W4A16
   compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16-v1
 else
