@@ -70,14 +70,24 @@ struct solved_row {
     float left[gptq_parts];
 #pragma unroll
     for (int part = 0; part < gptq_parts; ++part) left[part] = z[part];
-    steps(begin, end, [&](auto part, int i) {
-      constexpr int at = decltype(part)::value;
-      if (device::lane() == i % 32) y[at] = device::divide(left[at], l[factor_place(i, i)]);
-      spread(part, i, -device::shuffle(y[at], i % 32), left);
-    });
+    steps(begin, end, give_way_step{*this, y, left});
   }
 
  private:
+  /// What lanes do when column i gives way. A struct, for NVRTC takes no lambda whose parameters are templates.
+  struct give_way_step {
+    const solved_row& row;
+    float (&y)[gptq_parts];
+    float (&left)[gptq_parts];
+
+    template <class Part>
+    __device__ void operator()(Part part, int i) const {
+      constexpr int at = Part::value;
+      if (device::lane() == i % 32) y[at] = device::divide(left[at], row.l[factor_place(i, i)]);
+      row.spread(part, i, -device::shuffle(y[at], i % 32), left);
+    }
+  };
+
   template <class F, int Part>
   __device__ void each(int begin, int end, F f, constant<Part> part) const {
     for (int i = max(begin, Part * 32); i < min(end, Part * 32 + 32); ++i) f(part, i);
@@ -125,6 +135,32 @@ __device__ params fit_left(const solved_row& mine, int begin, int end, Scheme sc
   return fit(ends.low, ends.high, scheme);
 }
 
+/// What lanes do when column i is given its code: the lane that has it tells the others its error.
+template <class Scheme>
+struct code_step {
+  solved_row& mine;
+  Scheme scheme;
+  const params (&of)[gptq_parts];
+  uint8_t (&code)[gptq_parts];
+  float (&apart)[gptq_parts];
+  double& missed;
+
+  template <class Part>
+  __device__ void operator()(Part at, int i) const {
+    constexpr int part = Part::value;
+    if (device::lane() == i % 32) {
+      const float pivot = mine.l[factor_place(i, i)];
+      const float target = device::add(mine.w[part], device::divide(mine.z[part], pivot));
+      code[part] = nibble::quantize(target, of[part], scheme);
+      const float value = dequantize(code[part], of[part], scheme);
+      const auto miss = static_cast<double>(device::multiply(device::subtract(target, value), pivot));
+      missed = device::fused(miss, miss, missed);
+      apart[part] = device::subtract(mine.w[part], value);
+    }
+    mine.spread(at, i, device::shuffle(apart[part], i % 32), mine.z);
+  }
+};
+
 /// Codes of a block's columns, and their errors w − ŵ, a warp a row. With Fit, parameters are found as groups begin, by min-max; whole
 /// groups then. w (rows, k), z (rows, count) or null for 0, l (count, count), p (rows, groups), q (rows, k), error (rows, count);
 /// loss (rows) += Σ (L_ii·(t_i − ŵ_i))².
@@ -157,19 +193,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
 #pragma unroll
       for (params& one : of) one = fitted;
     }
-    mine.steps(begin, end, [&](auto at, int i) {
-      constexpr int part = decltype(at)::value;
-      if (lane == i % 32) {
-        const float pivot = factor[factor_place(i, i)];
-        const float target = device::add(mine.w[part], device::divide(mine.z[part], pivot));
-        code[part] = nibble::quantize(target, of[part], scheme);
-        const float value = dequantize(code[part], of[part], scheme);
-        const auto miss = static_cast<double>(device::multiply(device::subtract(target, value), pivot));
-        missed = device::fused(miss, miss, missed);
-        apart[part] = device::subtract(mine.w[part], value);
-      }
-      mine.spread(at, i, device::shuffle(apart[part], i % 32), mine.z);
-    });
+    mine.steps(begin, end, code_step<Scheme>{mine, scheme, of, code, apart, missed});
   }
 #pragma unroll
   for (int part = 0; part < gptq_parts; ++part) {
