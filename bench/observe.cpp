@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Gathering statistics of 2048 tokens of 4096 channels: the Gram matrix beside the BLAS's own rate, the sums beside a copy.
+/// Gathering statistics of 2048 tokens of 4096 channels: the Gram matrix beside the BLAS's own rate, the sums, ranges and histogram
+/// beside a copy, and how long a threshold's search takes.
 #include <benchmark/benchmark.h>
 
+#include <cmath>
 #include <vector>
 
+#include "nibble/host/histogram.hpp"
 #include "nibble/host/observe.hpp"
 #include "support/copy.hpp"
 #include "support/sgemm.hpp"
@@ -50,10 +53,57 @@ void count_non_finite(benchmark::State& state) {
   });
 }
 
+void range_of(benchmark::State& state) {
+  bench::beside_copy(state, bytes_read, [&] {
+    benchmark::DoNotOptimize(host::range_of(matrix<const float>(activations().data(), tokens, channels)));
+  });
+}
+
+void channel_ranges(benchmark::State& state) {
+  std::vector<value_range> ranges(static_cast<size_t>(channels));
+  bench::beside_copy(state, bytes_read, [&] {
+    host::channel_ranges(matrix<const float>(activations().data(), tokens, channels), ranges.data());
+  });
+}
+
+void histogram(benchmark::State& state) {
+  bench::beside_copy(state, bytes_read, [&] {
+    host::magnitude_histogram h;
+    h.add(matrix<const float>(activations().data(), tokens, channels));
+    benchmark::DoNotOptimize(h.counts().data());
+  });
+}
+
+/// search(histogram) → threshold, over a histogram that is full: of |x| up to 2 in bins of 1/1024.
+template <class F>
+void search(benchmark::State& state, F search) {
+  host::set_threads(static_cast<int>(state.range(0)));
+  host::magnitude_histogram h;
+  std::vector<float> x = bench::normal(1 << 20, 3);
+  for (float& value : x) value = std::fmod(value, 2.0f);
+  h.add(matrix<const float>(x.data(), 1024, 1024));
+  for (auto _ : state) benchmark::DoNotOptimize(search(h));
+}
+void l2_int8(benchmark::State& state) {
+  search(state, [](const auto& h) { return host::l2_threshold(h, 127); });
+}
+void l2_e4m3(benchmark::State& state) {
+  search(state, [](const auto& h) { return host::l2_threshold(h, float_format::e4m3); });
+}
+void kl(benchmark::State& state) {
+  search(state, [](const auto& h) { return host::kl_threshold(h); });
+}
+
 }  // namespace
 
 BENCHMARK(gram)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(absolute_sum)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(absolute_maximum)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(count_non_finite)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(range_of)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(channel_ranges)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(histogram)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(l2_int8)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(l2_e4m3)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(kl)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond);
 BENCHMARK_MAIN();

@@ -128,6 +128,66 @@ TEST_CASE("ranges of tensors and channels, and their moving averages, are torch'
   CHECK(moved(seen, value_range{}, 0.5f).low == -1.0f);
 }
 
+TEST_CASE("ranges and counts are the reference's for every remainder and type, and no sign of 0 depends on an order") {
+  const auto check = [](auto values, index_t cols) {
+    using T = std::decay_t<decltype(values[0])>;
+    const float odd[] = {nothing, infinite, -infinite, -0.0f, 0.0f, 1e-45f};
+    for (size_t i = 5; i < values.size(); i += 17) values[i] = T(odd[i % 6]);
+    const matrix<const T> x(values.data(), static_cast<index_t>(values.size()) / cols, cols);
+    const std::vector<reference::ends> want = reference::channel_ranges(x);
+    std::vector<value_range> got(want.size());
+    host::channel_ranges(x, got.data());
+    const auto same = [](value_range ours, reference::ends theirs) {
+      CHECK(ours.seen == (theirs.low <= theirs.high));
+      if (ours.seen) CHECK((ours.low == theirs.low && ours.high == theirs.high));
+    };
+    for (size_t j = 0; j < want.size(); ++j) same(got[j], want[j]);
+    same(host::range_of(x), reference::range_of(x));
+    host::magnitude_histogram h;
+    h.add(x);
+    CHECK(h.counts() == reference::count_magnitudes(x).counts);
+    uint64_t bad = 0;
+    for (const T value : values) bad += std::isfinite(static_cast<float>(value)) ? 0 : 1;
+    CHECK(h.non_finite() == bad);
+  };
+  for (const index_t cols : {1, 2, 127, 128, 129, 300}) {
+    check(heavy_tailed(33 * cols), cols);
+    check(heavy_tailed<fp16>(9 * cols), cols);
+    check(heavy_tailed<bf16>(1 * cols), cols);
+  }
+  // Tiles of one sign of 0 each, joined in whatever order they end: without a rule low would be either.
+  std::vector<float> zeros(size_t(1) << 18);
+  for (size_t i = 0; i < zeros.size(); ++i) zeros[i] = i >> 15 & 1 ? 0.0f : -0.0f;
+  const value_range both = host::range_of(matrix<const float>(zeros.data(), 1 << 18, 1));
+  CHECK((!std::signbit(both.low) && !std::signbit(both.high) && both.seen));
+}
+
+TEST_CASE("ranges over batches are llm-compressor's static and moving ones") {
+  const auto file = ::golden("observe/llmcompressor.json");
+  value_range whole;
+  std::vector<value_range> averages(file["moving"].size());
+  double largest = 0;
+  for (size_t at = 0; at < file["batches"].size(); ++at) {
+    std::vector<float> x;
+    for (const auto& row : file["batches"][at])
+      for (const auto& value : row) x.push_back(value.get<float>());
+    const value_range batch = host::range_of(matrix<const float>(x.data(), 6, 5));
+    whole = joined(whole, batch);
+    CHECK(whole.low == file["static"][at][0].get<float>());
+    CHECK(whole.high == file["static"][at][1].get<float>());
+    largest =
+        std::max({largest, std::fabs(static_cast<double>(batch.low)), std::fabs(static_cast<double>(batch.high))});
+    for (size_t i = 0; i < averages.size(); ++i) {
+      const auto& moving = file["moving"][i];
+      averages[i] = moved(averages[i], batch, moving["constant"].get<float>());
+      // Theirs may fuse the product into the sum, or go from the other end: three roundings a batch, of 2·largest at most.
+      const double bound = static_cast<double>(at) * 3 * 2 * largest * 0x1p-24;
+      CHECK(std::fabs(static_cast<double>(averages[i].low) - moving["ranges"][at][0].get<double>()) <= bound);
+      CHECK(std::fabs(static_cast<double>(averages[i].high) - moving["ranges"][at][1].get<double>()) <= bound);
+    }
+  }
+}
+
 TEST_CASE("a percentile leaves its share below, and the bin before does not") {
   const auto x = heavy_tailed(20000);
   const host::magnitude_histogram h = counted(x);
@@ -176,6 +236,50 @@ TEST_CASE(
   };
   for (index_t kept = 1; kept <= h.filled(); kept += 13)
     CHECK(true_error(found) <= 1.01 * true_error(static_cast<double>(kept) * width));
+}
+
+TEST_CASE(
+    "a cost over a float format's numbers is the integral of the squared error, and its threshold the least of all") {
+  for (const float_format format : {float_format::e4m3, float_format::e5m2, float_format::e2m1}) {
+    std::vector<double> levels;
+    for (int code = 0; code < (format == float_format::e2m1 ? 8 : 127); ++code)
+      if (const float value = float_value(static_cast<uint8_t>(code), format); is_finite(value))
+        levels.push_back(static_cast<double>(value));
+    // From level to level: gaps of g cost g³/12, half a gap g³/24, and what saturates the cube of the excess over 3.
+    double sum = 0;
+    for (size_t i = 0; i + 1 < levels.size(); ++i) {
+      const double gap = levels[i + 1] - levels[i], scale = 0.37;
+      const double cube = scale * scale * scale;
+      CHECK(rounding_cost(levels[i] * scale, scale, format) == Approx(sum * cube).epsilon(1e-9));
+      CHECK(rounding_cost((levels[i] + gap / 2) * scale, scale, format) ==
+            Approx((sum + gap * gap * gap / 24) * cube).epsilon(1e-9));
+      CHECK(rounding_cost((levels[i] + gap * 0.75) * scale, scale, format) ==
+            Approx((sum + gap * gap * gap * (1.0 / 12 - 1.0 / 192)) * cube).epsilon(1e-9));
+      sum += gap * gap * gap / 12;
+    }
+    CHECK(rounding_cost(2 * levels.back(), 1.0, format) == Approx(sum + std::pow(levels.back(), 3) / 3).epsilon(1e-9));
+
+    const host::magnitude_histogram h = counted(heavy_tailed(4000));
+    const auto width = static_cast<double>(h.width());
+    const auto found = static_cast<double>(host::l2_threshold(h, format));
+    for (index_t kept = 1; kept <= h.filled(); kept += 37) {
+      const double threshold = static_cast<double>(kept) * width;
+      const double expected = host::expected_squared_error(h, threshold, format);
+      // Pieces of w / 256 have a variance of their own, against gaps that may be less than w near 0.
+      CHECK(expected == Approx(reference::squared_error(as_reference(h), threshold, levels, 256)).epsilon(5e-3));
+      CHECK(host::expected_squared_error(h, found, format) <= expected);
+    }
+  }
+}
+
+TEST_CASE("any cost finds its threshold, the first of equals") {
+  const host::magnitude_histogram h = counted(heavy_tailed(4000));
+  const auto width = static_cast<double>(h.width());
+  CHECK(static_cast<double>(host::least_cost_threshold(h, [&](double t) { return std::fabs(t - 3 * width); })) ==
+        3 * width);
+  CHECK(host::least_cost_threshold(h, [](double) { return 1.0; }) == h.width());
+  CHECK(host::least_cost_threshold(h, [](double t) { return -t; }) == static_cast<float>(h.filled()) * h.width());
+  CHECK(host::least_cost_threshold(counted({}), [](double t) { return t; }) == 0.0f);
 }
 
 TEST_CASE("the threshold of least divergence is the reference's, below the loudest activations") {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// A histogram of |x|, and where activations had best saturate, as plain loops over all that was seen.
+/// Ranges, a histogram of |x|, and where activations had best saturate, as plain loops over all that was seen.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,37 @@
 
 NIBBLE_NAMESPACE_BEGIN
 namespace reference {
+
+/// Least and greatest finite value, 0 for −0; +inf and −inf where there is none.
+struct ends {
+  float low = std::numeric_limits<float>::infinity(), high = -std::numeric_limits<float>::infinity();
+};
+
+/// (k): of the columns of x (m, k).
+template <class T>
+std::vector<ends> channel_ranges(matrix<const T> x) {
+  std::vector<ends> out(static_cast<std::size_t>(x.cols));
+  for (index_t row = 0; row < x.rows; ++row)
+    for (index_t col = 0; col < x.cols; ++col) {
+      const auto value = static_cast<float>(x(row, col));
+      if (!std::isfinite(value)) continue;
+      ends& to = out[static_cast<std::size_t>(col)];
+      to.low = std::min(to.low, value == 0.0f ? 0.0f : value);
+      to.high = std::max(to.high, value == 0.0f ? 0.0f : value);
+    }
+  return out;
+}
+
+/// Of all of x.
+template <class T>
+ends range_of(matrix<const T> x) {
+  ends all;
+  for (const ends& channel : channel_ranges(x)) {
+    all.low = std::min(all.low, channel.low);
+    all.high = std::max(all.high, channel.high);
+  }
+  return all;
+}
 
 struct histogram {
   double width = 0;                   ///< of a bin
@@ -60,6 +91,21 @@ inline double squared_error(const histogram& h, double threshold, int levels, in
       const double x = (static_cast<double>(bin) + (piece + 0.5) / pieces) * h.width;
       const double rounded = std::min(std::floor(x / step + 0.5), static_cast<double>(levels)) * step;
       sum += static_cast<double>(h.counts[bin]) / pieces * (x - rounded) * (x - rounded);
+    }
+  return sum;
+}
+
+/// The same when codes stand for `levels`, rising from 0, times a scale under which the last of them is `threshold`.
+inline double squared_error(const histogram& h, double threshold, const std::vector<double>& levels, int pieces) {
+  const double scale = threshold / levels.back();
+  double sum = 0;
+  for (std::size_t bin = 0; bin < h.counts.size(); ++bin)
+    for (int piece = 0; piece < pieces && h.counts[bin] > 0; ++piece) {
+      const double x = (static_cast<double>(bin) + (piece + 0.5) / pieces) * h.width;
+      const auto above = std::lower_bound(levels.begin(), levels.end(), x / scale);
+      double off = above == levels.end() ? x - threshold : *above * scale - x;
+      if (above != levels.begin()) off = std::min(std::fabs(off), x - above[-1] * scale);
+      sum += static_cast<double>(h.counts[bin]) / pieces * off * off;
     }
   return sum;
 }

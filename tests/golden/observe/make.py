@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges that torch's observers find: python3 make.py, where torch is; writes torch.json."""
+"""Ranges that torch's and llm-compressor's observers find: python3 make.py, where both are; writes torch.json and llmcompressor.json."""
 
 import json
 import os
+from importlib.metadata import version
 
 import torch
+from compressed_tensors.quantization import QuantizationArgs
+from llmcompressor.observers import Observer
 from torch.ao.quantization import MinMaxObserver, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
 torch.manual_seed(5)
@@ -23,6 +26,37 @@ for constant in (0.01, 0.25):
         average(b)
         steps.append([average.min_val.item(), average.max_val.item()])
     out.setdefault("moving", []).append({"constant": constant, "ranges": steps})
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "torch.json"), "w") as file:
-    json.dump(out, file)
-    file.write("\n")
+
+
+def write(name, what):
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name), "w") as file:
+        json.dump(what, file)
+        file.write("\n")
+
+
+write("torch.json", out)
+
+
+def ranges(observer, **options):
+    args = QuantizationArgs(num_bits=8, symmetric=True, strategy="tensor", observer=observer, observer_kwargs=options)
+    it = Observer.load_from_registry(observer, base_name="input", args=args)
+    found = []
+    for b in batches:
+        it(b)
+        found.append([it.min_vals.item(), it.max_vals.item()])
+    return found
+
+
+write(
+    "llmcompressor.json",
+    {
+        "llmcompressor": version("llmcompressor"),
+        "compressed-tensors": version("compressed-tensors"),
+        "torch": torch.__version__,
+        "batches": out["batches"],
+        "static": ranges("static_minmax"),
+        "moving": [
+            {"constant": constant, "ranges": ranges("minmax", averaging_constant=constant)} for constant in (0.01, 0.25)
+        ],
+    },
+)
