@@ -272,6 +272,16 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("thresholds of the largest floats are floats") {
+  constexpr float most = std::numeric_limits<float>::max();
+  const host::magnitude_histogram h = counted({most, -most, 1.0f});
+  CHECK(h.filled() == histogram_bins);
+  CHECK(host::percentile_threshold(h, 1.0) == most);
+  CHECK(host::kl_threshold(h) == most);
+  CHECK(std::isfinite(host::l2_threshold(h)));
+  CHECK(std::isfinite(host::l2_threshold(h, float_format::e4m3)));
+}
+
 TEST_CASE("any cost finds its threshold, the first of equals") {
   const host::magnitude_histogram h = counted(heavy_tailed(4000));
   const auto width = static_cast<double>(h.width());

@@ -94,9 +94,9 @@ void ranges_agree(index_t tokens, index_t channels, index_t chunk = 1 << 20, ind
   REQUIRE(equal(got.whole, reference::range_of(x.view())));
 }
 
-/// Histograms of nothing, of zeros, of one value, of all bins evenly, of a heavy tail, and of two bins far apart.
+/// Histograms of nothing, of zeros, of one value, of all bins evenly, of a heavy tail, of two bins far apart, and of the largest float.
 std::vector<histogram_counts> various() {
-  std::vector<host::magnitude_histogram> all(6);
+  std::vector<host::magnitude_histogram> all(7);
   const auto add = [&](size_t at, const std::vector<float>& x) {
     all[at].add(matrix<const float>(x.data(), static_cast<index_t>(x.size()), 1));
   };
@@ -109,6 +109,7 @@ std::vector<histogram_counts> various() {
   even.assign(1000, 0.01f);
   even.push_back(60.0f);
   add(5, even);
+  add(6, {std::numeric_limits<float>::max(), 1.0f});
   std::vector<histogram_counts> out;
   for (const host::magnitude_histogram& h : all) {
     histogram_counts as{};
@@ -130,8 +131,8 @@ std::vector<float> searched(index_t count, F call) {
 template <class Cost>
 void as_good(float got, float host, const host::magnitude_histogram& h, Cost cost) {
   CAPTURE(got, host, h.width());
-  REQUIRE(std::floor(got / h.width()) == got / h.width());
-  REQUIRE(got <= static_cast<float>(h.filled()) * h.width());
+  REQUIRE(got == h.end(static_cast<index_t>(std::round(got / h.width()))));
+  REQUIRE(got <= h.end(h.filled()));
 #if defined(NIBBLE_SIMT)
   REQUIRE(got == host);  // one compiler, one logarithm
   static_cast<void>(cost);
@@ -235,7 +236,7 @@ TEST_CASE("the kernels' thresholds are the host's") {
       const host::magnitude_histogram one(all[i]);
       const reference::histogram same{static_cast<double>(one.width()), one.counts()};
       as_good(got[i], host::kl_threshold(one, levels), one, [&](float threshold) {
-        return reference::kl_of(same, static_cast<std::size_t>(threshold / one.width()), levels);
+        return reference::kl_of(same, static_cast<std::size_t>(std::round(threshold / one.width())), levels);
       });
     }
   }

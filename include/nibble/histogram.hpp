@@ -37,6 +37,11 @@ NIBBLE_HOST_DEVICE constexpr float histogram_width(int32_t exponent) noexcept {
   return two_to(exponent - 11);
 }
 
+/// bins·w; the largest float where that is 2^128. @pre bins in [0, 2048].
+NIBBLE_HOST_DEVICE constexpr float histogram_end(int32_t bins, int32_t exponent) noexcept {
+  return min(static_cast<float>(bins) * histogram_width(exponent), bit_cast<float>(0x7f7fffffu));
+}
+
 /// The bin of x. @pre |x| < 2^exponent, and exponent is from histogram_exponent.
 NIBBLE_HOST_DEVICE constexpr int32_t histogram_bin(float x, int32_t exponent) noexcept {
   return static_cast<int32_t>(abs(x) * two_to(11 - exponent));

@@ -108,8 +108,8 @@ class magnitude_histogram {
     detail::over_observed_tiles(x, [&](index_t first, index_t rows) {
       constexpr index_t width = detail::observed_columns;
       constexpr auto places = static_cast<size_t>(histogram_bins) + 1;  // the last is for what is not finite
-      std::vector<uint32_t> own(
-          2 * places);  // two sets, by turns: neighbours are often alike, and would wait for each other
+      // Two sets, by turns: neighbours are often alike, and would wait for each other.
+      std::vector<uint32_t> own(2 * places);
       for (index_t row = first; row < first + rows; ++row)
         for (index_t col = 0; col < x.cols; col += width) {
           const index_t count = min(width, x.cols - col);
@@ -134,6 +134,8 @@ class magnitude_histogram {
 
   const std::vector<uint64_t>& counts() const { return counts_; }
   float width() const { return histogram_width(exponent_); }
+  /// The upper end of so many bins.
+  float end(index_t bins) const { return histogram_end(static_cast<int32_t>(bins), exponent_); }
   uint64_t non_finite() const { return non_finite_; }
   /// Bins up to the last that has counts.
   index_t filled() const {
@@ -189,12 +191,12 @@ namespace detail {
 template <class F>
 float cheapest_threshold(const magnitude_histogram& h, index_t first, F cost) {
   const index_t filled = h.filled();
-  if (filled <= first) return static_cast<float>(filled) * h.width();
+  if (filled <= first) return h.end(filled);
   std::vector<double> costs(static_cast<size_t>(filled - first));
   parallel_for(filled - first, [&](index_t i) { costs[static_cast<size_t>(i)] = cost(first + i + 1); });
   const auto least = std::min_element(costs.begin(), costs.end());
   const index_t kept = std::isfinite(*least) ? first + 1 + (least - costs.begin()) : filled;
-  return static_cast<float>(kept) * h.width();
+  return h.end(kept);
 }
 
 }  // namespace detail
@@ -214,7 +216,7 @@ inline float percentile_threshold(const magnitude_histogram& h, double share) {
   index_t bins = 0;
   for (const index_t filled = h.filled(); bins < filled && (bins == 0 || below < share * all); ++bins)
     below += static_cast<double>(h.counts()[static_cast<size_t>(bins)]);
-  return static_cast<float>(bins) * h.width();
+  return h.end(bins);
 }
 
 /// The squared error that is expected of all activations counted, under a threshold.

@@ -242,8 +242,7 @@ __global__ void __launch_bounds__(Tuned::value.joining)
     if (cost < nibble::detail::infinity) best = better(best, {cost, bin + 1});
   }
   best = fold_block(best, of_threads, better);
-  if (threadIdx.x == 0)
-    thresholds[which] = device::multiply(static_cast<float>(best.kept), histogram_width(exponent_of(h[which])));
+  if (threadIdx.x == 0) thresholds[which] = histogram_end(static_cast<int32_t>(best.kept), exponent_of(h[which]));
 }
 
 /// thresholds (histograms) ← host::percentile_threshold of each. A block a histogram: its threads add up bins, one looks for the share.
@@ -270,7 +269,7 @@ __global__ void __launch_bounds__(Tuned::value.joining)
   while (part < threads && static_cast<double>(below + sums[part]) < wanted) below += sums[part++];
   int32_t bins = part * each;
   while (bins < filled && (bins == 0 || static_cast<double>(below) < wanted)) below += counts[bins++];
-  thresholds[which] = device::multiply(static_cast<float>(min(bins, filled)), histogram_width(exponent_of(h[which])));
+  thresholds[which] = histogram_end(min(bins, filled), exponent_of(h[which]));
 }
 
 }  // namespace detail
