@@ -68,7 +68,7 @@ class coded_weights : public linear_weights {
     for (const float each : read_scales(scale)) params_.push_back({each, how.type == code_type::integer ? 128 : 0});
     from.release(scale);
     rounded_ = {how.inputs, how.type, 0};
-    if (how.inputs == input_rounding::tensor) rounded_.scale = read_scales(single(from, name + ".input_scale")).front();
+    if (how.inputs == input_rounding::tensor) rounded_.scale = read_single_scale(from, name + ".input_scale");
     if (from.contains(name + ".weight_zero_point"))
       throw error(from.directory().string() + ": the linear \"" + name +
                   "\" has zero points, which codes of symmetric weights have not");
@@ -166,6 +166,10 @@ std::uint64_t coded_bytes(index_t n, index_t k, const packing& how, dtype scales
 std::unique_ptr<linear_weights> open_coded(const checkpoint& from, const packing& how, const std::string& name,
                                            index_t n, index_t k) {
   return std::make_unique<coded_weights>(from, how, name, n, k);
+}
+
+float read_single_scale(const checkpoint& from, const std::string& name) {
+  return read_scales(single(from, name)).front();
 }
 
 resident_linear resident_of(const quantized_linear& q, const packing& how, dtype stored) {

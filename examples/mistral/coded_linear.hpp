@@ -30,6 +30,9 @@ std::uint64_t coded_bytes(index_t n, index_t k, const packing& how, dtype scales
 std::unique_ptr<linear_weights> open_coded(const checkpoint& from, const packing& how, const std::string& name,
                                            index_t n, index_t k);
 
+/// The one positive number of the tensor `name`. @throws error naming it when it holds another.
+float read_single_scale(const checkpoint& from, const std::string& name);
+
 /// q in memory as it is decoded from: integers as codes, floats as fp32. `stored` is the dtype of scales.
 resident_linear resident_of(const quantized_linear& q, const packing& how, dtype stored);
 

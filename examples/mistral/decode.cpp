@@ -7,6 +7,7 @@
 
 #include "error.hpp"
 #include "nibble/host/parallel.hpp"
+#include "rounding.hpp"
 #include "vector_math.hpp"
 #include "weights.hpp"
 
@@ -84,6 +85,7 @@ decoder::decoder(const checkpoint& files, const config& settings, const std::fun
     for (const projection p : projections)
       if (resident_linear& w = l.w[static_cast<size_t>(p)]; w.n == 0)
         w = load(files, c, projection_name(index, p), outputs(c, p), inputs(c, p));
+    l.cache = read_cache_scales(files, c, index);
     layers_.push_back(std::move(l));
   }
   norm_ = read_vector(files, "model.norm.weight", c.hidden);
@@ -193,8 +195,11 @@ void decoder::attention(size_t index, matrix<const float> normed, const row* row
   l.at(projection::o).multiply(attended, out);
 }
 
-void decoder::remember(size_t index, matrix<const float> k, matrix<const float> v, const row* rows) {
+void decoder::remember(size_t index, matrix<float> k, matrix<float> v, const row* rows) {
   const index_t d = settings_.head_dim;
+  const cache_scales& scales = layers_[index].cache;
+  if (scales.k > 0) round_inputs(k, {input_rounding::tensor, code_type::e4m3, scales.k});
+  if (scales.v > 0) round_inputs(v, {input_rounding::tensor, code_type::e4m3, scales.v});
   for (index_t i = 0; i < k.rows; ++i)
     for (index_t h = 0; h < settings_.kv_heads; ++h) {
       head_cache& c = cache(rows[i].sequence, index, h);

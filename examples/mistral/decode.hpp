@@ -52,6 +52,7 @@ class decoder {
   struct layer {
     std::vector<float> input_norm, post_norm;
     layer_linears w;
+    cache_scales cache;
     const resident_linear& at(projection p) const { return w[static_cast<size_t>(p)]; }
   };
   /// Keys and values (tokens, head_dim) of one head of one sequence in one layer.
@@ -72,7 +73,8 @@ class decoder {
   void advance(const std::vector<int32_t>& ids, const std::vector<row>& rows);
   void through_layers(matrix<float> x, const row* rows);
   void attention(size_t layer, matrix<const float> normed, const row* rows, matrix<float> out);
-  void remember(size_t layer, matrix<const float> k, matrix<const float> v, const row* rows);
+  /// Rounds them first where the checkpoint says so.
+  void remember(size_t layer, matrix<float> k, matrix<float> v, const row* rows);
   void attend(size_t layer, matrix<const float> q, const row* rows, matrix<float> attended);
   void mlp(size_t layer, matrix<const float> normed, matrix<float> out);
   matrix<const float> logits();

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <limits>
 
+#include "coded_linear.hpp"
 #include "error.hpp"
 #include "nibble/host/matmul.hpp"
+#include "nibble/host/observe.hpp"
 #include "rotary.hpp"
 #include "rounding.hpp"
 #include "vector_math.hpp"
@@ -107,8 +109,9 @@ class reader {
 };
 
 /// Attention of whole sequences: q, k, v already projected (tokens, width); rotates q and k.
-void attention(const config& c, const rotary_table& rotary, const std::vector<index_t>& starts, matrix<float> q,
-               matrix<float> k, matrix<float> v, matrix<float> out) {
+void attention(const config& c, const rotary_table& rotary, const cache_scales& cache,
+               const std::vector<index_t>& starts, matrix<float> q, matrix<float> k, matrix<float> v,
+               matrix<float> out) {
   struct piece {
     index_t sequence, head, query;
   };
@@ -123,6 +126,8 @@ void attention(const config& c, const rotary_table& rotary, const std::vector<in
       for (index_t query = 0; query < length; query += query_tile)
         pieces.push_back({static_cast<index_t>(s), head, query});
   }
+  if (cache.k > 0) round_inputs(k, {input_rounding::tensor, code_type::e4m3, cache.k});
+  if (cache.v > 0) round_inputs(v, {input_rounding::tensor, code_type::e4m3, cache.v});
   host::detail::single_threaded_blas();
   host::parallel_for(static_cast<index_t>(pieces.size()), [&](index_t tile) {
     const auto [s, head, query] = pieces[static_cast<size_t>(tile)];
@@ -147,7 +152,7 @@ void attention_block(const config& c, const layer_weights& w, const rotary_table
   input.multiply(projection::q, q);
   input.multiply(projection::k, k);
   input.multiply(projection::v, v);
-  attention(c, rotary, starts, q, k, v, attended);
+  attention(c, rotary, w.cache, starts, q, k, v, attended);
   if (observe) observe(layer_input::o, attended);
   reader(c, w, attended, s).multiply(projection::o, out);
 }
@@ -284,6 +289,7 @@ layer_weights load_layer(const checkpoint& from, const config& c, index_t index)
     layer.rounded[static_cast<size_t>(p)] = linear->rounded();
     linear->release();
   }
+  layer.cache = read_cache_scales(from, c, index);
   return layer;
 }
 
@@ -357,6 +363,33 @@ void forward_layer(const config& c, const layer_weights& w, matrix<float> x, con
 void observe_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
                    const observer& observe) {
   run_layer(c, w, x, starts, observe, false);
+}
+
+cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t index) {
+  const auto how = quantization::read(c, (from.directory() / "config.json").string());
+  if (!how || !how->rounds_cache()) return {};
+  const std::string prefix = "model.layers." + std::to_string(index) + ".self_attn.";
+  return {read_single_scale(from, prefix + "k_scale"), read_single_scale(from, prefix + "v_scale")};
+}
+
+cache_scales largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
+                            const std::vector<index_t>& starts) {
+  const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
+  std::vector<float> normed_data, k_data, v_data, largest_k(static_cast<size_t>(c.kv_width())), largest_v = largest_k;
+  for (size_t s = 0; s + 1 < starts.size(); ++s) {
+    const index_t first = starts[s], length = starts[s + 1] - first;
+    const auto normed = view(normed_data, length, c.hidden);
+    const auto k = view(k_data, length, c.kv_width()), v = view(v_data, length, c.kv_width());
+    rms_norm(x.rows_at(first, length), w.input_norm, c.rms_norm_eps, normed);
+    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::k), k);
+    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::v), v);
+    over_rows(length, [&](index_t position) {
+      for (index_t h = 0; h < c.kv_heads; ++h) rotary.rotate(k.row(position) + h * c.head_dim, position);
+    });
+    host::absolute_maximum(matrix<const float>(k), largest_k.data());
+    host::absolute_maximum(matrix<const float>(v), largest_v.data());
+  }
+  return {*std::max_element(largest_k.begin(), largest_k.end()), *std::max_element(largest_v.begin(), largest_v.end())};
 }
 
 lm_head load_head(const checkpoint& from, const config& c) {

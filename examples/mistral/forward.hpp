@@ -35,11 +35,17 @@ inline constexpr std::array<layer_input, 4> layer_inputs = {layer_input::attenti
                                                             layer_input::down};
 layer_input input_of(projection p);
 
+/// What keys, turned to their positions, and values of a layer are divided by before they become fp8; 0: they stay as they are.
+struct cache_scales {
+  float k = 0, v = 0;
+};
+
 /// One decoder layer, dense fp32.
 struct layer_weights {
   std::vector<float> input_norm, post_norm;  ///< (hidden)
   std::array<std::vector<float>, 7> w;       ///< (outputs, inputs) row-major, by projection
   std::array<rounded_inputs, 7> rounded;     ///< by projection
+  cache_scales cache;
 
   matrix<float> at(const config& c, projection p) {
     return {w[static_cast<size_t>(p)].data(), outputs(c, p), inputs(c, p)};
@@ -51,6 +57,9 @@ struct layer_weights {
 
 /// Reads layer `index` of a dense or packed checkpoint and lets its mapped pages go.
 layer_weights load_layer(const checkpoint& from, const config& c, index_t index);
+
+/// Layer `index`'s scales of keys and values, where quantization_config has a kv_cache_scheme.
+cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t index);
 
 /// Sequences end to end: sequence i is tokens [starts[i], starts[i + 1]).
 struct batch {
@@ -81,6 +90,10 @@ void forward_layer(const config& c, const layer_weights& w, matrix<float> x, con
 /// Tells what the linears read on x (tokens, hidden), and no more: the last of them is left out, and x is used up.
 void observe_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
                    const observer& observe);
+
+/// The largest |k|, turned, and the largest |v| that a layer makes of x (tokens, hidden); NaN and ±inf count as 0.
+cache_scales largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
+                            const std::vector<index_t>& starts);
 
 /// The parts of a layer, for passes that judge a block by its output.
 /// out (tokens, hidden) = the attention block's output on normed x (tokens, hidden), before the residual is added.

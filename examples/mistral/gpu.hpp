@@ -71,10 +71,11 @@ inline std::vector<evaluation> evaluate_on(const std::optional<gpu>& on, const b
                                            const std::function<void(const std::string&)>& note) {
   const bool rounding = std::any_of(models.begin(), models.end(), [](const evaluated_model& m) {
     const auto how = quantization::read(m.settings, (m.files.directory() / "config.json").string());
-    return how && how->rounds_inputs();
+    return how && (how->rounds_inputs() || how->rounds_cache());
   });
   if (on && rounding) {
-    const std::string why = "models that round what their linears read are evaluated on the CPU only";
+    const std::string why =
+        "models that round what their linears read, or keys and values, are evaluated on the CPU only";
     if (o.insists()) throw usage_error(why + "; use --backend cpu");
     note(why);
   }

@@ -202,15 +202,37 @@ json group_json(const packing_group& group) {
           {"weights", std::move(weights)}};
 }
 
-json compressed_tensors_json(const std::vector<packing_group>& all, const std::vector<std::string>& ignore) {
+/// kv_cache_scheme: e4m3 under one scale of a layer's keys and one of its values.
+json cache_json() {
+  json scheme = numbers_json(code_type::e4m3, 8, true, false, "tensor");
+  scheme["observer"] = "static_minmax";
+  return scheme;
+}
+
+void check_cache(const json& scheme, const std::string& where) {
+  if (!scheme.is_object()) throw error(where + " must be an object");
+  expect(scheme, "type", "float", where);
+  const auto bits = json_get<int>(scheme, "num_bits", where);
+  if (bits != 8) throw error(where + ": \"num_bits\" must be 8, but is " + std::to_string(bits));
+  if (!json_get<bool>(scheme, "symmetric", where, true)) throw error(where + ": floats must be symmetric");
+  if (json_get<bool>(scheme, "dynamic", where, false)) throw error(where + ": dynamic scales are not supported");
+  const auto strategy = json_get<std::string>(scheme, "strategy", where, "tensor");
+  if (strategy != "tensor") refuse_strategy(where, strategy, "of the key-value cache, tensor is");
+}
+
+json compressed_tensors_json(const std::vector<packing_group>& all, const std::vector<std::string>& ignore,
+                             bool cache) {
   json groups = json::object();
   for (size_t i = 0; i < all.size(); ++i) groups["group_" + std::to_string(i)] = group_json(all[i]);
   const std::string format = format_name(all.front().how);
   const bool alike =
       std::all_of(all.begin(), all.end(), [&](const packing_group& each) { return format == format_name(each.how); });
-  return {{"config_groups", std::move(groups)},  {"format", alike ? format : "mixed-precision"},
-          {"global_compression_ratio", nullptr}, {"ignore", ignore},
-          {"kv_cache_scheme", nullptr},          {"quant_method", "compressed-tensors"},
+  return {{"config_groups", std::move(groups)},
+          {"format", alike ? format : "mixed-precision"},
+          {"global_compression_ratio", nullptr},
+          {"ignore", ignore},
+          {"kv_cache_scheme", cache ? cache_json() : json(nullptr)},
+          {"quant_method", "compressed-tensors"},
           {"quantization_status", "compressed"}};
 }
 
@@ -360,7 +382,11 @@ void quantization::add(packing_group group) {
 
 void quantization::read_compressed_tensors(const json& file) {
   const auto format = json_get<std::string>(file, "format", where_);
-  for (const char* key : {"kv_cache_scheme", "transform_config"}) refuse_unless_none(file, key, where_);
+  refuse_unless_none(file, "transform_config", where_);
+  if (const json* cache = value(file, "kv_cache_scheme")) {
+    check_cache(*cache, where_ + ", kv_cache_scheme");
+    rounds_cache_ = true;
+  }
   if (const json* sparsity = value(file, "sparsity_config")) expect(*sparsity, "format", "dense", where_);
   const json* groups = value(file, "config_groups");
   if (!groups || !groups->is_object()) throw error(where_ + ": \"config_groups\" must be an object that is not empty");
@@ -557,7 +583,8 @@ std::vector<std::string> quantization::unmatched(const std::vector<std::string>&
 }
 
 json quantization_json(const packing& how, const std::vector<std::string>& ignore) {
-  if (how.format == packed_format::compressed_tensors) return compressed_tensors_json({{how, {"Linear"}}}, ignore);
+  if (how.format == packed_format::compressed_tensors)
+    return compressed_tensors_json({{how, {"Linear"}}}, ignore, false);
   if (is_autoawq(how.format)) return awq_json(how, ignore);
   json rules = json::object();
   for (const std::string& entry : ignore)
@@ -596,7 +623,7 @@ json quantization_json(const quantization& q, const std::vector<std::string>& li
   if (is_gptq(format)) return gptq_json(most->how, gptq_rules(all, most->how));
   most->targets = {"Linear"};
   std::rotate(groups.begin(), most, most + 1);
-  return compressed_tensors_json(groups, ignore);
+  return compressed_tensors_json(groups, ignore, q.rounds_cache());
 }
 
 }  // namespace nibble::mistral

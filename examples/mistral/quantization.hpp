@@ -106,6 +106,9 @@ class quantization {
 
   /// Whether some linears round what they read.
   bool rounds_inputs() const;
+  /// Whether keys and values are kept in fp8, under a scale of each layer that the checkpoint holds (kv_cache_scheme).
+  bool rounds_cache() const { return rounds_cache_; }
+  void round_cache() { rounds_cache_ = true; }
 
   const std::vector<packing_group>& groups() const { return groups_; }
   const std::vector<std::string>& ignore() const { return ignore_; }
@@ -135,6 +138,7 @@ class quantization {
   std::vector<patterns> target_patterns_;  ///< by group
   patterns ignore_patterns_;
   bool awq_ = false;
+  bool rounds_cache_ = false;
   bool gptq_ = false;        ///< read of a GPTQ checkpoint, whose rules decide
   std::vector<rule> rules_;  ///< the first that matches counts
   bool head_ = false;        ///< whether a GPTQ checkpoint has its head packed

@@ -243,9 +243,23 @@ class recipe_reader {
                   "post_attention_layernorm to gate and up; up to down), which are the only ones; leave them out");
   }
 
+  void read_cache(const mapping& m) {
+    const json* scheme = m.get("kv_cache_scheme");
+    if (!scheme) return;
+    const mapping s(*scheme, m.where() + ", kv_cache_scheme",
+                    {"num_bits", "type", "symmetric", "strategy", "dynamic", "group_size", "block_structure"},
+                    {"observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype"}, out_.without_effect);
+    const std::string strategy = s.word("strategy");
+    if (s.word("type") != "float" || s.integer("num_bits", 1, 64, 8) != 8 || !s.boolean("symmetric", true) ||
+        (!strategy.empty() && strategy != "tensor") || (s.get("dynamic") && s.boolean("dynamic", false)) ||
+        s.get("group_size") || s.get("block_structure"))
+      m.refuse("kv_cache_scheme", "and keys and values can be kept in fp8 under one scale each: num_bits 8, type float, "
+                                  "strategy tensor, neither dynamic nor with zero points");
+    out_.rounds_cache = true;
+  }
+
   void read_quantization(const mapping& m) {
-    if (m.get("kv_cache_scheme"))
-      m.refuse("kv_cache_scheme", "but the key-value cache is not quantized here; leave it out");
+    read_cache(m);
     const json* scheme = m.get("scheme");
     const json* groups = m.get("config_groups");
     if (scheme && groups) throw error(m.where() + ": \"scheme\" and \"config_groups\" contradict each other; give one");

@@ -30,6 +30,7 @@ struct recipe {
   std::string actorder = "static";          ///< "none", "static" or "group"
   bool smooth = false;                      ///< scales by SmoothQuant
   std::optional<double> strength = std::nullopt;  ///< its α; left out, llm-compressor takes 0.5
+  bool rounds_cache = false;                      ///< keys and values in fp8
   bool smooth_up = false, smooth_v = false;       ///< whether it folds scales into up and v, beside the norms
 
   /// Whether some linear's inputs are rounded, and whether under a scale that the checkpoint holds.
@@ -37,8 +38,8 @@ struct recipe {
   bool has_input_scales() const;
 };
 
-/// @throws error naming the file, modifier and key for what is unknown, what this project does not do (key-value cache, inputs or
-/// blocks but in 8 bits) and what contradicts itself.
+/// @throws error naming the file, modifier and key for what is unknown, what this project does not do (inputs, blocks or a
+/// key-value cache but in 8 bits) and what contradicts itself.
 recipe read_recipe(const std::filesystem::path& file);
 
 /// Writes OUT/recipe.yaml as llm-compressor 0.14 reads it.

@@ -67,6 +67,8 @@ void write_recipe(const std::filesystem::path& out, const recipe& made) {
     text += "        group_" + std::to_string(i) + ":\n          targets: " + nlohmann::json(targets).dump() + "\n";
     text += weights_text(how) + inputs_text(how);
   }
+  if (made.rounds_cache)
+    text += "      kv_cache_scheme: {num_bits: 8, type: float, strategy: tensor, dynamic: false, symmetric: true}\n";
   text += "      ignore: " + nlohmann::json(made.ignore).dump() + "\n";
   write_file(out / "recipe.yaml", text);
 }

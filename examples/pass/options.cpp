@@ -86,6 +86,17 @@ void check_order(pass_options& o) {
   o.how = quantization(groups, o.ignore, o.recipe.empty() ? "--ignore" : o.recipe);
 }
 
+/// Scales of keys and values, which compressed-tensors has a place for, come from a calibration.
+void check_cache(pass_options& o) {
+  if (!o.cache_rounded) return;
+  if (o.format != packed_format::compressed_tensors)
+    throw usage_error("--kv-cache fp8 needs --format compressed-tensors, which has a place for its scales");
+  if (!o.calibrated())
+    throw usage_error(std::string("--kv-cache fp8 takes its scales from a calibration, and --method ") +
+                      o.how_found.word + " does none; use another --method");
+  o.how.round_cache();
+}
+
 /// What the format's readers refuse, which the user may want to know before.
 void note_readers(const pass_options& o, std::vector<std::string>& notes) {
   if (!is_gptq(o.format)) return;
@@ -158,6 +169,7 @@ std::vector<std::string> follow_recipe(pass_options& o) {
   o.duo = value_of(duo_choices, r.duo_scaling);
   o.grid = r.grid;
   o.ignore = r.ignore;
+  o.cache_rounded = o.cache_rounded || r.rounds_cache;
   for (packing_group& group : r.groups) group.how.format = o.format;
   o.how = quantization(r.groups, r.ignore, o.recipe);
   if (o.how.of("lm_head"))
@@ -211,6 +223,7 @@ std::vector<std::string> check(pass_options& o) {
   check_format(o);
   check_method(o);
   check_order(o);
+  check_cache(o);
   note_readers(o, notes);
   if (o.solved() && o.propagate == propagation::original) {
     if (o.drift_given && o.drift > 0)

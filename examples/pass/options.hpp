@@ -76,6 +76,8 @@ inline constexpr choice<clip_search> clip_choices[] = {
 inline constexpr choice<propagation> propagation_choices[] = {{"original", propagation::original},
                                                               {"quantized", propagation::quantized}};
 
+inline constexpr choice<bool> cache_choices[] = {{"none", false}, {"fp8", true}};
+
 inline constexpr choice<activation_order> order_choices[] = {{"none", activation_order::none},
                                                              {"static", activation_order::static_groups},
                                                              {"group-aware", activation_order::group_aware},
@@ -119,6 +121,7 @@ struct pass_options {
   bool drift_given = false;  ///< by the user, not by default
   smoothing_strength strength;
   smoothing smoothed_inputs = smoothing::down;
+  bool cache_rounded = false;  ///< scales for keys and values in fp8
   backend_options backend;
   int threads = 0;  ///< 0: all
   std::uint64_t seed = 42;

@@ -19,6 +19,7 @@
 #include "mistral/progress.hpp"
 #include "mistral/recipe.hpp"
 #include "mistral/resume.hpp"
+#include "mistral/rounding.hpp"
 #include "mistral/serving.hpp"
 #include "mistral/sha256.hpp"
 #include "mistral/source_card.hpp"
@@ -47,6 +48,8 @@ void write_layer_rest(const job& j, index_t layer, const layer_weights& w, safet
   const std::string prefix = "model.layers." + std::to_string(layer) + ".", type = safetensors_dtype(j.stored);
   write_floats(out, prefix + "input_layernorm.weight", w.input_norm, type);
   write_floats(out, prefix + "post_attention_layernorm.weight", w.post_norm, type);
+  if (w.cache.k > 0) write_floats(out, prefix + "self_attn.k_scale", {w.cache.k}, type);
+  if (w.cache.v > 0) write_floats(out, prefix + "self_attn.v_scale", {w.cache.v}, type);
   for (const projection p : projections) {
     if (j.o.how.of(projection_name(layer, p))) continue;
     const std::string name = projection_name(layer, p) + ".weight";
@@ -168,12 +171,22 @@ std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& dir
   return on;
 }
 
+/// fp8 scales of the keys and values that a layer makes of the calibration tokens, as they are stored.
+cache_scales scales_of_cache(const job& j, const layer_weights& w, engine& on) {
+  const std::vector<index_t> starts = j.tokens().starts;
+  const matrix<const float> x(on.get().data(), starts.back(), j.model.hidden);
+  const cache_scales largest = largest_cached(j.model, w, x, starts);
+  return {input_scale(largest.k, code_type::e4m3, j.stored), input_scale(largest.v, code_type::e4m3, j.stored)};
+}
+
 /// Statistics, search and codes of one layer; w becomes what the checkpoint will hold. @returns what the bar shows.
 std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& on, const linear_sink& sink,
                          pass_result& r) {
   const bool again = j.o.propagate == propagation::quantized;
+  cache_scales cache;
   {
     stopwatch watch(r.seconds.forward);
+    if (j.o.cache_rounded) cache = scales_of_cache(j, w, on);
     on.gather(layer, w, again);
   }
   if (on.non_finite() > 0)
@@ -188,6 +201,7 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
     r.layers.push_back(to_json(report, true));
   }
   if (on.on_gpu()) r.gpu_bytes = std::max(r.gpu_bytes, j.on->free_bytes - std::min(j.on->free_bytes, gpu_free_bytes()));
+  w.cache = cache;
   on.forget();
   if (again) {
     stopwatch watch(r.seconds.forward);
@@ -348,6 +362,7 @@ recipe recipe_of(const job& j) {
   r.actorder = o.order == activation_order::none         ? "none"
                : o.order == activation_order::descending ? "group"
                                                          : "static";
+  r.rounds_cache = o.cache_rounded;
   r.groups = o.how.groups(), r.ignore = o.ignore;
   r.smooth = o.smoothed() && o.strength.any();
   if (o.strength.fixed) r.strength = std::stod(to_string(o.strength));

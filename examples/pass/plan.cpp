@@ -144,7 +144,12 @@ void add_rest(const job& j, plan& out) {
     norms += bytes;
     ++count;
   }
-  out.rows.push_back({"norms", "", j.model.hidden, 0, count, "stay " + dtype_name(j.stored), norms});
+  if (j.o.cache_rounded) {  // two more numbers a layer
+    norms += static_cast<std::uint64_t>(2 * j.model.layers * size_of(j.stored));
+    count += 2 * j.model.layers;
+  }
+  out.rows.push_back({j.o.cache_rounded ? "norms, cache scales" : "norms", "", j.model.hidden, 0, count,
+                      "stay " + dtype_name(j.stored), norms});
 }
 
 std::uint64_t activation_bytes(const job& j) {

@@ -130,6 +130,11 @@ void pass_program::add_packing() {
           ->capture_default_str()
           ->type_name("SCHEME")
           ->group(of_quantization));
+  add_choice(
+      "--kv-cache", o_.cache_rounded, cache_choices,
+      "How engines are to keep keys and values: as they are, or in fp8 under a scale of each layer's keys and one "
+      "of its values, the largest that calibration saw")
+      ->group(of_quantization);
   decided_by_recipe(app_.add_option("--group-size", o_.group_size,
                                     "Inputs that share a scale: 128, 64, 32, or -1 for all of them; schemes in 8 bits "
                                     "whose inputs are rounded too have their own")

@@ -104,6 +104,7 @@ nlohmann::ordered_json options_json(const pass_options& o) {
     options["groups"].push_back(std::move(each));
   }
   if (!o.calibrated()) return options;
+  if (o.cache_rounded) options["kv_cache"] = "fp8";
   options.update(
       {{"calibration", o.calibration}, {"num_calibration_samples", o.samples}, {"max_seq_length", o.max_length}});
   if (o.scales_searched())
