@@ -253,8 +253,9 @@ class recipe_reader {
     if (s.word("type") != "float" || s.integer("num_bits", 1, 64, 8) != 8 || !s.boolean("symmetric", true) ||
         (!strategy.empty() && strategy != "tensor") || (s.get("dynamic") && s.boolean("dynamic", false)) ||
         s.get("group_size") || s.get("block_structure"))
-      m.refuse("kv_cache_scheme", "and keys and values can be kept in fp8 under one scale each: num_bits 8, type float, "
-                                  "strategy tensor, neither dynamic nor with zero points");
+      m.refuse("kv_cache_scheme",
+               "and keys and values can be kept in fp8 under one scale each: num_bits 8, type float, "
+               "strategy tensor, neither dynamic nor with zero points");
     out_.rounds_cache = true;
   }
 

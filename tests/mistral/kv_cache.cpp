@@ -212,19 +212,25 @@ TEST_CASE("a recipe of keys and values in fp8 reads as what was written, and ano
   CHECK(again.rounds_cache);
   CHECK(again.without_effect.empty());
   const auto with = [&](const std::string& scheme) {
-    test::write_bytes(out / "other.yaml", "default_stage: {default_modifiers: {QuantizationModifier: {scheme: W4A16, "
-                                          "kv_cache_scheme: " + scheme + "}}}\n");
+    test::write_bytes(out / "other.yaml",
+                      "default_stage: {default_modifiers: {QuantizationModifier: {scheme: W4A16, "
+                      "kv_cache_scheme: " +
+                          scheme + "}}}\n");
     return read_recipe(out / "other.yaml");
   };
-  CHECK(with("{num_bits: 8, type: float, strategy: tensor, dynamic: false, symmetric: true, observer: minmax}").rounds_cache);
+  CHECK(with("{num_bits: 8, type: float, strategy: tensor, dynamic: false, symmetric: true, observer: minmax}")
+            .rounds_cache);
   CHECK_FALSE(with("null").rounds_cache);
-  for (const char* scheme : {"{num_bits: 8}", "{num_bits: 4, type: float}", "{type: int, num_bits: 8}",
-                             "{type: float, num_bits: 8, dynamic: true}", "{type: float, num_bits: 8, strategy: attn_head}",
-                             "{type: float, num_bits: 8, symmetric: false}"})
+  for (const char* scheme :
+       {"{num_bits: 8}", "{num_bits: 4, type: float}", "{type: int, num_bits: 8}",
+        "{type: float, num_bits: 8, dynamic: true}", "{type: float, num_bits: 8, strategy: attn_head}",
+        "{type: float, num_bits: 8, symmetric: false}"})
     CHECK_THROWS_WITH(with(scheme), Contains("kv_cache_scheme"));
 }
 
-TEST_CASE("with --kv-cache fp8 the output has scales of what calibration saw, and decodes and predicts with keys and values in fp8") {
+TEST_CASE(
+    "with --kv-cache fp8 the output has scales of what calibration saw, and decodes and predicts with keys and values "
+    "in fp8") {
   const test::temporary_directory root;
   test::model_spec spec;
   test::write_weights(spec, root / "model");
