@@ -94,10 +94,8 @@ if [ -n "${VLLM:-}" ]; then
   compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16_ASYM
   [ -d "$work/recipe-four_bits" ] || write recipe-four_bits --recipe "$recipes/four_bits.yaml"
   compare vLLM "$VLLM" vllm_perplexity.py recipe-four_bits
-  for scheme in W8A8 W8A8_STATIC FP8_DYNAMIC; do
-    [ -d "$work/smooth-$scheme" ] || write --by smoothquant_mistral smooth-$scheme --scheme $scheme
-    compare vLLM "$VLLM" vllm_perplexity.py smooth-$scheme
-  done
+  [ -d "$work/smooth-W8A8" ] || write --by smoothquant_mistral smooth-W8A8 --scheme W8A8
+  compare vLLM "$VLLM" vllm_perplexity.py smooth-W8A8
   [ -d "$work/gptq-W4A16-v1" ] || write --by gptq_mistral gptq-W4A16-v1 --format gptq --scheme W4A16
   compare vLLM "$VLLM" vllm_perplexity.py gptq-W4A16-v1
 else
