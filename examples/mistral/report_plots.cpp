@@ -303,10 +303,13 @@ std::string losses(const json& run) {
   for (const std::string& name : names_in(layers, "linears"))
     figures.push_back(loss_panel(run, name, by_layer(layers, "linears", name, "round_to_nearest_loss"),
                                  by_layer(layers, "linears", name, "loss")));
+  const bool sampled = at(at(run, "options"), "smoothing_strength").is_string();
+  const std::string error =
+      sampled ? "Mean squared error of each linear's output on tokens of the calibration text, its inputs rounded too"
+              : "Mean squared error of each linear's output on the calibration text, under its shrunk Gram matrix";
   return section(
       "loss", title,
-      "Mean squared error of each linear's output on the calibration text, under its shrunk Gram matrix; every "
-      "plot has a scale of its own, and says what is left of the loss that rounding to nearest causes.",
+      error + "; every plot has a scale of its own, and says what is left of the loss that rounding to nearest causes.",
       "<p class=\"legend\">" + key("b hollow", "round to nearest") + key("a", own_name(run)) + "</p>\n" +
           grid(figures));
 }

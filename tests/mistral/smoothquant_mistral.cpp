@@ -281,6 +281,17 @@ TEST_CASE("smoothing loses no more than no smoothing, nor than any strength that
              Contains("SmoothQuant") && Contains("smoothquant_mistral") && Contains("what they multiply"));
 }
 
+TEST_CASE("the report of a smoothed model tells its losses for what they are, of rounded inputs on some tokens") {
+  const workplace w;
+  const auto page = [&](const words& more) {
+    const std::string file = (w.root / "page.html").string();
+    w.quantize("out", words{"--report", file} + more);
+    return test::read_bytes(file);
+  };
+  for (const words& each : {words{}, words{"--smoothing-strength", "none"}})
+    CHECK_THAT(page(each), Contains("its inputs rounded too") && !Contains("Gram matrix"));
+}
+
 TEST_CASE("smoothquant_mistral writes the same bytes whatever the number of threads") {
   const workplace w(of_blocks());
   for (const words& each : {words{}, words{"--scheme", "W8A8_STATIC", "--smoothed-inputs", "all"},
