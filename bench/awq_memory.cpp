@@ -42,7 +42,7 @@ int main(int argc, char** argv) {
     const config c = read_config(directory / "model");
     const auto measure = [&](const char* name, bool calibrated, std::vector<std::string> more) {
       for (const char* word : {"--num-calibration-samples", "8", "--max-seq-length", "512"}) more.push_back(word);
-      const auto figures = run_awq_mistral("bench_awq_memory", directory, more);
+      const auto figures = run_pass("bench_awq_memory", "awq_mistral", directory, more);
       const double peak = figures.at("peak_resident_bytes").get<double>();
       std::printf("%-24s %7lld %10.0f %10.0f %9.2f %9.1f\n", name, static_cast<long long>(layers), peak / 1e6,
                   bound(c, calibrated) / 1e6, peak / bound(c, calibrated),

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The whole AWQ pass of awq_mistral on random weights of the shape of Mistral-7B or Mistral-Small-24B, cut to a few layers, by
-/// phase, and what that makes for all layers.
-///     bench_awq_pass DIRECTORY [--shape 7b|24b] [--layers N] [--samples N] [--length N] [OPTION OF AWQ_MISTRAL …]
+/// The whole pass of awq_mistral, or with --method gptq or awq+gptq of gptq_mistral, on random weights of the shape of Mistral-7B or
+/// Mistral-Small-24B, cut to a few layers, by phase, and what that makes for all layers.
+///     bench_awq_pass DIRECTORY [--method awq|gptq|awq+gptq] [--shape 7b|24b] [--layers N] [--samples N] [--length N]
+///                    [OPTION OF THE PROGRAM …]
 /// DIRECTORY takes 2 GB for a while (24b: 5 GB) and 0.55 GB (1.4 GB) for each layer more than the first.
 #include <algorithm>
 #include <CLI/CLI.hpp>
@@ -23,11 +24,14 @@ void print(const char* name, double seconds, const model_shape& shape, index_t l
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("The AWQ pass by phase, on random weights of a known shape.", "bench_awq_pass");
-  std::string directory, name = "7b";
+  CLI::App app("A pass by phase, on random weights of a known shape.", "bench_awq_pass");
+  std::string directory, name = "7b", method = "awq";
   index_t layers = 2, samples = 256, length = 512;
   app.add_option("directory", directory, "Where the model and the output go for a while")->required();
   app.add_option("--shape", name)->check(CLI::IsMember({"7b", "24b"}))->capture_default_str();
+  app.add_option("--method", method, "awq: awq_mistral; gptq or awq+gptq: gptq_mistral")
+      ->check(CLI::IsMember({"awq", "gptq", "awq+gptq"}))
+      ->capture_default_str();
   app.add_option("--layers", layers)->check(CLI::Range(index_t(1), index_t(64)))->capture_default_str();
   app.add_option("--samples", samples)->check(CLI::Range(index_t(1), index_t(4096)))->capture_default_str();
   app.add_option("--length", length)->check(CLI::Range(index_t(1), index_t(32768)))->capture_default_str();
@@ -38,17 +42,18 @@ int main(int argc, char** argv) {
   const fs::path root = fs::absolute(directory) / "awq_pass";
   write_random_model(root / "model", shape, layers);
   std::vector<std::string> words = app.remaining();
-  for (const std::string& word : {std::string("--num-calibration-samples"), std::to_string(samples),
-                                  std::string("--max-seq-length"), std::to_string(length)})
+  for (const std::string& word :
+       {std::string("--num-calibration-samples"), std::to_string(samples), std::string("--max-seq-length"),
+        std::to_string(length), std::string("--method"), method})
     words.push_back(word);
-  const auto figures = run_awq_mistral("bench_awq_pass", root, words);
+  const auto figures = run_pass("bench_awq_pass", method == "awq" ? "awq_mistral" : "gptq_mistral", root, words);
   const auto& machine = figures.at("machine");
   const auto& seconds = figures.at("seconds");
   const double whole = seconds.at("quantization").get<double>();
 
-  std::printf("%s, %lld of %lld layers, %lld tokens, on %s\n\n", shape.name, static_cast<long long>(layers),
-              static_cast<long long>(shape.layers), figures["calibration"]["tokens"].get<long long>(),
-              machine.at("name").get<std::string>().c_str());
+  std::printf("%s of %s, %lld of %lld layers, %lld tokens, on %s\n\n", method.c_str(), shape.name,
+              static_cast<long long>(layers), static_cast<long long>(shape.layers),
+              figures["calibration"]["tokens"].get<long long>(), machine.at("name").get<std::string>().c_str());
   std::printf("%-12s %12s %12s %14s %10s\n", "phase", "seconds", "a layer", "all layers*", "share");
   double rest = whole;
   const auto add = [&](const std::string& phase, double spent) {

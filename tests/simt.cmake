@@ -86,7 +86,7 @@ target_include_directories(simt_tests PRIVATE ${CBLAS_INCLUDE_DIR})
 
 add_custom_target(simt_suite DEPENDS simt_tests)  # what `./test.sh --simt` builds
 
-# What the examples do on a GPU, and their programs with the executor for one: awq_mistral_simt, which the tests run.
+# What the examples do on a GPU, and their programs with the executor for one: awq_mistral_simt and others, which the tests run.
 if(NIBBLE_EXAMPLES)
   add_library(mistral_gpu_simt STATIC ${mistral_cuda_sources})
   target_link_libraries(mistral_gpu_simt PUBLIC simt mistral nibble_kernels)
@@ -99,7 +99,7 @@ if(NIBBLE_EXAMPLES)
   simt_program(mistral_simt_tests ${mistral_cuda_tests} ${every_mistral_launcher})
   add_dependencies(simt_suite mistral_simt_tests)
   target_link_libraries(mistral_simt_tests PRIVATE mistral_pass_gpu_simt mistral_pass mistral_gpu_simt nibble_reference)
-  foreach(program IN ITEMS awq_mistral perplexity)
+  foreach(program IN ITEMS awq_mistral gptq_mistral perplexity)
     add_executable(${program}_simt ${PROJECT_SOURCE_DIR}/examples/${program}/main.cpp)
     if(program MATCHES "_mistral$")
       target_link_libraries(${program}_simt PRIVATE mistral_pass_gpu_simt mistral_pass)

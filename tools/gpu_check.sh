@@ -10,12 +10,13 @@ usage() {
 usage: tools/gpu_check.sh [OPTION...]
 Builds the kernels' tests and benches with nvcc and runs them on the GPU, in phases:
   unpack    the .deb files of --debs into the work directory, for a machine that has no network
-  build     cuda_tests and the benches; mistral_cuda_tests, awq_mistral and bench_awq_pass too where the examples' libraries are
+  build     cuda_tests and the benches; mistral_cuda_tests, the passes and bench_awq_pass too where the examples' libraries are
   test      every test
   memcheck  compute-sanitizer's memcheck on the quick tests, those that took 3 seconds at most more than the fastest
   racecheck its racecheck on the same
   bench     every bench beside a device copy; JSON to bench/results/GPU-DATE-COMMIT
-  pass      awq_mistral's whole pass on two layers of the shapes of Mistral-7B and Mistral-Small-24B, by phase; tables beside the JSON
+  pass      the whole pass of AWQ, and of GPTQ, on two layers of the shapes of Mistral-7B and Mistral-Small-24B, by phase; tables beside
+            the JSON
   summary   a table of all that, which ends every other call too
 A phase ends within --limit seconds. What it did not get to is left to the next call, and nothing that passed is done twice
 unless the sources or --arch have changed.
@@ -283,24 +284,27 @@ bench() {
 
 pass_phase() {
   need_gpu pass
-  local shape status=0 text=$work/bench/awq_pass
+  local method shape status=0 text=$work/bench/pass
   if [[ ! -x $build/bin/bench_awq_pass ]]; then
     remember pass missing "phase build left no bench_awq_pass"
     return
   fi
   mkdir -p "$work/bench"
-  for shape in 7b 24b; do
-    [[ ! -f ${text}_$shape.txt ]] || continue
-    : >"$text.part"
-    within "$(left)" "$text.part" "$build/bin/bench_awq_pass" "$work/pass" --shape "$shape" --layers 2 --backend cuda || status=$?
-    rm -rf "$work/pass/awq_pass"
-    case $status in
-      0) mv "$text.part" "${text}_$shape.txt" ;;
-      124) remember pass unfinished "stopped in $shape"; return ;;
-      *) show_end "$text.part"; remember pass failed "$shape: see $text.part"; return ;;
-    esac
+  for method in awq gptq; do
+    for shape in 7b 24b; do
+      [[ ! -f ${text}_${method}_$shape.txt ]] || continue
+      : >"$text.part"
+      within "$(left)" "$text.part" "$build/bin/bench_awq_pass" "$work/pass" --method "$method" --shape "$shape" --layers 2 --backend cuda ||
+        status=$?
+      rm -rf "$work/pass/awq_pass"
+      case $status in
+        0) mv "$text.part" "${text}_${method}_$shape.txt" ;;
+        124) remember pass unfinished "stopped in $method of $shape"; return ;;
+        *) show_end "$text.part"; remember pass failed "$method of $shape: see $text.part"; return ;;
+      esac
+    done
   done
-  remember pass passed "7b and 24b"
+  remember pass passed "awq and gptq, 7b and 24b"
   keep_results
 }
 
@@ -312,7 +316,7 @@ keep_results() {
   to=$source_dir/bench/results/${gpu:-GPU}-$(date -u -r "$first" +%Y-%m-%d)-$commit
   mkdir -p "$to"
   cp "$work"/bench/*.json "$to"
-  for first in "$work"/bench/awq_pass_*.txt; do if [[ -f $first ]]; then cp "$first" "$to"; fi; done
+  for first in "$work"/bench/pass_*.txt; do if [[ -f $first ]]; then cp "$first" "$to"; fi; done
   if command -v nvidia-smi >/dev/null; then nvidia-smi -q -d CLOCK,POWER >"$to/nvidia-smi.txt" 2>&1 || true; fi
   echo "$to" >"$work/results"
 }
@@ -341,7 +345,7 @@ summary() {
        /^ *"error_message":/ { rate = "failed" }
        END { row() }' "$work"/bench/*.json
   echo "* of cuBLAS in the same run"
-  for each in "$work"/bench/awq_pass_*.txt; do
+  for each in "$work"/bench/pass_*.txt; do
     if [[ -f $each ]]; then echo && cat "$each"; fi
   done
   if [[ -f $work/results ]]; then say "JSON is in $(cat "$work/results")"; fi

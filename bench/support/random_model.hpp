@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Checkpoints with random weights of known models' shapes, cut to a few layers, and runs of awq_mistral on them. Weights repeat
+/// Checkpoints with random weights of known models' shapes, cut to a few layers, and runs of passes on them. Weights repeat
 /// every million, which no size and no time depends on.
 #pragma once
 
@@ -95,10 +95,10 @@ inline void write_random_model(const fs::path& directory, const model_shape& sha
   out.finish();
 }
 
-/// Runs awq_mistral, which lies beside this program, on DIRECTORY/model. @returns what --json tells; ends this program when it failed.
-inline nlohmann::ordered_json run_awq_mistral(const char* bench, const fs::path& directory,
-                                              const std::vector<std::string>& more) {
-  const fs::path program = fs::read_symlink("/proc/self/exe").parent_path() / "awq_mistral";
+/// Runs a pass, which lies beside this program, on DIRECTORY/model. @returns what --json tells; ends this program when it failed.
+inline nlohmann::ordered_json run_pass(const char* bench, const std::string& pass, const fs::path& directory,
+                                       const std::vector<std::string>& more) {
+  const fs::path program = fs::read_symlink("/proc/self/exe").parent_path() / pass;
   std::vector<std::string> words = {program.string(),
                                     "--model",
                                     (directory / "model").string(),
@@ -120,7 +120,7 @@ inline nlohmann::ordered_json run_awq_mistral(const char* bench, const fs::path&
   }
   int status = 0;
   if (child < 0 || ::waitpid(child, &status, 0) != child || status != 0) {
-    std::fprintf(stderr, "%s: awq_mistral failed; see %s\n", bench, (directory / "log").c_str());
+    std::fprintf(stderr, "%s: %s failed; see %s\n", bench, pass.c_str(), (directory / "log").c_str());
     std::exit(1);
   }
   std::ifstream figures(directory / "figures.json");

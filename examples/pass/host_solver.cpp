@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pass/host_solver.hpp"
 
-#include <cstdio>
-
 #include "nibble/host/awq.hpp"
 #include "nibble/host/gptq.hpp"
 #include "nibble/host/refit.hpp"
+#include "pass/factoring.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -43,13 +42,6 @@ host::drift& host_solver::drift_of(layer_input input, index_t inputs) {
   return *drift;
 }
 
-std::string host_solver::name(layer_input input) const {
-  std::string names;
-  for (const projection p : projections)
-    if (input_of(p) == input) names += (names.empty() ? "" : ", ") + projection_name(layer_, p);
-  return names;
-}
-
 const host::hessian& host_solver::hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
                                              index_t group) {
   const layer_input input = input_of(p);
@@ -58,15 +50,7 @@ const host::hessian& host_solver::hessian_of(projection p, const std::vector<flo
   reordered_.reset();
   hessian_.emplace(x, s.data(), group, o_.order, o_.damping);
   of_ = input, group_ = group;
-  char text[96] = "";
-  if (!hessian_->usable())
-    std::snprintf(text, sizeof(text), "the inputs' Hessian is not finite, so codes are the nearest");
-  else if (hessian_->floored())
-    std::snprintf(text, sizeof(text), "the inputs' Hessian has a factor only with its diagonal raised");
-  else if (hessian_->damping() > static_cast<double>(o_.damping))
-    std::snprintf(text, sizeof(text), "the inputs' Hessian has a factor only when dampened by %.3g",
-                  hessian_->damping());
-  if (text[0] != '\0') tell(o_, name(input) + ": " + text);
+  tell(o_, layer_, input, {hessian_->usable(), hessian_->floored(), hessian_->damping()});
   return *hessian_;
 }
 

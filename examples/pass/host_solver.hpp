@@ -4,7 +4,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "nibble/host/hessian.hpp"
@@ -49,7 +48,6 @@ class host_solver {
                           const packed& as, bool solved, quantized_linear& q);
   const host::hessian& hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
                                   index_t group);
-  std::string name(layer_input input) const;
 
   const pass_options& o_;
   index_t layer_ = 0;

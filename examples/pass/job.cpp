@@ -51,7 +51,6 @@ void job::choose_machine() {
     leave("a model that rounds what its linears read, or keys and values, is evaluated on the CPU only", "");
   if (on && o.scales_searched() && o.loss == search_loss::block)
     leave("--loss block is judged on the CPU only", "--loss gram, or ");
-  if (on && o.solved()) leave(std::string(o.how_found.title) + " is solved on the CPU only", "");
 }
 
 void job::read_evaluated() {

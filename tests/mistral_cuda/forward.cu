@@ -241,6 +241,109 @@ TEST_CASE("an observer on the device sees what the host's sees, in the same orde
   }
 }
 
+namespace {
+
+/// What an observer is told, by input and in turn.
+using told = std::vector<std::pair<layer_input, std::vector<float>>>;
+
+void note(told& to, layer_input which, matrix<const bf16> x, cudaStream_t in) {
+  std::vector<bf16> values(static_cast<size_t>(x.size()));
+  succeeds(cudaMemcpyAsync(values.data(), x.data, values.size() * sizeof(bf16), cudaMemcpyDeviceToHost, in));
+  succeeds(cudaStreamSynchronize(in));
+  to.emplace_back(which, std::vector<float>(values.begin(), values.end()));
+}
+
+/// Two streams of a batch through a model: x through its layers, the second through another's, which x is beside in every layer.
+struct beside {
+  told first, second;
+  std::vector<float> ends;
+
+  beside(cuda_forward::forward_pass& pass, opened& model, opened& other, const batch& b) {
+    pass.embed(model.files, b.ids);
+    for (index_t layer = 0; layer < model.c.layers; ++layer) {
+      pass.stage(other.files, layer);
+      pass.forward_beside([&](layer_input which, matrix<const bf16> kept, matrix<const bf16> x, cudaStream_t in) {
+        note(second, which, kept, in);
+        note(first, which, x, in);
+      });
+      pass.stage(model.files, layer);
+      pass.forward_layer();
+    }
+    ends.resize(static_cast<size_t>(2 * b.tokens() * model.c.hidden));
+    pass.download({ends.data(), 2 * b.tokens(), model.c.hidden});
+  }
+};
+
+}  // namespace
+
+TEST_CASE("of two streams each ends where it would alone, and what linears read of both is told by pairs") {
+  model_spec spec;
+  spec.vocabulary = 50;
+  made_model made(spec);
+  spec.seed = 2;
+  made_model second(spec);
+  opened &model = made.model, &other = second.model;
+  const batch b = random_batch({4, 7, 1, 12}, 50);
+  // Alone, and what linears of `other` read of x before each of its own layers.
+  cuda_forward::forward_pass alone(model.c, b.starts), aside(model.c, b.starts), third(model.c, b.starts);
+  told of_x, of_other;
+  const auto tell = [](told& to) {
+    return [&to](layer_input which, matrix<const bf16> x, cudaStream_t in) { note(to, which, x, in); };
+  };
+  alone.embed(model.files, b.ids);
+  third.embed(model.files, b.ids);
+  for (index_t layer = 0; layer < model.c.layers; ++layer) {
+    const auto x = model.downloaded(alone);
+    aside.upload({x.data(), b.tokens(), model.c.hidden});
+    aside.wait();
+    for (cuda_forward::forward_pass* const each : {&aside, &third}) each->stage(other.files, layer);
+    aside.forward_layer(tell(of_x));
+    third.forward_layer(tell(of_other));
+    alone.stage(model.files, layer);
+    alone.forward_layer();
+  }
+  const auto expected = model.downloaded(alone), beside_ends = other.downloaded(third);
+
+  const auto holds = [&](cuda_forward::forward_pass& pass, bool whole) {
+    const beside got(pass, model, other, b);
+    const auto half = got.ends.begin() + static_cast<std::ptrdiff_t>(expected.size());
+    const std::vector<float> of_first(got.ends.begin(), half), of_second(half, got.ends.end());
+    CHECK(distance(of_first, expected) < rounding_bound(model.c) / 2);
+    CHECK(distance(of_second, beside_ends) < rounding_bound(model.c) / 2);
+    if (!whole) return got.ends;
+    REQUIRE(got.first.size() == of_x.size());
+    for (size_t i = 0; i < of_x.size(); ++i) {
+      CAPTURE(i);
+      CHECK((got.first[i].first == of_x[i].first && got.second[i].first == of_x[i].first));
+      CHECK(got.first[i].second == of_x[i].second);
+      CHECK(got.second[i].second == of_other[i].second);
+    }
+    return got.ends;
+  };
+  cuda_forward::forward_pass both(model.c, b.starts, 0, 0, false, 2);
+  REQUIRE(both.memory().chunk_tokens == b.tokens());
+  const auto ends = holds(both, true);
+  std::vector<float> again(ends.size());
+  both.upload({ends.data(), 2 * b.tokens(), model.c.hidden});
+  both.download({again.data(), 2 * b.tokens(), model.c.hidden});
+  CHECK(again == ends);
+  alone.stage(model.files, 0);
+  CHECK_THROWS_WITH(alone.forward_beside(nullptr), Contains("no second stream"));
+#if defined(NIBBLE_SIMT)
+  std::vector<std::vector<float>> by_chunks;
+  for (const auto where : {cuda_forward::residual::on_device, cuda_forward::residual::on_host}) {
+    cuda_forward::memory_plan plan = cuda_forward::plan_memory(model.c, b.starts, index_t{1} << 30, where, 2);
+    plan.chunk_tokens = 12;
+    const simt::pretended_memory little(static_cast<std::size_t>(plan.total() + cuda_forward::runtime_bytes));
+    cuda_forward::forward_pass pass(model.c, b.starts, 0, 0, true, 2);
+    REQUIRE(pass.memory().where == where);
+    REQUIRE(pass.memory().chunk_tokens == 12);
+    by_chunks.push_back(holds(pass, false));
+  }
+  CHECK(by_chunks[0] == by_chunks[1]);
+#endif
+}
+
 TEST_CASE("weights from memory and weights from files give the same bytes, and a batch can be gone on with") {
   model_spec spec;
   spec.vocabulary = 50;

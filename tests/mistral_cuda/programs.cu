@@ -1,145 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// awq_mistral and perplexity with --backend: a GPU gives what the CPU gives, and one that cannot be used is told in a sentence.
-#include <unistd.h>
-
-#include <csignal>
 #include <cstdlib>
 
 #include "mistral/cuda/forward.cuh"
-#include "mistral/resume.hpp"
-#include "mistral/safetensors.hpp"
-#include "mistral_cuda/support.hpp"
-#include "support/program.hpp"
+#include "mistral_cuda/workplace.hpp"
 
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
-using json = nlohmann::ordered_json;
-using words = std::vector<std::string>;
 
 namespace {
 
 #if defined(NIBBLE_SIMT)
-const std::string awq_program = "awq_mistral_simt", perplexity_program = "perplexity_simt";
-
 /// What the executor pretends in the programs that a test starts.
 std::function<void()> pretending(const char* variable, const char* value) {
   return [=] { ::setenv(variable, value, 1); };
 }
-#else
-const std::string awq_program = "awq_mistral", perplexity_program = "perplexity";
 #endif
-
-/// Kills the program that this process becomes once `file` is there, however long that takes.
-void killed_once_there(const fs::path& file) {
-  const pid_t program = ::getpid();
-  if (::fork() != 0) return;
-  while (::getppid() == program && !fs::exists(file)) ::usleep(200);
-  if (::getppid() == program) ::kill(program, SIGKILL);
-  ::_exit(0);
-}
-
-words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
-struct workplace {
-  temporary_directory root;
-  fs::path model = root / "model", text = root / "text.txt";
-
-  workplace() {
-    model_spec spec;
-    spec.intermediate = 96;
-    write_model(spec, model);
-    const std::string all = read_bytes(embedded("text/heldout-persuasion.txt"));
-    write_bytes(text, all.substr(all.find("CHAPTER") != all.npos ? all.find("CHAPTER") : 0, 360));
-  }
-
-  words awq(const std::string& output, const words& more) const {
-    return words{"--model",
-                 model.string(),
-                 "--output",
-                 (root / output).string(),
-                 "--json",
-                 (root / (output + ".json")).string(),
-                 "--calibration",
-                 text.string(),
-                 "--num-calibration-samples",
-                 "3",
-                 "--max-seq-length",
-                 "24",
-                 "--group-size",
-                 "32"} +
-           more;
-  }
-  outcome run(const std::string& output, const words& more, const std::function<void()>& prepare = nullptr) const {
-    return run_program(awq_program, awq(output, more), root.path(), prepare);
-  }
-  json quantize(const std::string& output, const words& more, const std::function<void()>& prepare = nullptr) const {
-    const outcome result = run(output, more, prepare);
-    CAPTURE(output, more, result.err);
-    REQUIRE(result.status == 0);
-    return json::parse(read_bytes(root / (output + ".json")));
-  }
-  /// What the program says when it refuses; nothing but a note may come before.
-  std::string refused(const words& more, int status, const std::function<void()>& prepare = nullptr) const {
-    const outcome result = run("refused", more, prepare);
-    CAPTURE(more, result.err);
-    CHECK(result.status == status);
-    CHECK(result.out.empty());
-    std::string sentence = result.err;
-    if (sentence.rfind("awq_mistral: note: there are 3 calibration samples", 0) == 0)
-      sentence.erase(0, sentence.find('\n') + 1);
-    CHECK(sentence.rfind("awq_mistral: ", 0) == 0);
-    CHECK(std::count(sentence.begin(), sentence.end(), '\n') == 1);
-    CHECK_FALSE(fs::exists(root / "refused"));
-    return sentence;
-  }
-};
-
-double number(const json& of, const char* a, const char* b) {
-  return of.at(a).at(b).get<double>();
-}
-
-/// The losses of every linear and the loudness of every input agree, and so do perplexities, if there are any.
-void figures_agree(const json& gpu, const json& cpu) {
-  REQUIRE(gpu.at("layers").size() == cpu.at("layers").size());
-  for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
-    for (const auto& [name, expected] : cpu["layers"][layer]["linears"].items()) {
-      const json& own = gpu["layers"][layer]["linears"].at(name);
-      CAPTURE(layer, name);
-      for (const char* loss : {"round_to_nearest_loss", "loss"})
-        CHECK(own.at(loss).get<double>() == Approx(expected.at(loss).get<double>()).epsilon(0.03));
-    }
-  for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
-    for (const auto& [name, expected] : cpu["layers"][layer]["activations"].items()) {
-      CAPTURE(layer, name);
-      CHECK(gpu["layers"][layer]["activations"].at(name).at("median_magnitude").get<double>() ==
-            Approx(expected.at("median_magnitude").get<double>()).epsilon(0.03));
-    }
-  REQUIRE(gpu.at("models").size() == cpu.at("models").size());
-  if (!cpu["models"][0].contains("perplexity")) return;
-  for (size_t model = 0; model < cpu["models"].size(); ++model)
-    CHECK(gpu["models"][model].at("perplexity").get<double>() ==
-          Approx(cpu["models"][model].at("perplexity").get<double>()).epsilon(0.002));
-}
-
-/// The same tensors of the same shapes and types, whatever their numbers.
-void same_form(const fs::path& a, const fs::path& b) {
-  const checkpoint one(a), other(b);
-  REQUIRE(one.tensors().size() == other.tensors().size());
-  for (const auto& [name, t] : one.tensors()) {
-    CAPTURE(name);
-    CHECK(other.at(name, t.shape).dtype == t.dtype);
-  }
-}
-
-std::string payload(const fs::path& output) {
-  return read_bytes(output / "model.safetensors");
-}
 
 }  // namespace
 
@@ -162,7 +41,7 @@ TEST_CASE(
   CHECK(phases < number(gpu, "seconds", "quantization"));
   figures_agree(gpu, cpu);
   same_form(w.root / "gpu", w.root / "cpu");
-  const outcome plan = run_program(awq_program, w.awq("plan", {"--backend", "cuda", "--dry-run"}));
+  const outcome plan = run_program(on_gpu("awq_mistral"), w.options("plan", {"--backend", "cuda", "--dry-run"}));
 #if defined(NIBBLE_SIMT)  // where nothing but the program takes memory
   const double megabytes = std::stod(plan.out.substr(plan.out.find("GPU memory") + 10));
   const double planned = 1e6 * (megabytes + 0.05) - static_cast<double>(cuda::runtime_bytes);
@@ -205,8 +84,8 @@ TEST_CASE("perplexity on a GPU is the CPU's to 0.2 %, alone and against another 
   w.quantize("out", {"--method", "rtn"});
   const auto measured = [&](const std::string& backend) {
     const outcome result = run_program(
-        perplexity_program, {"--model", (w.root / "out").string(), "--against", w.model.string(), "--text",
-                             w.text.string(), "--window", "64", "--stride", "32", "--json", "--backend", backend});
+        on_gpu("perplexity"), {"--model", (w.root / "out").string(), "--against", w.model.string(), "--text",
+                               w.text.string(), "--window", "64", "--stride", "32", "--json", "--backend", backend});
     CAPTURE(result.err);
     REQUIRE(result.status == 0);
     return json::parse(result.out);
@@ -248,7 +127,7 @@ TEST_CASE("a machine whose GPU is missing, too old or too small says so in a sen
   CHECK_THAT(by_itself("b", old), Contains("note: the GPU 0 has compute capability 7.5"));
   CHECK_THAT(by_itself("c", small), Contains("of memory left") && Contains("the CPU takes its place"));
   const auto perplexity = [&](const std::string& backend, const std::function<void()>& prepare) {
-    return run_program(perplexity_program,
+    return run_program(on_gpu("perplexity"),
                        {"--model", w.model.string(), "--text", w.text.string(), "--backend", backend}, w.root.path(),
                        prepare);
   };

@@ -26,6 +26,10 @@ index_t wide_width(const config& c) {
 index_t narrow_width(const config& c) {
   return max(max(qkv_width(c) + c.q_width(), c.intermediate), c.hidden);
 }
+/// What linears read of a token, in the order of layer_input, from where each of them begins; last, where they end.
+std::array<index_t, 5> read_by_linears(const config& c) {
+  return {0, c.hidden, c.hidden + c.q_width(), 2 * c.hidden + c.q_width(), 2 * c.hidden + c.q_width() + c.intermediate};
+}
 index_t layer_elements(const config& c) {
   index_t elements = 0;
   for (const projection p : projections) elements += outputs(c, p) * inputs(c, p);
@@ -72,15 +76,17 @@ std::function<void(index_t, index_t, bf16*)> rows_of(const tensor& t, index_t co
 
 }  // namespace
 
-memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes, residual where) {
+memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes, residual where,
+                        index_t streams) {
   const index_t tokens = starts.back(), longest = longest_of(starts), token = 4 * c.hidden;
   const bool here = where == residual::on_device;
   memory_plan plan;
   plan.where = where;
   plan.layer_bytes = 2 * layer_elements(c) + 4 * 2 * c.hidden;
-  plan.batch_bytes = tokens * ((here ? token : 0) + 4 + index_t{sizeof(score_state)}) +
+  plan.batch_bytes = tokens * ((here ? streams * token : 0) + 4 + index_t{sizeof(score_state)}) +
                      16 * static_cast<index_t>(starts.size()) + 4 * longest * c.head_dim + 4 * 2 * c.hidden;
   plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden + (here ? 0 : 2 * token);
+  if (streams > 1) plan.token_bytes += 2 * read_by_linears(c).back() + (here ? token : 0);
   plan.chunk_tokens = longest;
   if (plan.total() > free_bytes)
     throw gpu_unusable("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
@@ -91,33 +97,34 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
   return plan;
 }
 
-memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes) {
+memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes, index_t streams) {
   try {
-    return plan_memory(c, starts, free_bytes, residual::on_device);
+    return plan_memory(c, starts, free_bytes, residual::on_device, streams);
   } catch (const gpu_unusable&) {
-    return plan_memory(c, starts, free_bytes, residual::on_host);
+    return plan_memory(c, starts, free_bytes, residual::on_host, streams);
   }
 }
 
 namespace {
 
 memory_plan plan_here(const config& c, const std::vector<index_t>& starts, int device, index_t reserved_bytes,
-                      bool either) {
+                      bool either, index_t streams) {
   use_device(device);
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "tell how much memory the GPU has");
   const index_t left = static_cast<index_t>(free) - reserved_bytes - runtime_bytes;
-  return either ? plan_either(c, starts, left) : plan_memory(c, starts, left);
+  return either ? plan_either(c, starts, left, streams) : plan_memory(c, starts, left, residual::on_device, streams);
 }
 
 }  // namespace
 
 forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int device, index_t reserved_bytes,
-                           bool either)
+                           bool either, index_t streams)
     : c_(c),
       starts_(std::move(starts)),
+      streams_(streams),
       heads_{c.heads, c.kv_heads, c.head_dim},
-      plan_(plan_here(c, starts_, device, reserved_bytes, either)),
+      plan_(plan_here(c, starts_, device, reserved_bytes, either, streams)),
       blas_(compute_),
       staging_(max(piece_goal, 4 * max(max(c.hidden, c.intermediate), c.q_width()))) {
   const index_t tokens = starts_.back(), longest = longest_of(starts_);
@@ -125,9 +132,11 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
     s.weights = device_memory<bf16>(layer_elements(c), "a layer's weights");
     s.norms = device_memory<float>(2 * c.hidden, "norms");
   }
-  if (plan_.where == residual::on_host) far_ = pinned_memory<float>(tokens * c.hidden, "the residual stream");
-  x_ = device_memory<float>((plan_.where == residual::on_host ? 2 * plan_.chunk_tokens : tokens) * c.hidden,
-                            "the residual stream");
+  const bool here = plan_.where == residual::on_device;
+  if (!here) far_ = pinned_memory<float>(streams * tokens * c.hidden, "the residual stream");
+  x_ = device_memory<float>((here ? streams * tokens : 2 * plan_.chunk_tokens) * c.hidden, "the residual stream");
+  if (streams > 1) kept_ = device_memory<bf16>(plan_.chunk_tokens * read_by_linears(c).back(), "activations");
+  if (streams > 1 && here) aside_ = device_memory<float>(plan_.chunk_tokens * c.hidden, "activations");
   ids_ = device_memory<int32_t>(tokens, "ids");
   states_ = device_memory<score_state>(tokens, "scores");
   head_norms_ = device_memory<float>(2 * c.hidden, "norms");
@@ -192,6 +201,7 @@ void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids
     host::parallel_for(x.rows, [&](index_t row) {
       for (index_t col = 0; col < x.cols; ++col) x(row, col) = static_cast<float>(bf16(x(row, col)));
     });
+    if (streams_ > 1) std::copy_n(x.data, x.size(), far_.data() + x.size());
     return;
   }
   const tensor& table = from.at("model.embed_tokens.weight", {c_.vocabulary, c_.hidden});
@@ -209,6 +219,10 @@ void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids
           "look up embeddings");
     s.used.record(compute_);
   }
+  if (streams_ > 1)
+    check(cudaMemcpyAsync(x_.data() + x().size(), x_.data(), static_cast<std::size_t>(x().size()) * sizeof(float),
+                          cudaMemcpyDeviceToDevice, compute_),
+          "copy activations");
   staged_ = nullptr;
   from.release(table);
 }
@@ -271,49 +285,88 @@ void forward_pass::stage(const layer_weights& w) {
 }
 
 void forward_pass::forward_layer(const device_observer& observe) {
+  std::vector<turn> turns;
+  for (const chunk& part : chunks_) turns.push_back({0, &part, false});
+  turn_observer told;
+  if (observe)
+    told = [&](const turn&, layer_input which, matrix<const bf16> activations) {
+      observe(which, activations, compute_);
+    };
+  run(turns, told);
+}
+
+/// A chunk of the second stream, then the same tokens of the first: what linears read of the one is kept until the other's is there.
+void forward_pass::forward_beside(const device_pair_observer& observe) {
+  if (streams_ < 2) throw error("there is no second stream of activations");
+  std::vector<turn> turns;
+  for (const chunk& part : chunks_) turns.insert(turns.end(), {{1, &part, false}, {0, &part, true}});
+  run(turns, [&](const turn& of, layer_input which, matrix<const bf16> activations) {
+    const index_t from = read_by_linears(c_)[static_cast<std::size_t>(which)] * of.part->tokens;
+    const auto kept = view(kept_.data() + from, activations.rows, activations.cols);
+    if (of.stream == 0) return observe(which, kept, activations, compute_);
+    check(cudaMemcpyAsync(kept.data, activations.data, static_cast<std::size_t>(kept.size()) * sizeof(bf16),
+                          cudaMemcpyDeviceToDevice, compute_),
+          "keep activations");
+  });
+}
+
+void forward_pass::run(const std::vector<turn>& turns, const turn_observer& observe) {
   if (staged_ == nullptr) throw error("a layer's weights have to be staged before it runs");
   if (plan_.where == residual::on_host)
-    forward_carried(*staged_, observe);
+    forward_carried(*staged_, turns, observe);
   else
-    for (const chunk& part : chunks_) forward_chunk(*staged_, part, x().rows_at(part.first, part.tokens), observe);
+    for (const turn& each : turns) forward_here(*staged_, each, observe);
   staged_->used.record(compute_);
   staged_ = nullptr;
 }
 
-/// Chunks by turns in two places of x_. A chunk comes when the one before last is back from its place, and goes back when it is
-/// through the layer. One stream carries both ways, so a layer's chunks come after all of the layer before are back.
-void forward_pass::forward_carried(const slot& s, const device_observer& observe) {
-  const auto fetch = [&](std::size_t i) {
-    const chunk& part = chunks_[i];
-    const index_t elements = part.tokens * c_.hidden;
-    check(cudaMemcpyAsync(x_.data() + static_cast<index_t>(i % 2) * plan_.chunk_tokens * c_.hidden,
-                          far_.data() + part.first * c_.hidden, static_cast<std::size_t>(elements) * sizeof(float),
-                          cudaMemcpyHostToDevice, carried_),
+void forward_pass::forward_here(const slot& s, const turn& of, const turn_observer& observe) {
+  auto rows = view(x_.data() + first_element(of), of.part->tokens, c_.hidden);
+  if (of.stays) {
+    check(cudaMemcpyAsync(aside_.data(), rows.data, static_cast<std::size_t>(rows.size()) * sizeof(float),
+                          cudaMemcpyDeviceToDevice, compute_),
           "copy activations");
+    rows.data = aside_.data();
+  }
+  forward_chunk(s, of, rows, observe);
+}
+
+/// Chunks by turns in two places of x_. A chunk comes when the one before last is back from its place, and goes back when it is
+/// through the layer, unless it stays what it was. One stream carries both ways, so a layer's chunks come after all of the layer
+/// before are back.
+void forward_pass::forward_carried(const slot& s, const std::vector<turn>& turns, const turn_observer& observe) {
+  const auto place_of = [&](std::size_t i) {
+    return view(x_.data() + static_cast<index_t>(i % 2) * plan_.chunk_tokens * c_.hidden, turns[i].part->tokens,
+                c_.hidden);
+  };
+  const auto carry = [&](float* to, const float* from, index_t elements, cudaMemcpyKind way) {
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(elements) * sizeof(float), way, carried_),
+          "copy activations");
+  };
+  const auto fetch = [&](std::size_t i) {
+    const auto rows = place_of(i);
+    carry(rows.data, far_.data() + first_element(turns[i]), rows.size(), cudaMemcpyHostToDevice);
     carriers_[i % 2].arrived.record(carried_);
   };
   fetch(0);
-  for (std::size_t i = 0; i < chunks_.size(); ++i) {
-    const chunk& part = chunks_[i];
+  for (std::size_t i = 0; i < turns.size(); ++i) {
     carrier& place = carriers_[i % 2];
-    const matrix<float> rows(x_.data() + static_cast<index_t>(i % 2) * plan_.chunk_tokens * c_.hidden, part.tokens,
-                             c_.hidden);
-    if (i + 1 < chunks_.size()) fetch(i + 1);
+    const auto rows = place_of(i);
+    if (i + 1 < turns.size()) fetch(i + 1);
     place.arrived.hold(compute_);
-    forward_chunk(s, part, rows, observe);
+    forward_chunk(s, turns[i], rows, observe);
     place.through.record(compute_);
     place.through.hold(carried_);
-    check(cudaMemcpyAsync(far_.data() + part.first * c_.hidden, rows.data,
-                          static_cast<std::size_t>(rows.size()) * sizeof(float), cudaMemcpyDeviceToHost, carried_),
-          "copy activations");
+    if (!turns[i].stays) carry(far_.data() + first_element(turns[i]), rows.data, rows.size(), cudaMemcpyDeviceToHost);
   }
 }
 
-void forward_pass::forward_chunk(const slot& s, const chunk& part, matrix<float> rows, const device_observer& observe) {
+void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe) {
+  const chunk& part = *of.part;
   const index_t m = part.tokens, hidden = c_.hidden, qkv_cols = qkv_width(c_);
   const auto normed = view(normed_.data(), m, hidden);
   const auto tell = [&](layer_input which, matrix<const bf16> activations) {
-    if (observe) observe(which, activations, compute_);
+    if (observe) observe(of, which, activations);
   };
   const bf16* w = s.weights.data();
   const auto multiply = [&](matrix<const bf16> by, float beta, matrix<float> to) {
@@ -346,7 +399,7 @@ void forward_pass::forward_chunk(const slot& s, const chunk& part, matrix<float>
   const auto gated = view(narrow_.data(), m, c_.intermediate);
   check(swiglu(gate_up, gated, compute_), "gate");
   tell(layer_input::down, gated);
-  multiply(gated, 1.0f, rows);
+  if (!of.stays) multiply(gated, 1.0f, rows);
 }
 
 void forward_pass::norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first,

@@ -38,26 +38,31 @@ inline constexpr index_t chunk_goal = 4096;
 inline constexpr index_t runtime_bytes = index_t(96) << 20;
 
 /// What a batch (`starts` as batch::starts) takes; as many tokens a chunk as `free_bytes` allow, up to chunk_goal or the
-/// longest sequence. @throws error when there is no room for the longest.
+/// longest sequence. @param streams 1, or 2 residual streams of the batch. @throws error when there is no room for the longest.
 memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes,
-                        residual where = residual::on_device);
+                        residual where = residual::on_device, index_t streams = 1);
 /// As that, on the device where it has room, else on the host.
-memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes);
+memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes, index_t streams = 1);
 
 /// As `observer`, of activations on the device; what it starts in the stream sees them, and nothing after that may.
 using device_observer = std::function<void(layer_input, matrix<const bf16>, cudaStream_t)>;
+/// As that, of both residual streams of a batch: `beside` is what the same linears read of the second.
+using device_pair_observer =
+    std::function<void(layer_input, matrix<const bf16> beside, matrix<const bf16>, cudaStream_t)>;
 
 class forward_pass {
  public:
   /// @param reserved_bytes of device memory left for others, such as an observer's sums.
   /// @param either  Whether the residual stream may be on the host where the device has no room for it; x() and score() are not
   /// for such a pass.
+  /// @param streams  2: a second residual stream of the same batch is followed, such as the original model's where layers before
+  /// this are quantized.
   /// @throws error without a GPU of compute capability 8.0 or newer, or with too little memory on it.
   forward_pass(const config& c, std::vector<index_t> starts, int device = 0, index_t reserved_bytes = 0,
-               bool either = false);
+               bool either = false, index_t streams = 1);
 
   const memory_plan& memory() const { return plan_; }
-  /// The residual stream (tokens, hidden). @pre it is on the device.
+  /// The residual stream (tokens, hidden), the first of two. @pre it is on the device.
   matrix<float> x() const { return {x_.data(), starts_.back(), c_.hidden}; }
   cudaStream_t compute() const { return compute_; }
   /// Of products in compute().
@@ -68,8 +73,9 @@ class forward_pass {
     carried_.synchronise();
   }
 
-  /// x = embeddings of the batch's ids, rounded to bf16. @throws error as embed of forward.hpp.
+  /// x = embeddings of the batch's ids, rounded to bf16, in every stream. @throws error as embed of forward.hpp.
   void embed(const checkpoint& from, const std::vector<int32_t>& ids);
+  /// Of every stream, the second's rows below the first's.
   /// @pre x has no gaps between its rows, and stays until wait() or the next download().
   void upload(matrix<const float> x);
   /// Waits for the device. @throws error for what failed on it since. @pre as upload().
@@ -79,8 +85,11 @@ class forward_pass {
   /// way. Mapped pages are let go.
   void stage(const checkpoint& from, index_t layer);
   void stage(const layer_weights& w);
-  /// x through the layer staged last, asynchronous.
+  /// x through the layer staged last, asynchronous; a second stream stays.
   void forward_layer(const device_observer& observe = nullptr);
+  /// The second stream through the layer staged last; x stays, and `observe` is told what linears would read of both. Asynchronous.
+  /// @pre there are two streams.
+  void forward_beside(const device_pair_observer& observe);
 
   /// `score` of forward.hpp for the rows in `rows`, in their order; waits for the device.
   /// @param reference_x on the device, its rows as x's.
@@ -99,6 +108,13 @@ class forward_pass {
     index_t first, tokens, sequences, longest;
     index_t starts;  ///< where theirs begin in starts_there_
   };
+  /// A chunk of a stream on its way through a layer, after which it is where it was, or not.
+  struct turn {
+    index_t stream;
+    const chunk* part;
+    bool stays;
+  };
+  using turn_observer = std::function<void(const turn&, layer_input, matrix<const bf16>)>;
   /// Rows [first, first + count) of a matrix of weights as bf16.
   using row_source = std::function<void(index_t first, index_t count, bf16* out)>;
 
@@ -108,8 +124,11 @@ class forward_pass {
   void copy_norm(float* to, const std::vector<float>& from);
   void stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
              const std::vector<float>& post_norm);
-  void forward_chunk(const slot& s, const chunk& part, matrix<float> rows, const device_observer& observe);
-  void forward_carried(const slot& s, const device_observer& observe);
+  void run(const std::vector<turn>& turns, const turn_observer& observe);
+  void forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe);
+  void forward_here(const slot& s, const turn& of, const turn_observer& observe);
+  void forward_carried(const slot& s, const std::vector<turn>& turns, const turn_observer& observe);
+  index_t first_element(const turn& of) const { return (of.stream * starts_.back() + of.part->first) * c_.hidden; }
   void norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first, const float* weight,
                  float epsilon, matrix<bf16> out);
   void score_entries(slot& s, index_t entry, index_t entries, const lm_head& head, const lm_head* reference_head,
@@ -118,6 +137,7 @@ class forward_pass {
 
   config c_;
   std::vector<index_t> starts_;
+  index_t streams_;
   head_layout heads_;
   memory_plan plan_;
   stream compute_, carried_;
@@ -129,7 +149,9 @@ class forward_pass {
   std::vector<chunk> chunks_;
   device_memory<index_t> starts_there_;
   device_memory<float> x_, cosine_, sine_, head_norms_, wide_;
+  device_memory<float> aside_;  ///< a chunk that stays where it is
   device_memory<bf16> normed_, narrow_;
+  device_memory<bf16> kept_;  ///< what linears read of a chunk of the second stream, input by input
   device_memory<int32_t> ids_;
   device_memory<score_state> states_;
   /// A place for a chunk of a residual stream that is on the host.

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// The engine of a GPU. Activations, statistics and Gram matrices stay on the device, in the stream of the forward pass; weights
-/// come from the host, those that scales are searched for whole, those that codes are chosen for a tile of rows at a time.
+/// come from the host, those that scales are searched for whole, those that codes are chosen for a tile of rows at a time. Where
+/// GPTQ makes up for drift, the forward pass has two residual streams: the quantized model's, and the original's beside it.
 #include "pass/engine.hpp"
 
 #include "mistral/cuda/forward.cuh"
 #include "nibble/kernels/observe.cuh"
+#include "nibble/kernels/target.cuh"
 #include "pass/cuda/linears.cuh"
+#include "pass/cuda/solver.cuh"
 #include "pass/job.hpp"
 
 namespace nibble::mistral {
@@ -20,6 +23,8 @@ using cuda::search_limits;
 constexpr index_t observed_tokens = 2048;
 /// Columns of a Gram matrix in bf16 at a time: wider ones are rounded again for each loss, which costs a tenth of its product.
 constexpr index_t gram_panel = 4096;
+/// Weights that GPTQ solves at a time: each row of them is a warp's, and a linear of Mistral-7B is whole.
+constexpr index_t solved_tile = index_t(1) << 26;
 
 index_t widest(const config& c) {
   return max(max(c.intermediate, c.hidden), c.q_width());
@@ -36,8 +41,24 @@ index_t held_elements(const config& c) {
       max(elements(c, {projection::o}), elements(c, {projection::down})));
 }
 
-search_limits limits_of(const config& c) {
-  return {held_elements(c), widest(c), gram_panel};
+/// Streams of activations.
+index_t streams(const job& j) {
+  return j.o.drift_followed() ? 2 : 1;
+}
+
+search_limits limits_of(const job& j) {
+  const config& c = j.model;
+  if (!j.o.solved()) return {held_elements(c), widest(c), gram_panel};
+  search_limits limits(held_elements(c), widest(c), gram_panel, solved_tile);
+  for (index_t layer = 0; layer < c.layers; ++layer) {
+    const layer_packing how = j.packings(layer);
+    for (const projection p : projections)
+      if (is_packed(how, p))
+        limits.workspace = max(limits.workspace, cuda::linear_solver::workspace_bytes(
+                                                     j.o, limits.rows(outputs(c, p), inputs(c, p)), inputs(c, p),
+                                                     packed(how, p, j.stored), j.o.drift_followed()));
+  }
+  return limits;
 }
 
 /// Whether the checkpoint's linears are numbers of bf16, as which they then are held.
@@ -54,8 +75,12 @@ index_t held_bytes(const job& j) {
 /// Device memory beside the forward pass's.
 index_t engine_bytes(const job& j) {
   const config& c = j.model;
-  index_t bytes = limits_of(c).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
-  for (const layer_input input : layer_inputs) bytes += width(c, input) * (4 * width(c, input) + 12);
+  const bool followed = j.o.drift_followed();
+  index_t bytes = limits_of(j).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
+  for (const layer_input input : layer_inputs) bytes += cuda::input_statistics::bytes(width(c, input), followed);
+  if (j.o.solved()) bytes += cuda::linear_solver::bytes(j.o, widest(c), followed);
+  if (followed)
+    bytes += index_t{2 * sizeof(float)} * min(kernels::detail::drift_tokens, j.samples.tokens()) * widest(c);
   return bytes;
 }
 
@@ -65,13 +90,14 @@ class gpu_arithmetic : public engine {
       : j_(j),
         name_(on.name),
         tokens_(j.tokens()),
-        forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true),
-        linears_(limits_of(j.model), forward_.compute(), forward_.products()),
+        forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true, streams(j)),
+        linears_(limits_of(j), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
         in_bf16_(exact_in_bf16(j)),
         held_(held_bytes(j), "the linears that are searched"),
         clean_(min(observed_tokens, tokens_.tokens()) * widest(j.model), "activations") {
-    for (const layer_input input : layer_inputs) inputs_.emplace_back(width(j.model, input));
+    for (const layer_input input : layer_inputs) inputs_.emplace_back(width(j.model, input), j.o.drift_followed());
+    if (j.o.solved()) solver_.emplace(j.o, widest(j.model), linears_);
   }
 
   std::string name() const override { return name_; }
@@ -80,11 +106,11 @@ class gpu_arithmetic : public engine {
 
   void embed() override { forward_.embed(j_.files, tokens_.ids); }
   void set(std::vector<float> x) override {
-    forward_.upload({x.data(), tokens_.tokens(), j_.model.hidden});
+    forward_.upload({x.data(), streams(j_) * tokens_.tokens(), j_.model.hidden});
     linears_.wait();
   }
   const std::vector<float>& get() override {
-    forward_.download({room(), tokens_.tokens(), j_.model.hidden});
+    forward_.download({room(), streams(j_) * tokens_.tokens(), j_.model.hidden});
     return data_;
   }
   void forward(index_t layer) override {
@@ -128,6 +154,7 @@ class gpu_arithmetic : public engine {
   }
   chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as,
                             const std::vector<float>& s) override {
+    if (solver_) return solver_->choose_codes(input_of(p), at(input_of(p)), tokens_.tokens(), w.at(j_.model, p), as, s);
     linears_.use(at(input_of(p)));
     return linears_.choose_codes(w.at(j_.model, p), as, j_.o.clip, j_.o.sweeps, s);
   }
@@ -147,13 +174,15 @@ class gpu_arithmetic : public engine {
     const cuda::phase_clock::span span(linears_.clock(), phase::forward);
     forward_.forward_layer(observer);
   }
+  /// Both streams, of which the quantized model's stays where it is.
+  void run_beside();
   template <class T>
   void clear(const device_memory<T>& memory) {
     check(cudaMemsetAsync(memory.data(), 0, static_cast<size_t>(memory.size()) * sizeof(T), stream()),
           "clear statistics");
   }
   float* room() {
-    data_.resize(static_cast<size_t>(tokens_.tokens() * j_.model.hidden));
+    data_.resize(j_.activations());
     return data_.data();
   }
   void observe(layer_input input, matrix<const bf16> x);
@@ -164,6 +193,7 @@ class gpu_arithmetic : public engine {
   batch tokens_;
   cuda::forward_pass forward_;
   cuda::linear_search linears_;
+  std::optional<cuda::linear_solver> solver_;
   std::vector<cuda::input_statistics> inputs_;  ///< by layer_input
   device_memory<uint64_t> non_finite_there_;
   bool in_bf16_;
@@ -177,17 +207,23 @@ class gpu_arithmetic : public engine {
 
 void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
   linears_.forget();
+  if (solver_) solver_->begin(layer);
   for (const cuda::input_statistics& each : inputs_) {
     clear(each.gram);
     clear(each.magnitudes);
+    if (each.followed()) clear(each.drift);
   }
   clear(non_finite_there_);
-  if (keep) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
+  const bool beside = j_.o.drift_followed(), back = keep && !beside;
+  if (back) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
   if (staged_ != layer) forward_.stage(j_.files, layer);
-  run_staged([&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); });
-  if (keep) {
+  if (beside)
+    run_beside();
+  else
+    run_staged([&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); });
+  if (back) {
     forward_.upload({data_.data(), tokens_.tokens(), j_.model.hidden});  // data_ lives until the next layer
-  } else if (layer + 1 < j_.model.layers) {
+  } else if (!keep && layer + 1 < j_.model.layers) {
     forward_.stage(j_.files, layer + 1);  // its copy runs under this layer's arithmetic
     staged_ = layer + 1;
   }
@@ -196,6 +232,20 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
   linears_.copy_back(&count, non_finite_there_.data(), 1);
   linears_.wait();
   non_finite_ = static_cast<index_t>(count);
+}
+
+void gpu_arithmetic::run_beside() {
+  staged_ = -1;
+  const cuda::phase_clock::span span(linears_.clock(), phase::forward);
+  forward_.forward_beside([&](layer_input input, matrix<const bf16> original, matrix<const bf16> x, cudaStream_t) {
+    observe(input, x);
+    const cuda::phase_clock::span statistics(linears_.clock(), phase::statistics);
+    workspace_.run(
+        [&](void* memory, index_t& bytes) {
+          return kernels::drift(original, x, at(input).drift_matrix(), memory, bytes, forward_.products());
+        },
+        "add up the drift of inputs");
+  });
 }
 
 /// Each token is cleaned of what is not finite and counted in one pass, then added to the Gram matrix.
@@ -243,7 +293,7 @@ std::uint64_t gpu_memory(const job& j, const gpu& on) {
   const index_t own = engine_bytes(j);
   const auto free = static_cast<index_t>(on.free_bytes) - own - cuda::runtime_bytes;
   return static_cast<std::uint64_t>(own + cuda::runtime_bytes +
-                                    cuda::plan_either(j.model, j.tokens().starts, free).total());
+                                    cuda::plan_either(j.model, j.tokens().starts, free, streams(j)).total());
 }
 
 }  // namespace nibble::mistral

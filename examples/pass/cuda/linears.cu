@@ -39,13 +39,13 @@ index_t search_limits::bytes() const {
   const index_t rows = min(loss_rows, ceil_div(elements, widest));
   return index_t{sizeof(bf16)} * (widest * panel + elements) + tile * index_t{sizeof(float) + sizeof(uint8_t)} +
          2 * index_t{sizeof(params)} * ceil_div(tile, smallest_group) +
-         rows * (2 * widest + sweep_columns) * index_t{sizeof(float)} + 16 * widest;
+         max(rows * (2 * widest + sweep_columns) * index_t{sizeof(float)}, workspace) + 16 * widest;
 }
 
 /// f(first row, rows, parameters of those rows' groups), a tile at a time.
 template <class F>
 void linear_search::for_tiles(index_t n, index_t k, index_t group, F f) {
-  const index_t most = max(index_t(1), min(n, limits_.tile / k)), groups = per_group(group).across(k);
+  const index_t most = limits_.rows(n, k), groups = per_group(group).across(k);
   workspace::reserve(parameters_, 2 * most * groups, "parameters of groups");
   for (index_t row = 0; row < n; row += most) {
     const index_t rows = min(most, n - row);
@@ -66,12 +66,13 @@ void linear_search::round_gram(index_t first, index_t count) {
         "round a Gram matrix");
 }
 
-/// s, and what errors of scaled channels weigh, on the device.
-void linear_search::use_scale(const float* s) {
+/// And what errors of scaled channels weigh.
+const float* linear_search::use_scale(const float* s) {
   std::vector<float> importance(x_->energy.size());
   for (std::size_t i = 0; i < importance.size(); ++i) importance[i] = x_->energy[i] / (s[i] * s[i]);
   copy_there(scale_.data(), s, x_->k());
   copy_there(importance_.data(), importance.data(), x_->k());
+  return scale_.data();
 }
 
 void linear_search::fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip) {
@@ -79,6 +80,15 @@ void linear_search::fit_ranges(matrix<const float> w, matrix<params> p, const pa
   check(clip == clip_search::none ? kernels::fit(w, p, g, as.scheme, minmax{}, nullptr, in_)
                                   : kernels::fit(w, p, g, as.scheme, ends_search{}, importance_.data(), in_),
         "find ranges");
+}
+
+void linear_search::find_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip) {
+  const phase_clock::span span(clock_, phase::ranges);
+  fit_ranges(w, p, as, clip);
+  if (clip == clip_search::gram)
+    check(kernels::clip_under_gram(w, scale_.data(), matrix<const float>(x_->gram_matrix()), as.group, as.scheme, p,
+                                   clip_steps, in_),
+          "search ranges");
 }
 
 void linear_search::choose_nearest(matrix<const float> w, matrix<const params> p, const packed& as,
@@ -165,34 +175,40 @@ double linear_search::scaled_loss(matrix<const T> w, const packed& as, clip_sear
 chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
                                          const std::vector<float>& s) {
   const matrix<const float> g = x_->gram_matrix();
+  return choose_codes(w, as, s, [&](matrix<float> part, matrix<params> ranges, matrix<uint8_t> codes) {
+    const matrix<const float> weights = part;
+    find_ranges(weights, ranges, as, clip);
+    const phase_clock::span span(clock_, phase::codes);
+    choose_nearest(weights, ranges, as, codes);
+    if (sweeps == 0) return;
+    workspace_.run(
+        [&](void* memory, index_t& bytes) {
+          return kernels::sweep(weights, scale_.data(), g, matrix<const params>(ranges), as.group, as.scheme, sweeps,
+                                codes, memory, bytes, products_);
+        },
+        "improve codes");
+  });
+}
+
+chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as, const std::vector<float>& s,
+                                         const tile_rounding& round, const index_t* column) {
   chosen_codes out;
   quantized_linear& q = out.q = quantized_linear::blank(w.rows, w.cols, as.group);
   std::vector<params> whole(q.parameters.size());
   use_scale(s.data());
   for_tiles(w.rows, w.cols, as.group, [&](index_t row, index_t rows, matrix<params> ranges) {
-    const matrix<float> to(tile_.data(), rows, w.cols);
-    const matrix<const float> part = to;
+    const matrix<float> part(tile_.data(), rows, w.cols);
     const matrix<uint8_t> codes(codes_.data(), rows, w.cols);
     const matrix<params> widest(ranges.data + ranges.size(), ranges.rows, ranges.cols);
-    upload(to.data, w.rows_at(row, rows));
+    upload(part.data, w.rows_at(row, rows), column);
     {
       const phase_clock::span span(clock_, phase::ranges);
-      fit_ranges(part, ranges, as, clip);
-      if (clip == clip_search::gram)
-        check(kernels::clip_under_gram(part, scale_.data(), g, as.group, as.scheme, ranges, clip_steps, in_),
-              "search ranges");
-      check(kernels::fit(part, widest, per_group(as.group), as.scheme, minmax{}, nullptr, in_), "find ranges");
+      check(kernels::fit(matrix<const float>(part), widest, per_group(as.group), as.scheme, minmax{}, nullptr, in_),
+            "find ranges");
     }
+    round(part, ranges, codes);
     {
       const phase_clock::span span(clock_, phase::codes);
-      choose_nearest(part, ranges, as, codes);
-      if (sweeps > 0)
-        workspace_.run(
-            [&](void* memory, index_t& bytes) {
-              return kernels::sweep(part, scale_.data(), g, matrix<const params>(ranges), as.group, as.scheme, sweeps,
-                                    codes, memory, bytes, products_);
-            },
-            "improve codes");
       judge(part, codes, ranges, as, row);
     }
     const phase_clock::span span(clock_, phase::copy);
@@ -206,14 +222,17 @@ chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as
 }
 
 template <class T>
-void linear_search::upload(T* to, matrix<const float> w) {
+void linear_search::upload(T* to, matrix<const float> w, const index_t* column) {
   wait();  // for what reads `to`
   staging_.copy(to, w.rows, w.cols * index_t{sizeof(T)}, [&](index_t first, index_t count, void* buffer) {
     constexpr index_t rows = 64;
     host::parallel_for(ceil_div(count, rows), [&](index_t tile) {
-      const index_t row = tile * rows, n = min(rows, count - row);
-      std::transform(w.row(first + row), w.row(first + row) + n * w.cols, static_cast<T*>(buffer) + row * w.cols,
-                     [](float value) { return static_cast<T>(value); });
+      const index_t begin = tile * rows, end = min(begin + rows, count);
+      for (index_t row = begin; row < end; ++row) {
+        const float* const from = w.row(first + row);
+        T* const out = static_cast<T*>(buffer) + row * w.cols;
+        for (index_t i = 0; i < w.cols; ++i) out[i] = static_cast<T>(from[column == nullptr ? i : column[i]]);
+      }
     });
   });
   arrived_.record(staging_.in());
@@ -227,7 +246,7 @@ template void linear_search::add_importance(matrix<const float>, const packed&, 
 template void linear_search::add_importance(matrix<const bf16>, const packed&, double*);
 template double linear_search::scaled_loss(matrix<const float>, const packed&, clip_search, const float*);
 template double linear_search::scaled_loss(matrix<const bf16>, const packed&, clip_search, const float*);
-template void linear_search::upload(float*, matrix<const float>);
-template void linear_search::upload(bf16*, matrix<const float>);
+template void linear_search::upload(float*, matrix<const float>, const index_t*);
+template void linear_search::upload(bf16*, matrix<const float>, const index_t*);
 
 }  // namespace nibble::mistral::cuda

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// A linear on a GPU: what rounding it loses under the Gram matrix of what it reads, and its codes. Losses are taken of
-/// differences and Gram matrices rounded to bf16, for tensor cores; ranges, codes and sweeps see floats. Given the same
-/// statistics and scale, ranges and codes are the host's but for ties within float's rounding of a loss.
+/// A linear on a GPU: what rounding it loses under the Gram matrix of what it reads, and its codes, nearest or however a caller finds
+/// them. Losses are taken of differences and Gram matrices rounded to bf16, for tensor cores; ranges, codes and sweeps see floats.
+/// Given the same statistics and scale, ranges and codes are the host's but for ties within float's rounding of a loss.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "mistral/cuda/runtime.cuh"
@@ -21,12 +22,18 @@ struct input_statistics {
   device_memory<float> gram;         ///< (k, k); shrunk when finished
   device_memory<float> diagonal;     ///< (k)
   device_memory<double> magnitudes;  ///< (k), sums of |x|
-  std::vector<float> mean, energy;   ///< x̄, E[x²], on the host
+  device_memory<float> drift;  ///< (k, k), sums of (x₀ − x)·xᵀ; nothing where the original's inputs are not followed
+  std::vector<float> mean, energy;  ///< x̄, E[x²], on the host
 
-  explicit input_statistics(index_t k)
-      : gram(k * k, "a Gram matrix"), diagonal(k, "statistics"), magnitudes(k, "statistics") {}
+  explicit input_statistics(index_t k, bool followed = false)
+      : gram(k * k, "a Gram matrix"), diagonal(k, "statistics"), magnitudes(k, "statistics") {
+    if (followed) drift = device_memory<float>(k * k, "the drift of inputs");
+  }
   index_t k() const { return diagonal.size(); }
+  bool followed() const { return drift.size() > 0; }
   matrix<float> gram_matrix() const { return {gram.data(), k(), k()}; }
+  matrix<float> drift_matrix() const { return {drift.data(), k(), k()}; }
+  static index_t bytes(index_t k, bool followed) { return k * ((followed ? 8 : 4) * k + 12); }
 };
 
 /// Device memory that grows to what a launcher asks for.
@@ -58,13 +65,19 @@ struct search_limits {
   /// Columns of a Gram matrix that are there in bf16 at a time: with all of them the matrix is rounded once, with fewer for
   /// every loss again.
   index_t panel;
-  index_t tile;  ///< weights that are rounded at a time, in whole rows
+  index_t tile;           ///< weights that are rounded at a time, in whole rows
+  index_t workspace = 0;  ///< bytes that a caller's launchers need
 
   search_limits(index_t elements_, index_t widest_, index_t panel_, index_t tile_ = index_t(1) << 25)
       : elements(elements_), widest(widest_), panel(min(panel_, widest_)), tile(min(elements_, max(tile_, widest_))) {}
+  /// Rows of k weights that are rounded at a time.
+  index_t rows(index_t n, index_t k) const { return max(index_t(1), min(n, tile / k)); }
   /// Device memory, workspaces included.
   index_t bytes() const;
 };
+
+/// Finds codes, and parameters, of a tile of rows on the device: w (rows, k), scaled, which may become what codes are to stand for.
+using tile_rounding = std::function<void(matrix<float> w, matrix<params> p, matrix<uint8_t> codes)>;
 
 class linear_search {
  public:
@@ -88,10 +101,25 @@ class linear_search {
   /// w (n, k) on the host, whose columns are scaled by s (k) already.
   chosen_codes choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
                             const std::vector<float>& s);
+  /// As that, by `round`. Columns are taken in the order of `column` (k), unless null, which is that of s and of the statistics in use;
+  /// codes are in it too.
+  chosen_codes choose_codes(matrix<const float> w, const packed& as, const std::vector<float>& s,
+                            const tile_rounding& round, const index_t* column = nullptr);
+  /// s (k) on the device, for what follows.
+  const float* use_scale(const float* s);
+  /// Ranges of a tile under the scale and the statistics in use.
+  void find_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip);
+  void choose_nearest(matrix<const float> w, matrix<const params> p, const packed& as, matrix<uint8_t> codes);
 
-  /// Copies w from the host, rounded to T, when the device is done with `to`.
+  /// Copies w from the host, rounded to T, when the device is done with `to`; unless null, columns in the order of `column`.
   template <class T>
-  void upload(T* to, matrix<const float> w);
+  void upload(T* to, matrix<const float> w, const index_t* column = nullptr);
+  /// From memory that is not pinned, which is read before this returns.
+  template <class T>
+  void copy_there(T* to, const T* from, index_t count) {
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyHostToDevice, in_),
+          "copy to the GPU");
+  }
   template <class T>
   void copy_back(T* to, const T* from, index_t count) {
     check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost, in_),
@@ -102,18 +130,18 @@ class linear_search {
     clock_.collect();
   }
 
- private:
-  /// From memory that is not pinned, which is read before this returns.
-  template <class T>
-  void copy_there(T* to, const T* from, index_t count) {
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyHostToDevice, in_),
-          "copy to the GPU");
+  /// launcher(pointer, bytes), as workspace::run.
+  template <class F>
+  void run(F&& launcher, const char* what) {
+    workspace_.run(std::forward<F>(launcher), what);
   }
+  cudaStream_t in() const { return in_; }
+  cublasHandle_t products() const { return products_; }
+
+ private:
   template <class F>
   void for_tiles(index_t n, index_t k, index_t group, F f);
-  void use_scale(const float* s);
   void fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip);
-  void choose_nearest(matrix<const float> w, matrix<const params> p, const packed& as, matrix<uint8_t> codes);
   void judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as, index_t row);
   matrix<bf16> differences(index_t row, index_t rows, index_t k) const {
     return {difference_.data() + row * k, rows, k};

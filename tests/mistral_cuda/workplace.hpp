@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Passes that tests run on a GPU, or with the SIMT executor for one, and on the CPU beside it.
+#pragma once
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+
+#include "mistral/resume.hpp"
+#include "mistral/safetensors.hpp"
+#include "mistral_cuda/support.hpp"
+#include "support/program.hpp"
+
+namespace nibble::test {
+
+using json = nlohmann::ordered_json;
+using words = std::vector<std::string>;
+
+/// The program that has a GPU.
+inline std::string on_gpu(const std::string& program) {
+#if defined(NIBBLE_SIMT)
+  return program + "_simt";
+#else
+  return program;
+#endif
+}
+
+/// Kills the program that this process becomes once `file` is there, however long that takes.
+inline void killed_once_there(const fs::path& file) {
+  const pid_t program = ::getpid();
+  if (::fork() != 0) return;
+  while (::getppid() == program && !fs::exists(file)) ::usleep(200);
+  if (::getppid() == program) ::kill(program, SIGKILL);
+  ::_exit(0);
+}
+
+inline words operator+(words a, const words& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+struct workplace {
+  std::string program = "awq_mistral";
+  temporary_directory root;
+  fs::path model = root / "model", text = root / "text.txt";
+
+  explicit workplace(const std::string& of = "awq_mistral") : program(of) {
+    model_spec spec;
+    spec.intermediate = 96;
+    write_model(spec, model);
+    const std::string all = read_bytes(embedded("text/heldout-persuasion.txt"));
+    write_bytes(text, all.substr(all.find("CHAPTER") != all.npos ? all.find("CHAPTER") : 0, 360));
+  }
+
+  words options(const std::string& output, const words& more) const {
+    return words{"--model",
+                 model.string(),
+                 "--output",
+                 (root / output).string(),
+                 "--json",
+                 (root / (output + ".json")).string(),
+                 "--calibration",
+                 text.string(),
+                 "--num-calibration-samples",
+                 "3",
+                 "--max-seq-length",
+                 "24",
+                 "--group-size",
+                 "32"} +
+           more;
+  }
+  outcome run(const std::string& output, const words& more, const std::function<void()>& prepare = nullptr) const {
+    return run_program(on_gpu(program), options(output, more), root.path(), prepare);
+  }
+  json quantize(const std::string& output, const words& more, const std::function<void()>& prepare = nullptr) const {
+    const outcome result = run(output, more, prepare);
+    CAPTURE(output, more, result.err);
+    REQUIRE(result.status == 0);
+    return json::parse(read_bytes(root / (output + ".json")));
+  }
+  /// What the program says when it refuses; nothing but a note may come before.
+  std::string refused(const words& more, int status, const std::function<void()>& prepare = nullptr) const {
+    const outcome result = run("refused", more, prepare);
+    CAPTURE(more, result.err);
+    CHECK(result.status == status);
+    CHECK(result.out.empty());
+    std::string sentence = result.err;
+    if (sentence.rfind(program + ": note: there are 3 calibration samples", 0) == 0)
+      sentence.erase(0, sentence.find('\n') + 1);
+    CHECK(sentence.rfind(program + ": ", 0) == 0);
+    CHECK(std::count(sentence.begin(), sentence.end(), '\n') == 1);
+    CHECK_FALSE(fs::exists(root / "refused"));
+    return sentence;
+  }
+};
+
+inline double number(const json& of, const char* a, const char* b) {
+  return of.at(a).at(b).get<double>();
+}
+
+/// The losses of every linear, to a share of `losses`, and the loudness of every input agree, and so do perplexities, if there are any.
+inline void figures_agree(const json& gpu, const json& cpu, double losses = 0.03) {
+  REQUIRE(gpu.at("layers").size() == cpu.at("layers").size());
+  for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
+    for (const auto& [name, expected] : cpu["layers"][layer]["linears"].items()) {
+      const json& own = gpu["layers"][layer]["linears"].at(name);
+      CAPTURE(layer, name);
+      for (const char* loss : {"round_to_nearest_loss", "loss"})
+        CHECK(own.at(loss).get<double>() == Approx(expected.at(loss).get<double>()).epsilon(losses));
+    }
+  for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
+    for (const auto& [name, expected] : cpu["layers"][layer]["activations"].items()) {
+      CAPTURE(layer, name);
+      CHECK(gpu["layers"][layer]["activations"].at(name).at("median_magnitude").get<double>() ==
+            Approx(expected.at("median_magnitude").get<double>()).epsilon(0.03));
+    }
+  REQUIRE(gpu.at("models").size() == cpu.at("models").size());
+  if (!cpu["models"][0].contains("perplexity")) return;
+  for (size_t model = 0; model < cpu["models"].size(); ++model)
+    CHECK(gpu["models"][model].at("perplexity").get<double>() ==
+          Approx(cpu["models"][model].at("perplexity").get<double>()).epsilon(0.002));
+}
+
+/// The same tensors of the same shapes and types, whatever their numbers.
+inline void same_form(const fs::path& a, const fs::path& b) {
+  const mistral::checkpoint one(a), other(b);
+  REQUIRE(one.tensors().size() == other.tensors().size());
+  for (const auto& [name, t] : one.tensors()) {
+    CAPTURE(name);
+    CHECK(other.at(name, t.shape).dtype == t.dtype);
+  }
+}
+
+inline std::string payload(const fs::path& output) {
+  return read_bytes(output / "model.safetensors");
+}
+
+}  // namespace nibble::test
