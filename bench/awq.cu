@@ -149,8 +149,8 @@ void add_all() {
     return kernels::scaled_error(c.w(), c.scale.data(), c.to(), matrix<params>(), group_size, coded, stream);
   });
   add_candidate("codes_error", 5, 8, [](const candidate& c, cudaStream_t stream) {
-    return kernels::codes_error(c.w(), c.on.codes(), c.on.parameters(), c.scale.data(), c.to(), group_size, coded,
-                                stream);
+    return kernels::codes_error(c.w(), c.on.codes(), c.on.parameters(), c.scale.data(), nullptr, c.to(), group_size,
+                                coded, stream);
   });
   for (const bench::extents& e : bench::shapes()) {
     bench::add("gram_loss/" + e.name(), [e](benchmark::State& state) { gram_loss(state, e); });

@@ -165,17 +165,23 @@ TEST_CASE("the kernel's rounding error of codes is the host's bit for bit") {
       owned<uint8_t> q(7, cols);
       reference::fit(w.view(), p.view(), per_group(group), scheme, minmax{}, nullptr);
       reference::quantize(w.view(), std::as_const(p).view(), q.view(), per_group(group), scheme);
-      owned<float> expected(7, cols);
-      host::detail::codes_difference(w.view(), std::as_const(q).view(), std::as_const(p).view(), s.data(),
+      owned<float> expected(7, cols), times(7, cols);
+      host::detail::codes_difference(w.view(), std::as_const(q).view(), std::as_const(p).view(), s.data(), nullptr,
                                      per_group(group), scheme, expected.view());
+      const std::vector<float> of_row = {0.3f, 1.0f, 2.5f, 0.7f, 1.1f, 9.0f, 0.01f};
+      host::detail::codes_difference(w.view(), std::as_const(q).view(), std::as_const(p).view(), s.data(),
+                                     of_row.data(), per_group(group), scheme, times.view());
       for (const index_t stride : {cols, cols + 1, round_up(cols, 16)}) {
         const device_matrix<float> there(w, stride), difference(7, cols, stride);
         const device_matrix<uint8_t> codes(q, stride);
         const device_matrix<params> of(p);
-        const device_array<float> by(s);
-        REQUIRE(kernels::codes_error(there.const_view(), codes.const_view(), of.const_view(), by.data(),
+        const device_array<float> by(s), rows(of_row);
+        REQUIRE(kernels::codes_error(there.const_view(), codes.const_view(), of.const_view(), by.data(), nullptr,
                                      difference.view(), group, scheme, nullptr) == status::ok);
         REQUIRE(same_bytes(difference.download(), expected));
+        REQUIRE(kernels::codes_error(there.const_view(), codes.const_view(), of.const_view(), by.data(), rows.data(),
+                                     difference.view(), group, scheme, nullptr) == status::ok);
+        REQUIRE(same_bytes(difference.download(), times));
       }
     }
 }
@@ -268,7 +274,8 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
     matrix<const uint8_t> codes = q.const_view();
     codes.rows = of.rows;
     codes.cols = of.cols;
-    REQUIRE(kernels::codes_error(of, codes, matrix<const params>(with), by, to, group, scheme, nullptr) == got);
+    REQUIRE(kernels::codes_error(of, codes, matrix<const params>(with), by, nullptr, to, group, scheme, nullptr) ==
+            got);
     return got;
   };
   CHECK(both(all, s.data(), d, p, 16, four) == status::ok);
@@ -289,9 +296,10 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
   CHECK(kernels::scaled_error(matrix<const float>(all.data, index_t{1} << 50, 1), s.data(),
                               matrix<float>(d.view().data, index_t{1} << 50, 1), matrix<params>(), 16, four,
                               nullptr) == status::too_large);
-  CHECK(kernels::codes_error(all, q.const_view().rows_at(0, 3), p.const_view(), s.data(), d.view(), 16, four,
+  CHECK(kernels::codes_error(all, q.const_view().rows_at(0, 3), p.const_view(), s.data(), nullptr, d.view(), 16, four,
                              nullptr) == status::bad_shape);
-  CHECK(kernels::codes_error(all, q.const_view(), {}, s.data(), d.view(), 16, four, nullptr) == status::bad_shape);
+  CHECK(kernels::codes_error(all, q.const_view(), {}, s.data(), nullptr, d.view(), 16, four, nullptr) ==
+        status::bad_shape);
   CHECK(kernels::scaled_error(matrix<const float>(nullptr, 0, 32), s.data(), matrix<float>(nullptr, 0, 32),
                               matrix<params>(), 16, four, nullptr) == status::ok);
 

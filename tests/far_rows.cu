@@ -207,8 +207,8 @@ TEST_CASE("awq's launchers reach rows more than 2^31 elements apart") {
     });
     REQUIRE(kernels::scale_columns(w.const_view(), by.data(), scaled.view(), nullptr) == status::ok);
     REQUIRE(kernels::scaled_error(w.const_view(), by.data(), apart.view(), p.view(), 32, s, nullptr) == status::ok);
-    REQUIRE(kernels::codes_error(scaled.const_view(), q.const_view(), p.const_view(), by.data(), of_codes.view(), 32, s,
-                                 nullptr) == status::ok);
+    REQUIRE(kernels::codes_error(scaled.const_view(), q.const_view(), p.const_view(), by.data(), nullptr,
+                                 of_codes.view(), 32, s, nullptr) == status::ok);
     return bytes_of(sum.download(), scaled.download(), apart.download(), p.download(), of_codes.download());
   });
 }

@@ -127,8 +127,8 @@ TEST_CASE("awq's launchers, ranges under a Gram matrix and sweeps say so when a 
   CHECK(launches_of([&] { return kernels::scale_columns(few, by.data(), to, nullptr); }) == 1);
   CHECK(launches_of([&] { return kernels::scaled_error(few, by.data(), to, few_p, -1, s, nullptr); }) == 1);
   CHECK(launches_of([&] {
-          return kernels::codes_error(few, q.const_view().rows_at(0, 3), matrix<const params>(few_p), by.data(), to, -1,
-                                      s, nullptr);
+          return kernels::codes_error(few, q.const_view().rows_at(0, 3), matrix<const params>(few_p), by.data(),
+                                      nullptr, to, -1, s, nullptr);
         }) == 1);
   CHECK(launches_with_workspace([&](void* workspace, index_t& bytes) {
           return kernels::gram_loss(w.const_view(), g.const_view(), loss.data(), workspace, bytes, blas);

@@ -319,3 +319,22 @@ TEST_CASE("the loss of codes is the Gram loss of what they stand for") {
     REQUIRE(std::fabs(loss - reference::gram_loss(d.view(), gram.view())) <= bound);
   }
 }
+
+TEST_CASE("the loss of codes whose rows were divided by numbers is that of the rows as they were") {
+  const auto x = activations(300, 130);
+  const auto seen = gathered(x, 300, 0.5f);
+  const rounded linear(weights<float>(140, 130), scales(130, false), 32, scheme_of(3, false));
+  owned<float> w = linear.w;
+  owned<params> p = linear.p;
+  std::vector<float> of_row(140);
+  for (index_t row = 0; row < 140; ++row) {  // powers of two, so that nothing else changes
+    const float by = of_row[static_cast<size_t>(row)] = std::ldexp(1.0f, static_cast<int>(row % 7) - 3);
+    for (index_t col = 0; col < w.cols; ++col) w.view()(row, col) /= by;
+    for (index_t group = 0; group < p.cols; ++group) p.view()(row, group).scale /= by;
+  }
+  const auto loss = [&](const owned<float>& of, const owned<params>& with, const float* rows) {
+    return host::codes_loss(of.view(), linear.q.view(), with.view(), linear.s.data(), seen, 32, linear.scheme, rows);
+  };
+  CHECK(loss(w, p, of_row.data()) == loss(linear.w, linear.p, nullptr));
+  CHECK(loss(w, p, nullptr) != loss(linear.w, linear.p, nullptr));
+}

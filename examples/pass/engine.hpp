@@ -107,9 +107,10 @@ class engine {
   /// Mean squared error of the attention's or the MLP's output on some tokens when what reads `input` is rounded.
   virtual double block_loss(layer_input input, const layer_packing& how, const float* s) = 0;
 
-  /// Codes of w's linear p, whose columns are scaled by s (inputs) already; w needs not be held.
-  virtual chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as,
-                                    const std::vector<float>& s) = 0;
+  /// Codes of w's linear p, whose columns are scaled by s (inputs) already; w needs not be held. @param of_row (outputs) what rows were
+  /// divided by, null for 1.
+  virtual chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as, const std::vector<float>& s,
+                                    const float* of_row) = 0;
 };
 
 struct job;

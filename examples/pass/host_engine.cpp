@@ -150,8 +150,8 @@ class host_arithmetic : public engine {
     return loss;
   }
   double block_loss(layer_input input, const layer_packing& how, const float* s) override;
-  chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as,
-                            const std::vector<float>& s) override;
+  chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as, const std::vector<float>& s,
+                            const float* of_row) override;
 
  private:
   matrix<float> x() { return {data_.data(), tokens_.tokens(), j_.model.hidden}; }
@@ -283,7 +283,7 @@ double host_arithmetic::block_loss(layer_input input, const layer_packing& how, 
 }
 
 chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection which, const packed& as,
-                                           const std::vector<float>& s) {
+                                           const std::vector<float>& s, const float* of_row) {
   const matrix<const float> w = all.at(j_.model, which);
   const host::second_moment& x = moment(which);
   const group_shape g = per_group(as.group);
@@ -291,7 +291,7 @@ chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection 
   quantized_linear& q = out.q = quantized_linear::blank(w.rows, w.cols, as.group);
   if (j_.o.solved()) {
     const stopwatch watch(times_, phase::codes);
-    out.loss = solver_.choose(which, w, s, x, as, q);
+    out.loss = solver_.choose(which, w, s, of_row, x, as, q);
     out.range = compare_to_whole(w, q, as);
     return out;
   }
@@ -308,7 +308,7 @@ chosen_codes host_arithmetic::choose_codes(const layer_weights& all, projection 
   const matrix<const params> p = q.param_matrix();
   host::quantize(w, p, q.code_matrix(), g, as.scheme);
   if (j_.o.sweeps > 0) host::sweep(w, s.data(), x, p, as.group, as.scheme, j_.o.sweeps, q.code_matrix());
-  out.loss = host::codes_loss(w, q.code_matrix(), p, s.data(), x, as.group, as.scheme);
+  out.loss = host::codes_loss(w, q.code_matrix(), p, s.data(), x, as.group, as.scheme, of_row);
   out.range = compare_to_whole(w, q, as);
   return out;
 }

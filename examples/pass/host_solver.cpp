@@ -54,7 +54,7 @@ const host::hessian& host_solver::hessian_of(projection p, const std::vector<flo
   return *hessian_;
 }
 
-double host_solver::choose(projection p, matrix<const float> w, const std::vector<float>& s,
+double host_solver::choose(projection p, matrix<const float> w, const std::vector<float>& s, const float* of_row,
                            const host::second_moment& x, const packed& as, quantized_linear& q) {
   const host::hessian& h = hessian_of(p, s, x, as.group);
   const auto& drift = drifts_[static_cast<size_t>(input_of(p))];
@@ -70,23 +70,23 @@ double host_solver::choose(projection p, matrix<const float> w, const std::vecto
     if (ranges == host::gptq_ranges::given) fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::gptq(w, h, ranges, as.scheme, q.param_matrix(), q.code_matrix());
   }
-  return o_.order == activation_order::descending && q.groups > 1 ? improve_in_order(w, s, x, as, h.usable(), q)
-                                                                  : improve(w, s, x, as, h.usable(), q);
+  return o_.order == activation_order::descending && q.groups > 1 ? improve_in_order(w, s, of_row, x, as, h.usable(), q)
+                                                                  : improve(w, s, of_row, x, as, h.usable(), q);
 }
 
-double host_solver::improve(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
-                            const packed& as, bool solved, quantized_linear& q) const {
+double host_solver::improve(matrix<const float> w, const std::vector<float>& s, const float* of_row,
+                            const host::second_moment& x, const packed& as, bool solved, quantized_linear& q) const {
   if (!solved) {
     fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), per_group(as.group), as.scheme);
   }
   host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, o_.sweeps, q.param_matrix(), q.code_matrix());
   return host::codes_loss(w, matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), s.data(),
-                          x, as.group, as.scheme);
+                          x, as.group, as.scheme, of_row);
 }
 
-double host_solver::improve_in_order(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
-                                     const packed& as, bool solved, quantized_linear& q) {
+double host_solver::improve_in_order(matrix<const float> w, const std::vector<float>& s, const float* of_row,
+                                     const host::second_moment& x, const packed& as, bool solved, quantized_linear& q) {
   const std::vector<index_t>& column = hessian_->order().column;
   if (!reordered_) reordered_.emplace(x.reordered(column));
   std::vector<float> weights = columns_in_order(w, column), scales;
@@ -94,7 +94,7 @@ double host_solver::improve_in_order(matrix<const float> w, const std::vector<fl
   quantized_linear sorted = quantized_linear::blank(q.n, q.k, as.group);
   sorted.parameters = q.parameters;
   sorted.codes = columns_in_order(matrix<const uint8_t>(q.code_matrix()), column);
-  const double loss = improve({weights.data(), w.rows, w.cols}, scales, *reordered_, as, solved, sorted);
+  const double loss = improve({weights.data(), w.rows, w.cols}, scales, of_row, *reordered_, as, solved, sorted);
   q.parameters = std::move(sorted.parameters);
   q.group_of.resize(static_cast<size_t>(q.k));
   for (index_t i = 0; i < q.k; ++i) {

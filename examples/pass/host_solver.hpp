@@ -35,17 +35,17 @@ class host_solver {
   host::drift& drift_of(layer_input input, index_t inputs);
 
   /// Codes and parameters of linear p's weights w, whose columns are scaled by s, under x; tells the user where the Hessian had to
-  /// be mended. @returns tr(ΔW·G'·ΔWᵀ) against the weights that were aimed at.
-  double choose(projection p, matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
-                const packed& as, quantized_linear& q);
+  /// be mended. @returns tr(ΔW·G'·ΔWᵀ) against the weights that were aimed at, rows times of_row, unless that is null.
+  double choose(projection p, matrix<const float> w, const std::vector<float>& s, const float* of_row,
+                const host::second_moment& x, const packed& as, quantized_linear& q);
 
  private:
   /// The rest once codes are found, or rounded to nearest where the Hessian is not usable.
-  double improve(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x, const packed& as,
-                 bool solved, quantized_linear& q) const;
+  double improve(matrix<const float> w, const std::vector<float>& s, const float* of_row, const host::second_moment& x,
+                 const packed& as, bool solved, quantized_linear& q) const;
   /// The same for groups of the columns in the order of solving.
-  double improve_in_order(matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
-                          const packed& as, bool solved, quantized_linear& q);
+  double improve_in_order(matrix<const float> w, const std::vector<float>& s, const float* of_row,
+                          const host::second_moment& x, const packed& as, bool solved, quantized_linear& q);
   const host::hessian& hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
                                   index_t group);
 

@@ -29,11 +29,12 @@ linear_report round(const layer_task& t, projection p, const original& before, c
                     layer_weights& w, const linear_sink& sink) {
   const packed as = t.as(p);
   const auto& s = scales.at(input_of(p));
-  chosen_codes chosen = t.on.choose_codes(w, p, as, s);
+  const float* const of_row = scales.rows[static_cast<size_t>(p)];
+  chosen_codes chosen = t.on.choose_codes(w, p, as, s, of_row);
   avoid_zero_point_zero(*t.how[static_cast<size_t>(p)], as.scheme, w.at(t.c, p), chosen.q);
   dequantize(chosen.q, as.group, as.scheme, w.at(t.c, p));
   sink(p, chosen.q);
-  const auto after = count_weights(w.at(t.c, p), before.weights.unit, scales.rows[static_cast<size_t>(p)], s.data());
+  const auto after = count_weights(w.at(t.c, p), before.weights.unit, of_row, s.data());
   return {p, before.rtn_loss, chosen.loss, before.weights, after, chosen.range, 0};
 }
 

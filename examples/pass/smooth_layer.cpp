@@ -80,7 +80,7 @@ class layer_smoother {
 
   /// Integers as the options have them chosen, floats in the whole range of each group.
   chosen_codes codes_of(projection p, const std::vector<float>& s) {
-    if (how(p).type == code_type::integer) return t_.on.choose_codes(w_, p, t_.as(p), s);
+    if (how(p).type == code_type::integer) return t_.on.choose_codes(w_, p, t_.as(p), s, nullptr);
     chosen_codes out;
     out.q = round_weights(std::as_const(w_).at(t_.c, p), how(p), t_.stored);
     return out;

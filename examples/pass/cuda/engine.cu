@@ -152,8 +152,9 @@ class gpu_arithmetic : public engine {
   double block_loss(layer_input, const layer_packing&, const float*) override {
     throw usage_error("--loss block is judged on the CPU only; use --loss gram, or --backend cpu");
   }
-  chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as,
-                            const std::vector<float>& s) override {
+  chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as, const std::vector<float>& s,
+                            const float* of_row) override {
+    linears_.multiply_rows(of_row, outputs(j_.model, p));
     if (solver_) return solver_->choose_codes(input_of(p), at(input_of(p)), tokens_.tokens(), w.at(j_.model, p), as, s);
     linears_.use(at(input_of(p)));
     return linears_.choose_codes(w.at(j_.model, p), as, j_.o.clip, j_.o.sweeps, s);

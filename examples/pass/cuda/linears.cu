@@ -75,6 +75,13 @@ const float* linear_search::use_scale(const float* s) {
   return scale_.data();
 }
 
+void linear_search::multiply_rows(const float* of_row, index_t n) {
+  rows_multiplied_ = of_row != nullptr;
+  if (!rows_multiplied_) return;
+  workspace::reserve(of_row_, n, "factors of rows");
+  copy_there(of_row_.data(), of_row, n);
+}
+
 void linear_search::fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip) {
   const group_shape g = per_group(as.group);
   check(clip == clip_search::none ? kernels::fit(w, p, g, as.scheme, minmax{}, nullptr, in_)
@@ -98,8 +105,9 @@ void linear_search::choose_nearest(matrix<const float> w, matrix<const params> p
 
 /// The differences that codes of a tile of scaled weights make, which begins at `row`.
 void linear_search::judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as,
-                          index_t row) {
-  check(kernels::codes_error(w, codes, p, scale_.data(), differences(row, w.rows, w.cols), as.group, as.scheme, in_),
+                          index_t row, const float* of_row) {
+  check(kernels::codes_error(w, codes, p, scale_.data(), of_row, differences(row, w.rows, w.cols), as.group, as.scheme,
+                             in_),
         "judge codes");
 }
 
@@ -167,7 +175,7 @@ double linear_search::scaled_loss(matrix<const T> w, const packed& as, clip_sear
     check(kernels::scale_columns(w.rows_at(row, rows), scale_.data(), scaled, in_), "scale weights");
     fit_ranges(scaled, ranges, as, clip);
     choose_nearest(scaled, ranges, as, codes);
-    judge(scaled, codes, ranges, as, row);
+    judge(scaled, codes, ranges, as, row, nullptr);
   });
   return loss(w.rows, w.cols);
 }
@@ -209,7 +217,7 @@ chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as
     round(part, ranges, codes);
     {
       const phase_clock::span span(clock_, phase::codes);
-      judge(part, codes, ranges, as, row);
+      judge(part, codes, ranges, as, row, rows_multiplied_ ? of_row_.data() + row : nullptr);
     }
     const phase_clock::span span(clock_, phase::copy);
     copy_back(q.codes.data() + row * w.cols, codes.data, codes.size());

@@ -98,6 +98,8 @@ class linear_search {
   void add_importance(matrix<const T> w, const packed& as, double* sum);
   template <class T>
   double scaled_loss(matrix<const T> w, const packed& as, clip_search clip, const float* s);
+  /// What the next codes' errors are multiplied by, a number a row: what rows were divided by. Null for 1, which it is at first.
+  void multiply_rows(const float* of_row, index_t n);
   /// w (n, k) on the host, whose columns are scaled by s (k) already.
   chosen_codes choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
                             const std::vector<float>& s);
@@ -142,7 +144,8 @@ class linear_search {
   template <class F>
   void for_tiles(index_t n, index_t k, index_t group, F f);
   void fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip);
-  void judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as, index_t row);
+  void judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as, index_t row,
+             const float* of_row);
   matrix<bf16> differences(index_t row, index_t rows, index_t k) const {
     return {difference_.data() + row * k, rows, k};
   }
@@ -157,7 +160,8 @@ class linear_search {
   const input_statistics* x_ = nullptr;
   search_limits limits_;
   device_memory<bf16> gram_, difference_;  ///< of the Gram matrix in use; of all rows of a linear
-  device_memory<float> tile_, scale_, importance_;
+  device_memory<float> tile_, scale_, importance_, of_row_;
+  bool rows_multiplied_ = false;
   device_memory<double> sum_, losses_;
   device_memory<uint8_t> codes_;
   device_memory<params> parameters_;

@@ -109,7 +109,7 @@ class clip_tile {
     const matrix<uint8_t> q(codes_.data(), w_.rows, w_.cols);
     const matrix<const params> p(tried_.data(), w_.rows, 1);
     quantize(w_, p, q, per_channel, scheme_);
-    codes_difference(w_, matrix<const uint8_t>(q), p, s_, per_channel, scheme_, d);
+    codes_difference(w_, matrix<const uint8_t>(q), p, s_, nullptr, per_channel, scheme_, d);
     sgemm(CblasNoTrans, CblasNoTrans, w_.rows, w_.cols, w_.cols, d, gram_, 0.0f, product);
     for (size_t row = 0; row < losses_.size(); ++row)
       losses_[row] = dot(d.row(static_cast<index_t>(row)), product.row(static_cast<index_t>(row)), w_.cols);

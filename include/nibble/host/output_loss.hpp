@@ -86,14 +86,17 @@ inline double tile_loss(matrix<const float> d, const second_moment& x, std::vect
   return (1 - shrinkage) * loss / static_cast<double>(max(x.tokens(), index_t(1))) + shrinkage * apart;
 }
 
-/// (ŵ − w) / s, ŵ what codes q stand for; a tile of rows of each, and difference too.
+/// (ŵ − w) / s · of_row, ŵ what codes q stand for; a tile of rows of each, and difference too. of_row null: 1.
 template <class Scheme>
 void codes_difference(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
-                      group_shape g, Scheme scheme, matrix<float> difference) {
+                      const float* of_row, group_shape g, Scheme scheme, matrix<float> difference) {
   dequantize(q, p, difference, g, scheme);
   vectorised([&] {
-    for (index_t row = 0; row < w.rows; ++row)
-      for (index_t col = 0; col < w.cols; ++col) difference(row, col) = (difference(row, col) - w(row, col)) / s[col];
+    for (index_t row = 0; row < w.rows; ++row) {
+      const float times = of_row != nullptr ? of_row[row] : 1.0f;
+      for (index_t col = 0; col < w.cols; ++col)
+        difference(row, col) = (difference(row, col) - w(row, col)) / s[col] * times;
+    }
   });
 }
 
@@ -126,14 +129,16 @@ inline double output_loss(matrix<const float> difference, const second_moment& x
 }
 
 /// Loss of codes q (n, k) with parameters p for w (n, k), which is already scaled by s (k); x is not.
+/// @param of_row (n) what the outputs are multiplied by afterwards, or null for 1: where a scale of the next linear's inputs was divided
+/// out of these rows, that scale, with which the loss is that of the rows as they were.
 template <class Scheme>
 double codes_loss(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
-                  const second_moment& x, index_t group_size, Scheme scheme) {
+                  const second_moment& x, index_t group_size, Scheme scheme, const float* of_row = nullptr) {
   return detail::sum_over_row_tiles(w.rows, [&](index_t first, index_t rows) {
     auto& with = detail::buffers();
     const auto difference = detail::tile_buffers::view(with.difference, rows, w.cols);
     detail::codes_difference(w.rows_at(first, rows), q.rows_at(first, rows), p.rows_at(first, rows), s,
-                             per_group(group_size), scheme, difference);
+                             of_row == nullptr ? nullptr : of_row + first, per_group(group_size), scheme, difference);
     return detail::tile_loss(difference, x, with.product);
   });
 }

@@ -67,7 +67,7 @@ class tile_residual {
   template <class Scheme>
   matrix<float> first_product(matrix<const float> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
                               group_shape g, Scheme scheme) const {
-    codes_difference(w, q, p, s, g, scheme, difference_);
+    codes_difference(w, q, p, s, nullptr, g, scheme, difference_);
     return project(difference_, x_, buffers().product);
   }
 

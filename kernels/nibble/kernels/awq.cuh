@@ -157,11 +157,12 @@ status scaled_error(matrix<const T> w, const float* s, matrix<To> difference, ma
   });
 }
 
-/// difference (n, k) ← (what codes q stand for with parameters p − w) · diag(s)⁻¹, w already scaled by s: the error that
-/// host::codes_loss judges, bit for bit before `difference` stores it. Statuses as scaled_error's.
+/// difference (n, k) ← diag(of_row) · (what codes q stand for with parameters p − w) · diag(s)⁻¹, w already scaled by s: the error
+/// that host::codes_loss judges, bit for bit before `difference` stores it. @param of_row (n), or null for 1. Statuses as
+/// scaled_error's.
 template <class Scheme, class T, class To>
 status codes_error(matrix<const T> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
-                   matrix<To> difference, index_t group_size, Scheme scheme, cudaStream_t stream) {
+                   const float* of_row, matrix<To> difference, index_t group_size, Scheme scheme, cudaStream_t stream) {
   index_t width = 0;
   if (scheme.bits < 1 || scheme.bits > 8) return status::bad_bits;
   const status grouped = detail::check_width(group_size, w.cols, width);
@@ -175,7 +176,7 @@ status codes_error(matrix<const T> w, matrix<const uint8_t> q, matrix<const para
     constexpr int wide = detail::items_of<T, To>;
     const auto start = [&](auto items, extent3 grid, extent3 block, unsigned across) {
       return launch(detail::codes_error_kernel<decltype(tuned), items.value, Scheme, T, To>, grid, block, 0, stream, w,
-                    q, p, s, difference, width, scheme, across);
+                    q, p, s, of_row, difference, width, scheme, across);
     };
     const bool whole = detail::aligned(w, wide) && detail::aligned(q, wide) && detail::aligned(difference, wide) &&
                        detail::scales_aligned(s);

@@ -15,12 +15,12 @@ template __global__ void kernels::detail::importance_kernel<policy, 8, bf16>(mat
 template __global__ void kernels::detail::scale_columns_kernel<policy, 4, float, bf16>(matrix<const float>,
                                                                                        const float*, matrix<bf16>,
                                                                                        unsigned);
-#define NIBBLE_INSTANTIATE(Items, Scheme, T, To)                                                               \
-  template __global__ void kernels::detail::scaled_error_kernel<policy, Items, Scheme, T, To>(                 \
-      matrix<const T>, const float*, matrix<To>, matrix<params>, index_t, int, Scheme);                        \
-  template __global__ void kernels::detail::codes_error_kernel<policy, Items, Scheme, T, To>(                  \
-      matrix<const T>, matrix<const uint8_t>, matrix<const params>, const float*, matrix<To>, index_t, Scheme, \
-      unsigned);
+#define NIBBLE_INSTANTIATE(Items, Scheme, T, To)                                                                     \
+  template __global__ void kernels::detail::scaled_error_kernel<policy, Items, Scheme, T, To>(                       \
+      matrix<const T>, const float*, matrix<To>, matrix<params>, index_t, int, Scheme);                              \
+  template __global__ void kernels::detail::codes_error_kernel<policy, Items, Scheme, T, To>(                        \
+      matrix<const T>, matrix<const uint8_t>, matrix<const params>, const float*, const float*, matrix<To>, index_t, \
+      Scheme, unsigned);
 
 NIBBLE_INSTANTIATE(8, scheme<4>, bf16, bf16)
 NIBBLE_INSTANTIATE(4, any_scheme, float, float)

@@ -165,24 +165,26 @@ __global__ void __launch_bounds__(Tuned::value.threads)
   }
 }
 
-/// difference = (what codes q stand for − w) / s, w already scaled by s.
+/// difference = (what codes q stand for − w) / s · of_row, w already scaled by s.
 template <class Tuned, int Items, class Scheme, class T, class To>
 __global__ void __launch_bounds__(Tuned::value.threads)
     codes_error_kernel(matrix<const T> w, matrix<const uint8_t> q, matrix<const params> p, const float* s,
-                       matrix<To> difference, index_t width, Scheme scheme, unsigned blocks_across) {
+                       const float* of_row, matrix<To> difference, index_t width, Scheme scheme,
+                       unsigned blocks_across) {
   const share<Items, 1> mine(w.cols, width, blocks_across);
   const index_t row = mine.first_row;
   if (mine.count == 0 || row >= w.rows) return;
   const auto x = load_some<T, Items>(w.row(row) + mine.col, mine.count);
   const auto codes = load_some<uint8_t, Items>(q.row(row) + mine.col, mine.count);
   const auto by = load_scales<Items>(s + mine.col, mine.count);
+  const float times = of_row != nullptr ? of_row[row] : 1.0f;
   params of = p(row, mine.first_group);
   device::chunk<To, Items> y;
 #pragma unroll
   for (int j = 0; j < Items; ++j) {
     if (!mine.one_group && j < mine.count) of = p(row, (mine.col + j) / width);
     const float apart = device::subtract(dequantize(codes.at[j], of, scheme), static_cast<float>(x.at[j]));
-    y.at[j] = To(device::divide(apart, by.at[j]));
+    y.at[j] = To(device::multiply(device::divide(apart, by.at[j]), times));
   }
   store_some<To, Items>(difference.row(row) + mine.col, y, mine.count);
 }
