@@ -2,10 +2,10 @@
 /// @file
 /// Vocabulary of ggml's quantized blocks: 32 or 256 consecutive weights of a row in one struct, byte for byte as GGUF files store
 /// it. A struct's name is its type's in lower case, and it is the tag that templates over block types take:
-///     Block::type, Block::weights (in a block), Block::bits (of a code), sizeof(Block)
+///     Block::type, Block::weights (in a block), Block::group (weights that share a scale), Block::bits (of a code), sizeof(Block)
 /// Blocks of 256 are made of groups with scales of their own, which are small integers times the block's d (and dmin). How bytes
 /// become weights stands in block.hpp. Rows are (k / weights) blocks; k is a multiple of `weights`. Little-endian.
-/// Source: the GGUF specification and ggml's quantized types as of ggml 0.9.
+/// Source: the GGUF specification and ggml's quantized types as of ggml 0.15.
 #pragma once
 
 #include "nibble/core.hpp"
@@ -32,7 +32,7 @@ enum class block_type : uint8_t {
 /// x_i = d · (q_i − 8); byte j holds q_j low and q_(j+16) high.
 struct q4_0 {
   static constexpr block_type type = block_type::q4_0;
-  static constexpr int weights = 32, bits = 4;
+  static constexpr int weights = 32, bits = 4, group = 32;
   fp16 d;
   uint8_t qs[16];
 };
@@ -40,7 +40,7 @@ struct q4_0 {
 /// x_i = d · q_i + m.
 struct q4_1 {
   static constexpr block_type type = block_type::q4_1;
-  static constexpr int weights = 32, bits = 4;
+  static constexpr int weights = 32, bits = 4, group = 32;
   fp16 d, m;
   uint8_t qs[16];
 };
@@ -48,7 +48,7 @@ struct q4_1 {
 /// x_i = d · (q_i − 16); bit i of qh, as a little-endian word, is bit 4 of q_i.
 struct q5_0 {
   static constexpr block_type type = block_type::q5_0;
-  static constexpr int weights = 32, bits = 5;
+  static constexpr int weights = 32, bits = 5, group = 32;
   fp16 d;
   uint8_t qh[4];
   uint8_t qs[16];
@@ -57,7 +57,7 @@ struct q5_0 {
 /// x_i = d · q_i + m.
 struct q5_1 {
   static constexpr block_type type = block_type::q5_1;
-  static constexpr int weights = 32, bits = 5;
+  static constexpr int weights = 32, bits = 5, group = 32;
   fp16 d, m;
   uint8_t qh[4];
   uint8_t qs[16];
@@ -66,7 +66,7 @@ struct q5_1 {
 /// x_i = d · q_i.
 struct q8_0 {
   static constexpr block_type type = block_type::q8_0;
-  static constexpr int weights = 32, bits = 8;
+  static constexpr int weights = 32, bits = 8, group = 32;
   fp16 d;
   int8_t qs[32];
 };
@@ -127,7 +127,7 @@ struct q6_k {
 /// x_i = d · iq4_value(q_i), codes as in q4_0.
 struct iq4_nl {
   static constexpr block_type type = block_type::iq4_nl;
-  static constexpr int weights = 32, bits = 4;
+  static constexpr int weights = 32, bits = 4, group = 32;
   fp16 d;
   uint8_t qs[16];
 };
