@@ -263,10 +263,10 @@ NIBBLE_LANE V unsigned_levels(const V* x, const V* w, int nmax, V* l) noexcept {
 /// comparison of distances to its numbers that this stands for.
 template <class V>
 NIBBLE_LANE V nearest_iq4(const V& x) noexcept {
-  V nearest(static_cast<float>(iq4_values[0]));
+  V nearest(static_cast<float>(iq4_value(0)));
   for (int i = 1; i < 16; ++i) {
-    const float middle = 0.5f * static_cast<float>(iq4_values[i - 1] + iq4_values[i]);
-    nearest = select(x < V(middle), nearest, V(static_cast<float>(iq4_values[i])));
+    const float middle = 0.5f * static_cast<float>(iq4_value(i - 1) + iq4_value(i));
+    nearest = select(x < V(middle), nearest, V(static_cast<float>(iq4_value(i))));
   }
   return nearest;
 }
@@ -277,7 +277,7 @@ NIBBLE_LANE typename V::integers nearest_iq4_code(const V& x) noexcept {
   using I = typename V::integers;
   I code(0);
   for (int i = 1; i < 16; ++i) {
-    const float middle = 0.5f * static_cast<float>(iq4_values[i - 1] + iq4_values[i]);
+    const float middle = 0.5f * static_cast<float>(iq4_value(i - 1) + iq4_value(i));
     code = select(x < V(middle), code, I(i));
   }
   return code;

@@ -175,7 +175,7 @@ NIBBLE_LANE lanes<N> square_root(const lanes<N>& a) noexcept {
   if constexpr (N == 1) {
     r.v = __builtin_sqrtf(a.v);
   } else {
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(__CUDACC__)
     float parts[N];
     __builtin_memcpy(parts, &a.v, sizeof(parts));
     for (int i = 0; i < N; i += 4) {
