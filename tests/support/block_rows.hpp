@@ -68,6 +68,8 @@ inline float block_weight(std::size_t kind, uint32_t row, uint32_t col) {
     case 8:
       return scaled(n, -21) * (u % 32 == 0 ? 16.0f : 0x1p-12f);
     case 9:
+      // halves of the step that a largest weight of 127 steps makes
+      if (row % 2 == 1) return scaled(col % 32 == 0 ? 254 : u % 509 - 254, -9);
       return scaled(u % 33 - 16, -6);
     default:
       return scaled(n, -16 - bits16(seed + 700, col / 16) % 24);

@@ -64,7 +64,8 @@ def weights(kind, row, k):
     if name == "spike":
         return scaled(n, -21) * np.where(u % 32 == 0, np.float32(16), np.float32(2.0**-12))
     if name == "tie":
-        return scaled(u % 33 - 16, -6)
+        halves = np.where(np.arange(k) % 32 == 0, 254, u % 509 - 254)  # of the step that a largest weight of 127 steps makes
+        return scaled(halves, -9) if row % 2 == 1 else scaled(u % 33 - 16, -6)
     assert name == "range"
     return np.ldexp(n.astype(np.float32), -16 - (bits16(seed + 700, np.arange(k, dtype=np.uint64) // np.uint64(16)) % 24))
 
