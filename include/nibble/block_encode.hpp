@@ -399,4 +399,23 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
 }
 
 }  // namespace block_search
+
+/// x (Block::weights) as a block. @param importance (Block::weights) or null. @param row_sigma2 mean square of the row, which Q4_0 to
+/// Q5_1 look at where there is importance. V is lanes<1>, or what stands for it.
+template <class Block, class V = lanes<1>>
+NIBBLE_HOST_DEVICE inline Block encoded(const float* x, const float* importance, float row_sigma2) noexcept {
+  V in[Block::weights], weights[Block::weights];
+  typename V::integers units[sizeof(Block) / 2];
+  for (int i = 0; i < Block::weights; ++i) {
+    in[i] = V(x[i]);
+    weights[i] = V(importance != nullptr ? importance[i] : 0.0f);
+  }
+  block_search::encode(block_search::block_input<V>{in, importance != nullptr ? weights : nullptr, V(row_sigma2)},
+                       units, block_tag<Block>{});
+  Block b;
+  auto* const bytes = reinterpret_cast<uint8_t*>(&b);
+  for (int i = 0; i < int(sizeof(Block)); ++i) bytes[i] = static_cast<uint8_t>(units[i / 2].v >> i % 2 * 8 & 255);
+  return b;
+}
+
 NIBBLE_NAMESPACE_END

@@ -23,10 +23,9 @@ namespace detail {
 
 constexpr int most_lanes = 16;
 
-/// Blocks next to each other in no particular way; T is what the weights are stored as.
-template <class T>
+/// Blocks next to each other in no particular way.
 struct block_tile {
-  const T* from[most_lanes];
+  const float* from[most_lanes];
   const float* importance[most_lanes];  ///< all null, or none
   uint8_t* to[most_lanes];
   float row_sigma2[most_lanes];
@@ -58,15 +57,11 @@ NIBBLE_LANE void turn(V* rows, V* turned) noexcept {
 }
 
 /// x[i] lane j ← from[j][i]; lanes without a block repeat the first.
-template <int N, int Size, class T>
-NIBBLE_LANE void gather(const T* const* from, int count, lanes<N>* x) noexcept {
+template <int N, int Size>
+NIBBLE_LANE void gather(const float* const* from, int count, lanes<N>* x) noexcept {
   for (int first = 0; first < Size; first += N) {
     lanes<N> rows[N];
-    for (int j = 0; j < N; ++j) {
-      float numbers[N];
-      for (int i = 0; i < N; ++i) numbers[i] = static_cast<float>(from[j < count ? j : 0][first + i]);
-      std::memcpy(&rows[j], numbers, sizeof(numbers));
-    }
+    for (int j = 0; j < N; ++j) std::memcpy(&rows[j].v, from[j < count ? j : 0] + first, sizeof(rows[j].v));
     turn(rows, x + first);
   }
 }
@@ -89,8 +84,8 @@ NIBBLE_LANE void scatter(int_lanes<N>* units, int count, uint8_t* const* to) noe
   }
 }
 
-template <class Block, int N, class T>
-NIBBLE_LANE void encode_tile(const block_tile<T>& tile) noexcept {
+template <class Block, int N>
+NIBBLE_LANE void encode_tile(const block_tile& tile) noexcept {
   constexpr int units = sizeof(Block) / 2;
   lanes<N> x[Block::weights], importance[Block::weights];
   int_lanes<N> out[(units + N - 1) / N * N];
@@ -112,8 +107,8 @@ NIBBLE_LANE void encode_tile(const block_tile<T>& tile) noexcept {
 struct four_lanes {
   static constexpr int count = 4;
   static bool here() noexcept { return true; }
-  template <class Block, class T>
-  static void encode(const block_tile<T>& tile) noexcept {
+  template <class Block>
+  static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 4>(tile);
   }
 };
@@ -122,9 +117,9 @@ struct four_lanes {
 struct eight_lanes {
   static constexpr int count = 8;
   static bool here() noexcept { return __builtin_cpu_supports("avx2"); }
-  template <class Block, class T>
+  template <class Block>
   NIBBLE_LANE_ENTRY("avx2")
-  static void encode(const block_tile<T>& tile) noexcept {
+  static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 8>(tile);
   }
 };
@@ -135,9 +130,9 @@ struct sixteen_lanes {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
-  template <class Block, class T>
+  template <class Block>
   NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
-  static void encode(const block_tile<T>& tile) noexcept {
+  static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 16>(tile);
   }
 };
