@@ -20,7 +20,7 @@ namespace block_search {
 /// Σx², one after another.
 template <int Size, class V>
 NIBBLE_LANE V sum_of_squares(const V* x) noexcept {
-  V sum(0.0f);
+  V sum = V::zero();
   for (int i = 0; i < Size; ++i) sum = sum + x[i] * x[i];
   return sum;
 }
@@ -33,7 +33,7 @@ NIBBLE_LANE void weigh(const V* x, const V* importance, const V& sigma2, V* w) n
 
 template <int Size, class V>
 NIBBLE_LANE V sum(const V* w) noexcept {
-  V total(0.0f);
+  V total = V::zero();
   for (int i = 0; i < Size; ++i) total = total + w[i];
   return total;
 }
@@ -41,7 +41,7 @@ NIBBLE_LANE V sum(const V* w) noexcept {
 /// 1 / d, or 0 for 0.
 template <class V>
 NIBBLE_LANE V inverse_of(const V& d) noexcept {
-  return select(d == V(0.0f), V(0.0f), V(1.0f) / d);
+  return select(d == V::zero(), V::zero(), V(1.0f) / d);
 }
 
 /// A code from a number that has been shifted to be positive: truncated to a byte with sign, no more than `most`.
@@ -49,13 +49,7 @@ template <class V>
 NIBBLE_LANE typename V::integers truncated_code(const V& x, int most) noexcept {
   using I = typename V::integers;
   const I byte = truncated(x) & I(255), code = byte - ((byte & I(128)) << 1);
-  return select(code > I(most), I(most), code) & I(most);
-}
-
-template <class V>
-NIBBLE_LANE typename V::integers least(const typename V::integers& a, int most) noexcept {
-  using I = typename V::integers;
-  return select(a > I(most), I(most), a);
+  return lesser(code, I(most)) & I(most);
 }
 
 /// What a block is made of: x (weights), importance (weights) or null, the mean square of the row.
@@ -118,7 +112,7 @@ NIBBLE_LANE void encode_ranged(const block_input<V>& in, typename V::integers* u
   put_nibbles_of_32(codes, units + (Block::bits == 5 ? 4 : 2));
 }
 
-/// Ties go away from zero. Importance changes nothing.
+/// Ties go away from zero here: what is added before the fraction is dropped is the float below a half. Importance changes nothing.
 template <class V>
 NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, block_tag<q8_0>) noexcept {
   using I = typename V::integers;
@@ -126,11 +120,9 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
   units[0] = half_bits(d);
   I codes[32];
   for (int i = 0; i < 32; ++i) {
-    const V ratio = in.x[i] * inverse, size = abs(ratio);
-    const I down = truncated(select(size < V(128.0f), size, V(0.0f)));
-    const I rounded = select(size - numbers(down) < V(0.5f), down, down + I(1));
-    const I code = select(ratio < V(0.0f), I(0) - rounded, rounded);
-    codes[i] = select(size < V(128.0f), code, I(0)) & I(255);
+    const V ratio = in.x[i] * inverse;
+    const V half = of_bits((bits_of(ratio) & I(-2147483647 - 1)) | I(0x3effffff));
+    codes[i] = truncated(ratio + half) & I(255);
   }
   put_bytes<32>(codes, units + 1);
 }
@@ -138,11 +130,12 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
 /// Scales and minima as integers up to `most`: the largest gets `most`. Returns their unit.
 template <int Groups, class V>
 NIBBLE_LANE V of_largest(const V* values, int most, typename V::integers* to) noexcept {
-  V max(0.0f);
+  using I = typename V::integers;
+  V max = V::zero();
   for (int j = 0; j < Groups; ++j) max = select(values[j] > max, values[j], max);
   const auto n = static_cast<float>(most);
-  const V inverse = select(max > V(0.0f), V(n) / max, V(0.0f));
-  for (int j = 0; j < Groups; ++j) to[j] = least<V>(whole(inverse * values[j]), most);
+  const V inverse = select(max > V::zero(), V(n) / max, V::zero());
+  for (int j = 0; j < Groups; ++j) to[j] = lesser(whole(inverse * values[j]), I(most));
   return max / V(n);
 }
 
@@ -166,7 +159,7 @@ template <class Block, class V, int Groups>
 NIBBLE_LANE void search_ranges(const block_input<V>& in, trials plain, ranged_groups<Groups, V>& to) noexcept {
   constexpr int size = Block::group, most = (1 << Block::bits) - 1;
   constexpr bool absolute = size == 16;
-  V sigma2(0.0f);
+  V sigma2 = V::zero();
   if (in.importance != nullptr) sigma2 = V(size == 16 ? 1.0f : 2.0f) * sum_of_squares<256>(in.x) / V(256.0f);
   for (int j = 0; j < Groups; ++j) {
     const V* const x = in.x + size * j;
@@ -177,7 +170,7 @@ NIBBLE_LANE void search_ranges(const block_input<V>& in, trials plain, ranged_gr
       to.weights[j] = sum<size>(w);
       if (absolute) ranged<size, false>(x, w, most, trials{-0.9f, 0.05f, 36}, fit);
     } else {
-      V rms(0.0f);
+      V rms = V::zero();
       if (size == 32) rms = square_root(sum_of_squares<size>(x) / V(static_cast<float>(size)));
       for (int i = 0; i < size; ++i) w[i] = rms + abs(x[i]);
       if (absolute) ranged<size, absolute>(x, w, most, plain, fit);
@@ -199,7 +192,7 @@ NIBBLE_LANE void choose_ranged_codes(const V* x, const ranged_groups<Groups, V>&
   for (int j = 0; j < Groups; ++j) {
     const V scale = d * numbers(scales[j]), minimum = dmin * numbers(minima[j]);
     for (int i = size * j; i < size * (j + 1); ++i) codes[i] = integers(level((x[i] + minimum) / scale, 0, most));
-    const typename V::mask zero = scale == V(0.0f);
+    const typename V::mask zero = scale == V::zero();
     if (!any(zero)) continue;
     for (int i = size * j; i < size * (j + 1); ++i) {
       const V searched = level(groups.inverse[j] * (x[i] - groups.low[j]), 0, most);
@@ -266,7 +259,7 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
 template <int Size, class V>
 NIBBLE_LANE void choose_centred_codes(const V* x, const V& scale, int nmax, typename V::integers* codes) noexcept {
   using I = typename V::integers;
-  const typename V::mask zero = scale == V(0.0f);
+  const typename V::mask zero = scale == V::zero();
   for (int i = 0; i < Size; ++i)
     codes[i] = select(zero, codes[i], integers(level(x[i] / scale, -nmax, nmax - 1)) + I(nmax));
 }
@@ -293,14 +286,14 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
     units[54] = half_bits(fit.scale);
     for (int j = 0; j < 16; ++j) stored[j] = integers(centred_code(fit, scales[j], 32));
   } else {
-    for (int j = 0; j < 16; ++j) {
-      V found[16];
-      scales[j] = swept<16>(in.x + 16 * j, 4, found);
-      for (int i = 0; i < 16; ++i) codes[16 * j + i] = integers(found[i]);
+    for (int j = 0; j < 16; j += 4) {
+      V found[64];
+      swept<16, 4>(in.x + 16 * j, 4, found, scales + j);
+      for (int i = 0; i < 64; ++i) codes[16 * j + i] = integers(found[i]);
     }
     const V max = largest<16>(scales), inverse = V(-32.0f) / max;
-    const typename V::mask none = max == V(0.0f);
-    units[54] = half_bits(select(none, V(0.0f), V(1.0f) / inverse));
+    const typename V::mask none = max == V::zero();
+    units[54] = half_bits(select(none, V::zero(), V(1.0f) / inverse));
     for (int j = 0; j < 16; ++j) stored[j] = select(none, I(0), integers(level(inverse * scales[j], -32, 31)) + I(32));
   }
   const V d = half_value(units[54]);
@@ -333,7 +326,7 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
   units[104] = half_bits(V(1.0f) / inverse);
   const V d = half_value(units[104]);
   for (int j = 0; j < 16; ++j) {
-    stored[j] = least<V>(whole(inverse * scales[j]), 127);
+    stored[j] = lesser(whole(inverse * scales[j]), I(127));
     choose_centred_codes<16>(in.x + 16 * j, d * numbers(stored[j]), 32, codes + 16 * j);
     stored[j] = stored[j] & I(255);
   }
@@ -406,4 +399,23 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
 }
 
 }  // namespace block_search
+
+/// x (Block::weights) as a block. @param importance (Block::weights) or null. @param row_sigma2 mean square of the row, which Q4_0 to
+/// Q5_1 look at where there is importance. V is lanes<1>, or what stands for it.
+template <class Block, class V = lanes<1>>
+NIBBLE_HOST_DEVICE inline Block encoded(const float* x, const float* importance, float row_sigma2) noexcept {
+  V in[Block::weights], weights[Block::weights];
+  typename V::integers units[sizeof(Block) / 2];
+  for (int i = 0; i < Block::weights; ++i) {
+    in[i] = V(x[i]);
+    weights[i] = V(importance != nullptr ? importance[i] : 0.0f);
+  }
+  block_search::encode(block_search::block_input<V>{in, importance != nullptr ? weights : nullptr, V(row_sigma2)},
+                       units, block_tag<Block>{});
+  Block b;
+  auto* const bytes = reinterpret_cast<uint8_t*>(&b);
+  for (int i = 0; i < int(sizeof(Block)); ++i) bytes[i] = static_cast<uint8_t>(units[i / 2].v >> i % 2 * 8 & 255);
+  return b;
+}
+
 NIBBLE_NAMESPACE_END

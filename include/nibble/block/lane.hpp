@@ -35,7 +35,7 @@ template <int N>
 struct lane_types {
   typedef float numbers __attribute__((vector_size(4 * N)));
   typedef int32_t integers __attribute__((vector_size(4 * N)));
-  using conditions = integers;  // 0 or −1
+  using conditions = integers;  // 0 or 1: gcc 12 keeps what comparisons say themselves, 0 or −1, in pieces
 };
 #endif
 
@@ -46,13 +46,30 @@ struct lane_mask {
   typename detail::lane_types<N>::conditions v;
 };
 
+namespace detail {
+
+/// v ← x in all lanes. gcc 12 makes an instruction a lane of a number that becomes a vector at run time, if vectors of that size are
+/// new to the function it is inlined into; a loop becomes one instruction.
+template <int N, class Vector, class Number>
+NIBBLE_LANE void spread(Vector& v, Number x) noexcept {
+  if constexpr (N == 1) {
+    v = x;
+  } else if (__builtin_constant_p(x)) {
+    v = x - Vector{};
+  } else {
+    for (int i = 0; i < N; ++i) v[i] = x;
+  }
+}
+
+}  // namespace detail
+
 template <int N>
 struct int_lanes {
   static constexpr int count = N;
   using vector = typename detail::lane_types<N>::integers;
   vector v;
   int_lanes() = default;
-  NIBBLE_LANE int_lanes(int32_t x) noexcept { v = x - vector{}; }
+  NIBBLE_LANE int_lanes(int32_t x) noexcept { detail::spread<N>(v, x); }
 };
 
 template <int N>
@@ -63,7 +80,12 @@ struct lanes {
   using mask = lane_mask<N>;
   vector v;
   lanes() = default;
-  NIBBLE_LANE lanes(float x) noexcept { v = x - vector{}; }
+  NIBBLE_LANE lanes(float x) noexcept { detail::spread<N>(v, x); }
+  static NIBBLE_LANE lanes zero() noexcept {
+    lanes r;
+    r.v = vector{};
+    return r;
+  }
 };
 
 // clang-format off
@@ -78,7 +100,10 @@ struct lanes {
   template <int N>                                                                                                \
   NIBBLE_LANE lane_mask<N> operator symbol(const lane_kind<N>& a, const lane_kind<N>& b) noexcept {               \
     lane_mask<N> r;                                                                                               \
-    r.v = a.v symbol b.v;                                                                                         \
+    if constexpr (N == 1)                                                                                         \
+      r.v = a.v symbol b.v;                                                                                       \
+    else                                                                                                          \
+      r.v = a.v symbol b.v ? decltype(r.v){} + 1 : decltype(r.v){};                                                  \
     return r;                                                                                                     \
   }
 NIBBLE_LANE_OPERATION(lanes, +)
@@ -116,17 +141,46 @@ NIBBLE_LANE int_lanes<N> operator>>(const int_lanes<N>& a, int count) noexcept {
   return r;
 }
 
+/// Lane by lane x < y ? a : b; select(x < y, a, b) in one instruction for sure.
+template <int N>
+NIBBLE_LANE lanes<N> select_less(const lanes<N>& x, const lanes<N>& y, const lanes<N>& a, const lanes<N>& b) noexcept {
+  lanes<N> r;
+  r.v = x.v < y.v ? a.v : b.v;
+  return r;
+}
+template <int N>
+NIBBLE_LANE int_lanes<N> select_less(const lanes<N>& x, const lanes<N>& y, const int_lanes<N>& a,
+                                     const int_lanes<N>& b) noexcept {
+  int_lanes<N> r;
+  r.v = x.v < y.v ? a.v : b.v;
+  return r;
+}
+
 /// Lane by lane m ? a : b.
 template <int N>
 NIBBLE_LANE lanes<N> select(const lane_mask<N>& m, const lanes<N>& a, const lanes<N>& b) noexcept {
   lanes<N> r;
-  r.v = m.v ? a.v : b.v;
+  r.v = m.v != 0 ? a.v : b.v;
   return r;
 }
 template <int N>
 NIBBLE_LANE int_lanes<N> select(const lane_mask<N>& m, const int_lanes<N>& a, const int_lanes<N>& b) noexcept {
   int_lanes<N> r;
-  r.v = m.v ? a.v : b.v;
+  r.v = m.v != 0 ? a.v : b.v;
+  return r;
+}
+
+/// The lesser and the greater of integers, in the form that compilers know an instruction for.
+template <int N>
+NIBBLE_LANE int_lanes<N> lesser(const int_lanes<N>& a, const int_lanes<N>& b) noexcept {
+  int_lanes<N> r;
+  r.v = a.v < b.v ? a.v : b.v;
+  return r;
+}
+template <int N>
+NIBBLE_LANE int_lanes<N> greater(const int_lanes<N>& a, const int_lanes<N>& b) noexcept {
+  int_lanes<N> r;
+  r.v = a.v > b.v ? a.v : b.v;
   return r;
 }
 
@@ -208,8 +262,7 @@ NIBBLE_LANE lanes<N> level(const lanes<N>& x, int low, int high) noexcept {
   constexpr int32_t zero = 0x4b400000;  // bits of 1.5·2^23, where integers are apart by one bit
   const int_lanes<N> least(zero + low), most(zero + high);
   int_lanes<N> b = (bits_of(x + lanes<N>(rounding_shift)) & int_lanes<N>(0x7fffff)) | int_lanes<N>(0x4b000000);
-  b = select(b < least, least, b);
-  b = select(b > most, most, b);
+  b = lesser(greater(b, least), most);
   return of_bits(b) - lanes<N>(rounding_shift);
 }
 

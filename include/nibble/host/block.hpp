@@ -5,11 +5,14 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "nibble/block.hpp"
 #include "nibble/block_layout.hpp"
+#include "nibble/host/block/decode.hpp"
 #include "nibble/host/block/tile.hpp"
 #include "nibble/host/parallel.hpp"
+#include "nibble/host/quantize.hpp"
 #include "nibble/host/simd.hpp"
 #include "nibble/matrix.hpp"
 
@@ -42,12 +45,21 @@ void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
   float sigma2[most_lanes] = {};
   if (sees_row<Block> && importance != nullptr) row_squares(w, sigma2);
   const index_t across = w.cols / Block::weights;
-  block_tile<T> tile;
+  block_tile tile;
   std::memset(tile.row_sigma2, 0, sizeof(tile.row_sigma2));
+  float numbers[std::is_same_v<T, float> ? 1 : Lanes::count * Block::weights];
   for (index_t row = 0; row < w.rows; ++row)
     for (index_t block = 0; block < across; ++block) {
       const index_t first = block * Block::weights;
-      tile.from[tile.count] = w.row(row) + first;
+      if constexpr (std::is_same_v<T, float>) {
+        tile.from[tile.count] = w.row(row) + first;
+      } else {
+        float* const x = numbers + tile.count * Block::weights;
+        vectorised([=, from = w.row(row) + first] {
+          for (int i = 0; i < Block::weights; ++i) x[i] = load(from[i]);
+        });
+        tile.from[tile.count] = x;
+      }
       tile.importance[tile.count] = importance != nullptr ? importance + first : nullptr;
       tile.to[tile.count] = blocks + row * stride + block * index_t(sizeof(Block));
       tile.row_sigma2[tile.count] = sigma2[row];
@@ -77,6 +89,20 @@ void encode_blocks(matrix<const T> w, uint8_t* blocks, index_t stride, const flo
   });
 }
 
+/// @param stride bytes from a row of blocks to the next.
+template <class Block, class T>
+void decode_blocks(const uint8_t* blocks, index_t stride, matrix<T> w) {
+  const index_t across = w.cols / Block::weights, step = rows_at_once(w.cols);
+  parallel_for(ceil_div(w.rows, step), [&](index_t tile) {
+    vectorised([&] {
+      for (index_t row = tile * step; row < min(w.rows, (tile + 1) * step); ++row)
+        for (index_t block = 0; block < across; ++block)
+          decode_block<Block>(blocks + row * stride + block * index_t(sizeof(Block)),
+                              w.row(row) + block * Block::weights);
+    });
+  });
+}
+
 }  // namespace detail
 
 /// w (n, k) row-major; blocks (n, k / Block::weights); importance (k) of columns, or null. @pre Block::weights divides k.
@@ -97,6 +123,19 @@ void quantize_blocks(matrix<const T> w, matrix<uint8_t> bytes, block_type type, 
       detail::encode_blocks<Block, decltype(lanes_of)>(w, bytes.data, bytes.stride, importance);
     });
   });
+}
+
+/// The inverse: w (n, k) receives the blocks' weights, rounded to T.
+template <class Block, class T>
+void dequantize_blocks(matrix<const Block> blocks, matrix<T> w) {
+  detail::decode_blocks<Block>(reinterpret_cast<const uint8_t*>(blocks.data), blocks.stride * index_t(sizeof(Block)),
+                               w);
+}
+
+/// The same for a type chosen at run time, from bytes of any alignment.
+template <class T>
+void dequantize_blocks(matrix<const uint8_t> bytes, matrix<T> w, block_type type) {
+  with_block(type, [&](auto tag) { detail::decode_blocks<typename decltype(tag)::type>(bytes.data, bytes.stride, w); });
 }
 
 }  // namespace host

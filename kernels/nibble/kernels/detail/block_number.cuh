@@ -30,6 +30,7 @@ struct number {
   float v;
   number() = default;
   __device__ number(float x) noexcept : v(x) {}
+  __device__ static number zero() noexcept { return 0.0f; }
 };
 
 // clang-format off
@@ -55,6 +56,10 @@ __device__ inline truth operator|(truth a, truth b) { return {a.v || b.v}; }
 __device__ inline bool any(truth m) { return m.v; }
 __device__ inline number select(truth m, number a, number b) { return m.v ? a.v : b.v; }
 __device__ inline integer select(truth m, integer a, integer b) { return m.v ? a.v : b.v; }
+__device__ inline number select_less(number x, number y, number a, number b) { return x.v < y.v ? a.v : b.v; }
+__device__ inline integer select_less(number x, number y, integer a, integer b) { return x.v < y.v ? a.v : b.v; }
+__device__ inline integer lesser(integer a, integer b) { return a.v < b.v ? a.v : b.v; }
+__device__ inline integer greater(integer a, integer b) { return a.v > b.v ? a.v : b.v; }
 __device__ inline number abs(number a) { return nibble::abs(a.v); }
 __device__ inline number negated(number a) { return -a.v; }
 __device__ inline number square_root(number a) { return device::square_root(a.v); }
