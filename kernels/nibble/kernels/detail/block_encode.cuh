@@ -167,7 +167,8 @@ __device__ void encode_group(const number (&x)[16], const number (&q)[16], const
     for (int j = 0; j < 16; ++j) head.scales[j] = integers(block_search::centred_code(fit, scales[j], 32));
   } else {
     number found[16];
-    lanes.gather(block_search::swept<16>(x, 4, found), scales);
+    block_search::swept<16, 1>(x, 4, found, &scale);
+    lanes.gather(scale, scales);
 #pragma unroll
     for (int i = 0; i < 16; ++i) codes[i] = integers(found[i]);
     const number max = block_search::largest<16>(scales), inverse = number(-32.0f) / max;
@@ -196,7 +197,7 @@ __device__ void encode_group(const number (&x)[16], const number (&q)[16], const
   head.d = select(none, integer(0), half_bits(number(1.0f) / inverse));
 #pragma unroll
   for (int j = 0; j < 16; ++j)
-    head.scales[j] = select(none, integer(0), block_search::least<number>(whole(inverse * scales[j]), 127));
+    head.scales[j] = select(none, integer(0), lesser(whole(inverse * scales[j]), integer(127)));
 #pragma unroll
   for (int i = 0; i < 16; ++i) codes[i] = select(none, integer(0), integers(block_search::centred_code(fit, x[i], 32)));
   block_search::choose_centred_codes<16>(x, half_value(head.d) * numbers(lanes.own(head.scales)), 32, codes);

@@ -60,6 +60,8 @@ __device__ inline number select_less(number x, number y, number a, number b) { r
 __device__ inline integer select_less(number x, number y, integer a, integer b) { return x.v < y.v ? a.v : b.v; }
 __device__ inline integer lesser(integer a, integer b) { return a.v < b.v ? a.v : b.v; }
 __device__ inline integer greater(integer a, integer b) { return a.v > b.v ? a.v : b.v; }
+__device__ inline integer bits_of(number a) { return bit_cast<int32_t>(a.v); }
+__device__ inline number of_bits(integer a) { return bit_cast<float>(a.v); }
 __device__ inline number abs(number a) { return nibble::abs(a.v); }
 __device__ inline number negated(number a) { return -a.v; }
 __device__ inline number square_root(number a) { return device::square_root(a.v); }
