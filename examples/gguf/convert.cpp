@@ -123,9 +123,6 @@ void planner::finish() {
   if (c_.sliding_window > 0 && c_.sliding_window < c_.context)
     out_.notes.push_back("the model's attention sees " + std::to_string(c_.sliding_window) +
                          " tokens; llama.cpp's for this architecture sees all, so keep contexts within that");
-  for (const planned_tensor& t : out_.tensors)
-    if (!can_encode(t.info.type))
-      throw error(std::string("tensors of type ") + info_of(t.info.type).name + " cannot be written");
 }
 
 /// Rows [first, first + count) of the file's order.

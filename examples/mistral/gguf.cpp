@@ -15,7 +15,7 @@
 #include "error.hpp"
 #include "json.hpp"
 #include "mapped_file.hpp"
-#include "nibble/core.hpp"
+#include "nibble/block_layout.hpp"
 #include "utf8.hpp"
 
 namespace nibble::mistral {
@@ -224,15 +224,14 @@ class header_reader {
 }  // namespace
 
 const std::vector<gguf_type_info>& gguf_types() {
-  static const std::vector<gguf_type_info> all = {
-      {gguf_type::f32, "F32", 1, 4},         {gguf_type::f16, "F16", 1, 2},
-      {gguf_type::q4_0, "Q4_0", 32, 18},     {gguf_type::q4_1, "Q4_1", 32, 20},
-      {gguf_type::q5_0, "Q5_0", 32, 22},     {gguf_type::q5_1, "Q5_1", 32, 24},
-      {gguf_type::q8_0, "Q8_0", 32, 34},     {gguf_type::q2_k, "Q2_K", 256, 84},
-      {gguf_type::q3_k, "Q3_K", 256, 110},   {gguf_type::q4_k, "Q4_K", 256, 144},
-      {gguf_type::q5_k, "Q5_K", 256, 176},   {gguf_type::q6_k, "Q6_K", 256, 210},
-      {gguf_type::iq4_nl, "IQ4_NL", 32, 18}, {gguf_type::iq4_xs, "IQ4_XS", 256, 136},
-      {gguf_type::bf16, "BF16", 1, 2}};
+  static const std::vector<gguf_type_info> all = [] {
+    std::vector<gguf_type_info> types = {{gguf_type::f32, "F32", 1, 4}, {gguf_type::f16, "F16", 1, 2}};
+    for (const block_type type : block_types)
+      types.push_back({static_cast<gguf_type>(type), block_name(type), static_cast<std::uint64_t>(block_weights(type)),
+                       static_cast<std::uint64_t>(block_bytes(type))});
+    types.push_back({gguf_type::bf16, "BF16", 1, 2});
+    return types;
+  }();
   return all;
 }
 

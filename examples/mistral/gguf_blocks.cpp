@@ -3,8 +3,9 @@
 
 #include <cstring>
 
-#include "error.hpp"
+#include "nibble/block.hpp"
 #include "nibble/half.hpp"
+#include "nibble/reference/block.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -35,23 +36,27 @@ bool is_block_type(std::string_view dtype) {
   return info && info->elements > 1;
 }
 
-bool can_encode(gguf_type type) {
-  return type == gguf_type::f32 || type == gguf_type::f16 || type == gguf_type::bf16;
-}
-
 void decode_blocks(gguf_type type, const std::byte* from, index_t blocks, float* out) {
   if (type == gguf_type::f32) return widen<float>(from, blocks, out);
   if (type == gguf_type::f16) return widen<fp16>(from, blocks, out);
   if (type == gguf_type::bf16) return widen<bf16>(from, blocks, out);
-  throw error(std::string("tensors of type ") + info_of(type).name + " cannot be read yet");
+  with_block(static_cast<block_type>(type), [&](auto tag) {
+    using Block = typename decltype(tag)::type;
+    for (index_t i = 0; i < blocks; ++i) {
+      Block block;  // a map may be unaligned
+      std::memcpy(static_cast<void*>(&block), from + i * static_cast<index_t>(sizeof(Block)), sizeof(Block));
+      decode(block, out + i * Block::weights);
+    }
+  });
 }
 
 void encode_rows(gguf_type type, matrix<const float> w, const float* importance, std::byte* out) {
-  static_cast<void>(importance);
   if (type == gguf_type::f32) return narrow<float>(w, out);
   if (type == gguf_type::f16) return narrow<fp16>(w, out);
   if (type == gguf_type::bf16) return narrow<bf16>(w, out);
-  throw error(std::string("tensors of type ") + info_of(type).name + " cannot be written yet");
+  const auto block = static_cast<block_type>(type);
+  const index_t bytes = w.cols / block_weights(block) * block_bytes(block);
+  reference::quantize_blocks(w, matrix<uint8_t>(reinterpret_cast<uint8_t*>(out), w.rows, bytes), block, importance);
 }
 
 }  // namespace nibble::mistral
