@@ -151,9 +151,11 @@ void check_values(const planned_tensor& t, const float* values, index_t count, c
     finite = finite && std::isfinite(values[i]);
     largest = std::max(largest, std::abs(values[i]));
   }
-  if (!finite) throw error(where + ": the tensor \"" + t.info.name + "\" holds a weight that is NaN or infinite");
+  const std::string name = t.direct ? t.direct->name : t.linear + ".weight";
+  if (!finite)
+    throw error(where + ": the tensor \"" + name + "\" holds a weight that is NaN or infinite; check the checkpoint");
   if (narrow && largest >= beyond_fp16)
-    throw error(where + ": the tensor \"" + t.info.name + "\" holds a weight of " + std::to_string(largest) +
+    throw error(where + ": the tensor \"" + name + "\" holds a weight of " + std::to_string(largest) +
                 ", beyond what " + info_of(t.info.type).name + " holds; --type BF16 does");
 }
 

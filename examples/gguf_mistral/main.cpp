@@ -31,7 +31,7 @@ struct options {
   std::string model = source_directory + std::string("/examples/awq_mistral/model");
   std::string output, type = "Q4_K_M", importance, name, json;
   int threads = 0;
-  bool overwrite = false, dry_run = false, quiet = false, print_json = false;
+  bool overwrite = false, dry_run = false, print_json = false;
 };
 
 std::string type_names() {
@@ -61,7 +61,6 @@ void add_options(CLI::App& app, options& o) {
       ->type_name("TEXT");
   app.add_flag("--overwrite", o.overwrite, "Replace an output that exists");
   app.add_flag("--dry-run", o.dry_run, "Check everything and tell what each tensor would become; write nothing");
-  app.add_flag("--quiet", o.quiet, "No progress and no table");
   app.add_option("--threads", o.threads, "Threads to use; as many as the machine has unless given")
       ->check(whole(1, 4096))
       ->type_name("N");
@@ -119,17 +118,13 @@ int run(const options& o) {
   std::uint64_t bytes = 0;
   if (!o.dry_run) {
     check_room(o.output, plan);
-    std::optional<progress> bar;
-    if (!o.quiet) bar.emplace("writing", settings.layers);
-    bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) {
-      if (bar) bar->at(done);
-    });
-    bar.reset();
+    progress bar("writing", settings.layers);
+    bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
     write_file(modelfile_of(o.output),
                modelfile_text(o.output, dialect, read_tokenizer_settings(o.model).eos.value_or("")));
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  if (!o.quiet && (!o.print_json || !o.json.empty())) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);
+  if (!o.print_json || !o.json.empty()) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);
   if (!o.print_json) return 0;
   nlohmann::ordered_json out = {{"model", o.model}, {"output", o.output}};
   add_plan(out, plan, *type);

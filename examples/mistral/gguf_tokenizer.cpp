@@ -35,7 +35,7 @@ struct token_table {
   /// Makes room for `id`. @throws error when the model's embedding has none.
   void reach(index_t id, index_t vocabulary) {
     if (id < 0 || id >= vocabulary)
-      throw error(where + " has the token id " + std::to_string(id) + ", but config.json's vocab_size is " +
+      throw error(where + ": the tokenizer gives the id " + std::to_string(id) + ", but config.json's vocab_size is " +
                   std::to_string(vocabulary));
     const auto size = static_cast<size_t>(id) + 1;
     if (tokens.size() >= size) return;
@@ -83,7 +83,7 @@ std::string pattern_name(const json& file, const std::string& where, bool mistra
     if (part[pattern] == converted_pattern) return mistral ? "tekken" : "llama-bpe";
   }
   throw error(where +
-              ": its pre_tokenizer splits texts by a pattern that is neither Tekken's nor Llama 3's; llama.cpp's " +
+              ": its pre_tokenizer splits texts by a regular expression that is neither Tekken's nor Llama 3's; llama.cpp's " +
               "name of it is not known here");
 }
 
@@ -163,9 +163,9 @@ token_table table_of_json(const json& file, const std::string& where, const toke
   const auto model = file.find("model");
   if (model == file.end() || !model->is_object()) throw error(where + ": the tokenizer's \"model\" is missing");
   t.model = is_byte_level(file) ? "gpt2" : "llama";
+  if (t.is_byte_level()) t.pre = pattern_name(file, where, settings.mistral);
   read_vocabulary(t, *model, size);
   if (t.is_byte_level()) {
-    t.pre = pattern_name(file, where, settings.mistral);
     t.merges = merges_of(*model, where);
   } else {
     if (!json_get<bool>(*model, "byte_fallback", where, false))
