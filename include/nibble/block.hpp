@@ -6,6 +6,7 @@
 ///     x = scale · level + offset   offset = m, or −(dmin · m_j)   level = code
 /// Each product and sum is rounded to float, in this order, as ggml's dequantize_row functions do, so that every finite weight has
 /// their bits (−0 where d < 0 meets level 0 too). Where d, m or dmin is NaN or infinite weights may be NaN, with no stated payload.
+/// A compiler that fuses products and sums changes that, as nvcc does without --fmad=false; kernels ask for each operation by name.
 /// Source: the GGUF specification; bytes and numbers compared with ggml's own.
 #pragma once
 

@@ -48,7 +48,7 @@ inline int get(split at) {
 
 /// Code i of 32 in 16 bytes.
 inline place half_apart(uint8_t* qs, int i) {
-  return i < 16 ? place{qs + i, 0, 4} : place{qs + i - 16, 4, 4};
+  return i < 16 ? place{qs + i, 0, 4} : place{qs + (i - 16), 4, 4};
 }
 /// Code i of 256, `width` bits, in runs of 32 bytes; a byte holds codes 32 apart, 8 / width of them.
 inline place run_of_32(uint8_t* qs, int i, int width) {
@@ -97,7 +97,7 @@ inline place code_at(iq4_xs& b, int i) {
 
 /// Scale j, less its least value.
 inline split scale_at(q3_k& b, int j) {
-  const place low = j < 8 ? place{b.scales + j, 0, 4} : place{b.scales + j - 8, 4, 4};
+  const place low = j < 8 ? place{b.scales + j, 0, 4} : place{b.scales + (j - 8), 4, 4};
   return {low, {b.scales + 8 + j % 4, 2 * (j / 4), 2}};
 }
 inline split scale_at(iq4_xs& b, int j) {
@@ -113,7 +113,7 @@ inline place minimum_at(q2_k& b, int j) {
 /// The 12 bytes of q4_k and q5_k: groups 0 to 3 whole, the others in two parts.
 inline split scale_at_12(uint8_t* s, int j) {
   if (j < 4) return {{s + j, 0, 4}, {s + j, 4, 2}};
-  return {{s + j + 4, 0, 4}, {s + j - 4, 6, 2}};
+  return {{s + j + 4, 0, 4}, {s + (j - 4), 6, 2}};
 }
 inline split minimum_at_12(uint8_t* s, int j) {
   if (j < 4) return {{s + j + 4, 0, 4}, {s + j + 4, 4, 2}};

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+/// @file
+/// Matrices to ggml's blocks and back, threaded and vectorised; the reference's bytes, which are ggml's. Compile with
+/// -ffp-contract=off, as all that has a stated order of operations.
+#pragma once
+
+#include <cstring>
+
+#include "nibble/block.hpp"
+#include "nibble/block_layout.hpp"
+#include "nibble/host/block/tile.hpp"
+#include "nibble/host/parallel.hpp"
+#include "nibble/host/simd.hpp"
+#include "nibble/matrix.hpp"
+
+NIBBLE_NAMESPACE_BEGIN
+namespace host {
+namespace detail {
+
+/// Mean square of each of `rows` <= most_lanes rows, in order along the row, side by side.
+template <class T>
+void row_squares(matrix<const T> w, float* mean) noexcept {
+  vectorised([&] {
+    float sum[most_lanes] = {};
+    for (index_t col = 0; col < w.cols; ++col)
+      for (index_t row = 0; row < w.rows; ++row) {
+        const auto x = static_cast<float>(w(row, col));
+        sum[row] += x * x;
+      }
+    for (index_t row = 0; row < w.rows; ++row) mean[row] = sum[row] / static_cast<float>(w.cols);
+  });
+}
+
+/// Whether a block's codes depend on the mean square of its row.
+template <class Block>
+inline constexpr bool sees_row = Block::type == block_type::q4_0 || Block::type == block_type::q4_1 ||
+                                 Block::type == block_type::q5_0 || Block::type == block_type::q5_1;
+
+/// At most most_lanes rows, a tile of blocks at a time, on this thread. @param stride bytes from a row of blocks to the next.
+template <class Block, class Lanes, class T>
+void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float* importance) noexcept {
+  float sigma2[most_lanes] = {};
+  if (sees_row<Block> && importance != nullptr) row_squares(w, sigma2);
+  const index_t across = w.cols / Block::weights;
+  block_tile<T> tile;
+  std::memset(tile.row_sigma2, 0, sizeof(tile.row_sigma2));
+  for (index_t row = 0; row < w.rows; ++row)
+    for (index_t block = 0; block < across; ++block) {
+      const index_t first = block * Block::weights;
+      tile.from[tile.count] = w.row(row) + first;
+      tile.importance[tile.count] = importance != nullptr ? importance + first : nullptr;
+      tile.to[tile.count] = blocks + row * stride + block * index_t(sizeof(Block));
+      tile.row_sigma2[tile.count] = sigma2[row];
+      const bool last = row == w.rows - 1 && block == across - 1;
+      if (++tile.count < Lanes::count && !last) continue;
+      Lanes::template encode<Block>(tile);
+      tile.count = 0;
+    }
+}
+
+/// f(Lanes{}) with the widest vectors of this machine.
+template <class F>
+void with_lanes(F&& f) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (sixteen_lanes::here()) return f(sixteen_lanes{});
+  if (eight_lanes::here()) return f(eight_lanes{});
+#endif
+  f(four_lanes{});
+}
+
+template <class Block, class Lanes, class T>
+void encode_blocks(matrix<const T> w, uint8_t* blocks, index_t stride, const float* importance) {
+  parallel_for(ceil_div(w.rows, most_lanes), [&](index_t tile) {
+    const index_t first = tile * most_lanes;
+    encode_rows<Block, Lanes>(w.rows_at(first, min(index_t(most_lanes), w.rows - first)), blocks + first * stride,
+                              stride, importance);
+  });
+}
+
+}  // namespace detail
+
+/// w (n, k) row-major; blocks (n, k / Block::weights); importance (k) of columns, or null. @pre Block::weights divides k.
+template <class Block, class T>
+void quantize_blocks(matrix<const T> w, matrix<Block> blocks, const float* importance = nullptr) {
+  detail::with_lanes([&](auto lanes_of) {
+    detail::encode_blocks<Block, decltype(lanes_of)>(w, reinterpret_cast<uint8_t*>(blocks.data),
+                                                     blocks.stride * index_t(sizeof(Block)), importance);
+  });
+}
+
+/// The same for a type chosen at run time: bytes (n, k / weights · bytes of a block), of any alignment.
+template <class T>
+void quantize_blocks(matrix<const T> w, matrix<uint8_t> bytes, block_type type, const float* importance = nullptr) {
+  with_block(type, [&](auto tag) {
+    using Block = typename decltype(tag)::type;
+    detail::with_lanes([&](auto lanes_of) {
+      detail::encode_blocks<Block, decltype(lanes_of)>(w, bytes.data, bytes.stride, importance);
+    });
+  });
+}
+
+}  // namespace host
+NIBBLE_NAMESPACE_END
