@@ -8,7 +8,7 @@ if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
 endif()
 
 add_library(fuzz_targets OBJECT ${fuzz_sources})
-target_link_libraries(fuzz_targets PUBLIC mistral test_places)
+target_link_libraries(fuzz_targets PUBLIC mistral_gguf mistral test_places)
 target_include_directories(fuzz_targets PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 nibble_compile(fuzz_targets)
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "chat.hpp"
 
+#include "gguf_model.hpp"
 #include "jinja.hpp"
 #include "json.hpp"
 #include "tokenizer_files.hpp"
@@ -98,7 +99,8 @@ std::string configured(const value& config, const std::string& where) {
 
 }  // namespace
 
-std::unique_ptr<chat_template> open_chat_template(const fs::path& model) {
+chat_template_text read_chat_template(const fs::path& model) {
+  if (is_gguf(model)) return {model, read_gguf_chat_template(gguf_file(model))};
   constexpr std::uint64_t most = 1 << 20;
   fs::path file = model / "chat_template.jinja";
   std::string source;
@@ -108,8 +110,13 @@ std::unique_ptr<chat_template> open_chat_template(const fs::path& model) {
   } else if (file = model / "tokenizer_config.json"; fs::exists(file)) {
     source = configured(read_json(file), file.string());
   }
-  if (source.empty()) return nullptr;
-  return std::make_unique<mistral_chat>(source, file.string(), read_tokenizer_settings(model));
+  return {file, source};
+}
+
+std::unique_ptr<chat_template> open_chat_template(const fs::path& model) {
+  const chat_template_text text = read_chat_template(model);
+  if (text.source.empty()) return nullptr;
+  return std::make_unique<mistral_chat>(text.source, text.file.string(), read_tokenizer_settings(model));
 }
 
 std::vector<message> read_messages(const nlohmann::ordered_json& list, const std::string& where) {

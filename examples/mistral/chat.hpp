@@ -30,8 +30,17 @@ class chat_template {
   virtual std::string name() const = 0;
 };
 
-/// The model's template: chat_template.jinja, else chat_template in tokenizer_config.json (of several, "default"); null
-/// when it has none. @throws error naming the file for a template that is none of Mistral's.
+/// A template's text, empty where the model has none, and the file that it is from.
+struct chat_template_text {
+  std::filesystem::path file;
+  std::string source;
+};
+
+/// As open_chat_template, unread: any model's. @throws error naming the file that is damaged.
+chat_template_text read_chat_template(const std::filesystem::path& model);
+
+/// The model's template: chat_template.jinja, else chat_template in tokenizer_config.json (of several, "default"), or
+/// a GGUF file's; null when it has none. @throws error naming the file for a template that is none of Mistral's.
 std::unique_ptr<chat_template> open_chat_template(const std::filesystem::path& model);
 
 /// A line's "messages": a list of objects with role and content. @throws error naming `where` for anything else.

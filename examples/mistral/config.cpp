@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "error.hpp"
+#include "gguf_model.hpp"
 #include "json.hpp"
 
 namespace nibble::mistral {
@@ -176,11 +177,16 @@ void read_heads(const reader& file, bool llama, config& c) {
 }  // namespace
 
 config read_config(const std::filesystem::path& model) {
+  if (is_gguf(model)) return read_gguf_config(gguf_file(model));
   const std::filesystem::path path = model / "config.json";
+  return config_of_json(read_json(path), path.string());
+}
+
+config config_of_json(nlohmann::ordered_json json, const std::string& where) {
   config c;
-  c.json = read_json(path);
-  if (!c.json.is_object()) throw error(path.string() + ": a config must be a JSON object");
-  const reader file(c.json, path.string());
+  c.json = std::move(json);
+  if (!c.json.is_object()) throw error(where + ": a config must be a JSON object");
+  const reader file(c.json, where);
   const bool llama = is_llama(file);
   refuse_what_the_forward_pass_lacks(file);
   c.hidden = file.extent("hidden_size");

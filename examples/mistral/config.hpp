@@ -33,8 +33,11 @@ struct config {
   index_t kv_width() const { return kv_heads * head_dim; }
 };
 
-/// Reads MODEL/config.json. @throws error naming the file and key, for a value that makes no model, an architecture
+/// Reads MODEL/config.json, or the keys of a GGUF file. @throws error naming the file and key, for a value that makes no model, an architecture
 /// other than MistralForCausalLM and LlamaForCausalLM, or a feature that the forward pass lacks (rope scaling, biases).
 config read_config(const std::filesystem::path& model);
+
+/// The same from what the file holds; `where` names it in messages.
+config config_of_json(nlohmann::ordered_json json, const std::string& where);
 
 }  // namespace nibble::mistral

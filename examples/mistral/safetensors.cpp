@@ -4,21 +4,19 @@
 /// tensors laid end to end: the format allows no overlap and no hole, so their offsets must chain from 0 to the end.
 #include "safetensors.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <tuple>
 
 #include "error.hpp"
+#include "gguf_blocks.hpp"
+#include "gguf_model.hpp"
 #include "json.hpp"
+#include "mapped_file.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -140,55 +138,6 @@ std::string shown(const std::vector<index_t>& shape) {
   return text + "]";
 }
 
-/// A file mapped for reading.
-class mapped_file {
- public:
-  explicit mapped_file(fs::path path) : path_(std::move(path)) {
-    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would be waited for
-    if (descriptor < 0) fail();
-    struct stat about = {};
-    const bool known = ::fstat(descriptor, &about) == 0;
-    if (known && S_ISREG(about.st_mode) && about.st_size > 0) {
-      size_ = static_cast<std::uint64_t>(about.st_size);
-      map_ = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor, 0);
-    }
-    const int failed = errno;
-    ::close(descriptor);
-    errno = failed;
-    if (known && !S_ISREG(about.st_mode)) throw error(path_.string() + " is not a regular file");
-    if (known && size_ == 0) throw error(path_.string() + " is empty");
-    if (!known || map_ == MAP_FAILED) fail();
-  }
-  ~mapped_file() {
-    if (map_ != nullptr && map_ != MAP_FAILED) ::munmap(map_, size_);
-  }
-  mapped_file(const mapped_file&) = delete;
-  mapped_file& operator=(const mapped_file&) = delete;
-
-  const std::byte* data() const { return static_cast<const std::byte*>(map_); }
-  std::uint64_t size() const { return size_; }
-  const fs::path& path() const { return path_; }
-
-  /// Lets go of the pages of [first, first + bytes), widened to whole windows of what a page fault maps at once
-  /// (64 KiB, fault_around_bytes): otherwise each tensor would leave its neighbours' edges resident. That is safe for
-  /// neighbours in use, whose pages come back from the page cache at the next touch.
-  void release(const std::byte* first, std::uint64_t bytes) const {
-    constexpr std::uint64_t window = 65536;
-    const auto base = reinterpret_cast<std::uintptr_t>(map_);
-    const auto from = reinterpret_cast<std::uintptr_t>(first);
-    const std::uintptr_t begin = std::max(base, from / window * window);
-    const std::uintptr_t end = std::min(base + size_, (from + bytes + window - 1) / window * window);
-    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
-
- private:
-  [[noreturn]] void fail() const { throw error("cannot read " + path_.string() + ": " + std::strerror(errno)); }
-
-  fs::path path_;
-  std::uint64_t size_ = 0;
-  void* map_ = nullptr;
-};
-
 using tensor_map = std::map<std::string, tensor, std::less<>>;
 
 /// Checks that an entry's data lie within the `bytes` behind the header and are as many as its shape takes.
@@ -278,7 +227,30 @@ index_t tensor::size() const {
 struct checkpoint::impl {
   fs::path directory;
   std::vector<std::unique_ptr<mapped_file>> files;
+  std::optional<gguf_file> gguf;
   tensor_map tensors;
+
+  void open_gguf(const fs::path& file) {
+    gguf.emplace(file);
+    const index_t head = read_gguf_config(*gguf).head_dim;
+    for (const gguf_tensor& stored : gguf->tensors()) {
+      tensor t;
+      t.name = checkpoint_name(stored.name);
+      if (t.name.empty()) t.name = stored.name;
+      t.dtype = info_of(stored.type).name;
+      for (auto extent = stored.dims.rbegin(); extent != stored.dims.rend(); ++extent)
+        t.shape.push_back(static_cast<index_t>(*extent));
+      t.data = stored.data;
+      t.bytes = static_cast<index_t>(stored.size);
+      t.file = file;
+      if (rows_are_paired(stored.name)) t.paired_heads = head;
+      if (t.paired_heads > 0 && (t.shape.size() != 2 || t.shape[0] % head != 0))
+        throw error(file.string() + ": the tensor \"" + stored.name + "\" must have rows by heads of " +
+                    std::to_string(head) + ", but its shape is " + shown(t.shape));
+      if (!tensors.emplace(t.name, t).second)
+        throw error(file.string() + ": the tensor \"" + t.name + "\" is there under two names");
+    }
+  }
 
   void open_single(const fs::path& file) {
     files.push_back(std::make_unique<mapped_file>(file));
@@ -315,6 +287,11 @@ struct checkpoint::impl {
 
 checkpoint::checkpoint(const fs::path& model) : impl_(std::make_unique<impl>()) {
   std::error_code failed;
+  if (is_gguf(model)) {
+    impl_->directory = model;
+    impl_->open_gguf(model);
+    return;
+  }
   if (!fs::is_directory(model, failed)) throw error(model.string() + " is not a directory; a model is a directory");
   impl_->directory = model;
   const fs::path single = model / "model.safetensors", index = model / "model.safetensors.index.json";
@@ -360,6 +337,10 @@ void checkpoint::release(const tensor& t) const {
   for (const auto& file : impl_->files)
     if (t.data >= file->data() && t.data < file->data() + file->size())
       file->release(t.data, static_cast<std::uint64_t>(t.bytes));
+  if (!impl_->gguf) return;
+  gguf_tensor there;
+  there.data = t.data, there.size = static_cast<std::uint64_t>(t.bytes);
+  impl_->gguf->release(there);
 }
 
 namespace {
@@ -373,15 +354,49 @@ void widen(const std::byte* from, index_t count, float* out) {
   }
 }
 
+/// Elements of a tensor in blocks.
+void read_blocks(const tensor& t, const gguf_type_info& stored, index_t first, index_t count, float* out) {
+  const auto width = static_cast<index_t>(stored.elements), bytes = static_cast<index_t>(stored.bytes);
+  std::vector<float> block;
+  while (count > 0) {
+    const index_t at = first / width, within = first % width;
+    if (within == 0 && count >= width) {
+      const index_t whole = count / width;
+      decode_blocks(stored.type, t.data + at * bytes, whole, out);
+      first += whole * width, count -= whole * width, out += whole * width;
+      continue;
+    }
+    const index_t part = min(count, width - within);
+    block.resize(static_cast<size_t>(width));
+    decode_blocks(stored.type, t.data + at * bytes, 1, block.data());
+    std::copy_n(block.data() + within, part, out);
+    first += part, count -= part, out += part;
+  }
+}
+
+/// Elements of a tensor whose rows lie in pairs, row by row.
+void read_paired(const tensor& t, index_t first, index_t count, float* out) {
+  tensor as_stored = t;
+  as_stored.paired_heads = 0;
+  const index_t k = t.shape[1];
+  while (count > 0) {
+    const index_t within = first % k, part = min(count, k - within);
+    read_floats(as_stored, paired_row(first / k, t.paired_heads) * k + within, part, out);
+    first += part, count -= part, out += part;
+  }
+}
+
 }  // namespace
 
 void read_floats(const tensor& t, index_t first, index_t count, float* out) {
   if (first < 0 || count < 0 || first > t.size() - count)
     throw error(t.file.string() + ": " + std::to_string(count) + " elements from " + std::to_string(first) +
                 " on are not in the tensor \"" + t.name + "\" of " + std::to_string(t.size()));
+  if (t.paired_heads > 0) return read_paired(t, first, count, out);
   if (t.dtype == "F32") return widen<float>(t.data + first * 4, count, out);
   if (t.dtype == "F16") return widen<fp16>(t.data + first * 2, count, out);
   if (t.dtype == "BF16") return widen<bf16>(t.data + first * 2, count, out);
+  if (const gguf_type_info* blocks = find_gguf_type(t.dtype)) return read_blocks(t, *blocks, first, count, out);
   throw error(t.file.string() + ": the tensor \"" + t.name + "\" has dtype " + t.dtype +
               " where F32, F16 or BF16 is needed");
 }

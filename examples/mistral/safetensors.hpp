@@ -22,12 +22,13 @@ namespace nibble::mistral {
 
 /// One tensor of a checkpoint, in the map.
 struct tensor {
-  std::string dtype;                ///< "F32", "F16", "BF16", "I32", "I64", "I16", "U8", …
-  std::vector<index_t> shape;       ///< as stored
+  std::string dtype;           ///< "F32", "F16", "BF16", "I32", "I64", "I16", "U8", …; in a GGUF file "Q4_K", …
+  std::vector<index_t> shape;  ///< as stored
   const std::byte* data = nullptr;  ///< in the memory map; may be unaligned
   index_t bytes = 0;
   std::filesystem::path file;  ///< where it lies, for messages
   std::string name;            ///< as in the checkpoint
+  index_t paired_heads = 0;    ///< in a GGUF file, of q and k: rows of a head, which lie in pairs (gguf_model.hpp)
 
   index_t size() const;  ///< elements
 };
@@ -36,7 +37,8 @@ struct tensor {
 /// @throws error for a dtype that safetensors does not have, or a product beyond 64 bits. @pre extents >= 0.
 std::uint64_t stored_bytes(const std::string& where, std::string_view dtype, const std::vector<index_t>& shape);
 
-/// A model directory's tensors: model.safetensors, or model.safetensors.index.json and its shards. Every header, offset
+/// A model's tensors: a directory's model.safetensors, or model.safetensors.index.json and its shards; or a GGUF file, whose
+/// tensors have the names here that a checkpoint gives them. Every header, offset
 /// and length is checked when the checkpoint is opened, so reading a tensor cannot run past a file.
 class checkpoint {
  public:
@@ -61,7 +63,8 @@ class checkpoint {
   std::unique_ptr<impl> impl_;
 };
 
-/// Elements [first, first + count) of an F32, F16 or BF16 tensor as float. @throws error for another dtype, naming it.
+/// Elements [first, first + count) of an F32, F16 or BF16 tensor, or of a GGUF file's in blocks, as float, in the order of a
+/// checkpoint. @throws error for another dtype, naming it.
 void read_floats(const tensor& t, index_t first, index_t count, float* out);
 
 /// Writes tensors into shards of at most `max_shard_bytes` of data (one tensor is never split), data first, header last,

@@ -26,9 +26,9 @@ constexpr const char* decoding = R"({"type": "Sequence", "decoders": [
 
 class sentencepiece_tokenizer final : public tokenizer {
  public:
-  sentencepiece_tokenizer(const std::filesystem::path& file, const tokenizer_settings& settings)
-      : where_(file.string()), decode_(read_decoder(nlohmann::json::parse(decoding), where_)) {
-    load(read_file(file));
+  sentencepiece_tokenizer(const std::string& bytes, std::string where, const tokenizer_settings& settings)
+      : where_(std::move(where)), decode_(read_decoder(nlohmann::json::parse(decoding), where_)) {
+    load(bytes);
     for (int32_t id = 0; id < vocabulary(); ++id) {
       if (!is_special(id)) continue;
       added_token token;
@@ -121,7 +121,12 @@ class sentencepiece_tokenizer final : public tokenizer {
 }  // namespace
 
 std::unique_ptr<tokenizer> read_tokenizer_model(const std::filesystem::path& file, const tokenizer_settings& settings) {
-  return std::make_unique<sentencepiece_tokenizer>(file, settings);
+  return make_sentencepiece_tokenizer(read_file(file), file.string(), settings);
+}
+
+std::unique_ptr<tokenizer> make_sentencepiece_tokenizer(const std::string& bytes, const std::string& where,
+                                                        const tokenizer_settings& settings) {
+  return std::make_unique<sentencepiece_tokenizer>(bytes, where, settings);
 }
 
 }  // namespace nibble::mistral

@@ -80,7 +80,69 @@ void check_piece(std::string_view bytes, std::int64_t id, const std::string& whe
   if (!std::isfinite(score)) throw error(here + " has a score that is NaN or infinite");
 }
 
+void append_varint(std::string& out, std::uint64_t value) {
+  for (; value >= 0x80; value >>= 7) out += static_cast<char>(value | 0x80);
+  out += static_cast<char>(value);
+}
+
+void append_number(std::string& out, std::uint64_t field, std::uint64_t value) {
+  append_varint(out, field << 3);
+  append_varint(out, value);
+}
+
+void append_bytes(std::string& out, std::uint64_t field, std::string_view bytes) {
+  append_varint(out, field << 3 | 2);
+  append_varint(out, bytes.size());
+  out += bytes;
+}
+
 }  // namespace
+
+sentencepiece_model read_sentencepiece_model(std::string_view bytes, const std::string& where) {
+  sentencepiece_model model;
+  message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
+    if (number == 1) {
+      sentencepiece_piece& piece = model.pieces.emplace_back();
+      message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view text) {
+        if (field == 1) piece.text = text;
+        if (field == 2 && text.size() == sizeof(float)) std::memcpy(&piece.score, text.data(), sizeof(float));
+        if (field == 3) piece.type = static_cast<int>(type & 0xff);
+      });
+    }
+    if (number == 2)
+      message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view) {
+        if (field == 3) model.merges = type == 2;
+      });
+    if (number == 3)
+      message(value, where).each([&](std::uint64_t field, std::uint64_t flag, std::string_view) {
+        if (field == 3) model.prefixed = flag != 0;
+      });
+  });
+  return model;
+}
+
+std::string sentencepiece_model_bytes(const sentencepiece_model& model) {
+  std::string out;
+  bool bytes = false;
+  for (const sentencepiece_piece& p : model.pieces) {
+    std::string piece;
+    append_bytes(piece, 1, p.text);
+    append_varint(piece, 2 << 3 | 5);
+    piece.append(reinterpret_cast<const char*>(&p.score), sizeof(p.score));
+    append_number(piece, 3, static_cast<std::uint64_t>(p.type));
+    append_bytes(out, 1, piece);
+    bytes = bytes || p.type == 6;
+  }
+  std::string trainer, normalizer;
+  append_number(trainer, 3, 2);               // model_type: BPE
+  append_number(trainer, 35, bytes ? 1 : 0);  // byte_fallback
+  append_bytes(normalizer, 1, "identity");    // name
+  append_number(normalizer, 3, model.prefixed ? 1 : 0);
+  append_number(normalizer, 4, 0);  // remove_extra_whitespaces
+  append_bytes(out, 2, trainer);
+  append_bytes(out, 3, normalizer);
+  return out;
+}
 
 void check_sentencepiece_model(std::string_view bytes, const std::string& where) {
   constexpr std::uint64_t pieces = 1, trainer = 2, normalizer = 3, denormalizer = 5;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <array>
 
+#include "gguf_model.hpp"
+#include "gguf_tokenizer.hpp"
 #include "json.hpp"
 #include "tokenizer_files.hpp"
 
@@ -40,6 +42,7 @@ nlohmann::json read_object(const fs::path& file) {
 }  // namespace
 
 tokenizer_settings read_tokenizer_settings(const fs::path& model) {
+  if (is_gguf(model)) return read_gguf_tokenizer_settings(gguf_file(model));
   tokenizer_settings settings;
   for (const char* name : {"special_tokens_map.json", "tokenizer_config.json"}) {  // the last one counts
     const fs::path file = model / name;
@@ -57,6 +60,7 @@ tokenizer_settings read_tokenizer_settings(const fs::path& model) {
 }
 
 std::unique_ptr<tokenizer> open_tokenizer(const fs::path& model) {
+  if (is_gguf(model)) return read_gguf_tokenizer(gguf_file(model));
   if (!fs::is_directory(model)) throw error("there is no model directory " + model.string());
   const tokenizer_settings settings = read_tokenizer_settings(model);
   if (fs::exists(model / "tokenizer.json")) return read_tokenizer_json(model / "tokenizer.json", settings);

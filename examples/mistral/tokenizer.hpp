@@ -30,7 +30,7 @@ class tokenizer {
   virtual int32_t eos() const = 0;
 };
 
-/// The tokenizer of a model directory: tokenizer.json if there, else tokenizer.model. Which tokens begin and end a text
+/// The tokenizer of a GGUF file, or of a model directory: tokenizer.json if there, else tokenizer.model. Which tokens begin and end a text
 /// is read from tokenizer_config.json, else special_tokens_map.json, else they are <s> and </s>.
 /// @throws error naming the file.
 std::unique_ptr<tokenizer> open_tokenizer(const std::filesystem::path& model);

@@ -17,14 +17,6 @@ namespace {
 
 using nlohmann::json;
 
-/// Split patterns: what conversions of Tekken wrote for years, and what Mistral trained with.
-constexpr std::string_view converted_pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view tekken_pattern =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
-    R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
 /// A component of the file, null where it has none.
 const json& component(const json& file, const char* key) {
   static const json none;
@@ -171,12 +163,17 @@ void json_tokenizer::append(std::string_view text, std::vector<int32_t>& ids) co
 
 }  // namespace
 
+std::unique_ptr<tokenizer> make_json_tokenizer(const json& file, const std::string& where,
+                                               const tokenizer_settings& settings) {
+  return std::make_unique<json_tokenizer>(file, where, settings);
+}
+
 std::unique_ptr<tokenizer> read_tokenizer_json(const std::filesystem::path& path, const tokenizer_settings& settings) {
   auto file = read_json<json>(path);
   if (!file.is_object() || !file.contains("model") || !file["model"].is_object())
     throw error(path.string() + ": the tokenizer's \"model\" is missing");
   if (settings.mistral) repair_pattern(file);
-  return std::make_unique<json_tokenizer>(file, path.string(), settings);
+  return make_json_tokenizer(file, path.string(), settings);
 }
 
 }  // namespace nibble::mistral

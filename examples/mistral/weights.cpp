@@ -11,6 +11,7 @@
 
 #include "coded_linear.hpp"
 #include "error.hpp"
+#include "gguf_blocks.hpp"
 #include "nibble/host/pack.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/quantize.hpp"
@@ -131,6 +132,18 @@ template <class Layout>
 constexpr bool is_string =
     std::is_same_v<Layout, layout::compressed_tensors> || std::is_same_v<Layout, layout::awq_gemv>;
 
+/// Weights multiplied as fp32.
+resident_linear dense_rows(const linear_weights& from) {
+  resident_linear w;
+  w.n = from.outputs(), w.k = from.inputs(), w.type = dtype::f32;
+  w.weights = resident_bytes(4 * w.n * w.k);
+  host::parallel_for(ceil_div(w.n, rows_at_once), [&](index_t tile) {
+    const index_t first = tile * rows_at_once;
+    from.rows(first, min(rows_at_once, w.n - first), reinterpret_cast<float*>(w.weights.data()) + first * w.k);
+  });
+  return w;
+}
+
 class dense_weights : public linear_weights {
  public:
   dense_weights(const checkpoint& from, const tensor& weight) : from_(from), weight_(floating(weight)) {}
@@ -147,6 +160,24 @@ class dense_weights : public linear_weights {
     w.weights = copied(weight_.data, weight_.bytes);
     return w;
   }
+  void release() const override { from_.release(weight_); }
+
+ private:
+  const checkpoint& from_;
+  const tensor& weight_;
+};
+
+/// A GGUF file's linear in blocks, or with its rows in pairs: held in memory as fp32.
+class block_weights : public linear_weights {
+ public:
+  block_weights(const checkpoint& from, const tensor& weight) : from_(from), weight_(weight) {}
+
+  index_t outputs() const override { return weight_.shape[0]; }
+  index_t inputs() const override { return weight_.shape[1]; }
+  void rows(index_t first, index_t count, float* out) const override {
+    read_floats(weight_, first * inputs(), count * inputs(), out);
+  }
+  resident_linear resident() const override { return dense_rows(*this); }
   void release() const override { from_.release(weight_); }
 
  private:
@@ -187,7 +218,7 @@ class packed_weights : public linear_weights {
     w.n = n_, w.k = k_;
     if (!group_of_.empty()) {
       w.order = inputs_by_group(group_of_, ceil_div(k_, width_), width_);
-      if (w.order.empty()) return dense();
+      if (w.order.empty()) return dense_rows(*this);  // groups differ in size
     }
     w.bits = layout_.bits, w.group = width_ < k_ ? width_ : -1;
     w.type = scale_type_, w.symmetric = symmetric_;
@@ -222,18 +253,6 @@ class packed_weights : public linear_weights {
   }
 
  private:
-  /// Weights whose groups differ in size are multiplied as fp32.
-  resident_linear dense() const {
-    resident_linear w;
-    w.n = n_, w.k = k_, w.type = dtype::f32;
-    w.weights = resident_bytes(4 * n_ * k_);
-    host::parallel_for(ceil_div(n_, rows_at_once), [&](index_t tile) {
-      const index_t first = tile * rows_at_once;
-      rows(first, min(rows_at_once, n_ - first), reinterpret_cast<float*>(w.weights.data()) + first * k_);
-    });
-    return w;
-  }
-
   /// The codes as a string of bits along each row, of inputs in this order, or as they lie where it is empty.
   resident_bytes strings(const std::vector<int32_t>& order) const {
     const layout::compressed_tensors along{layout_.bits};
@@ -374,7 +393,11 @@ std::unique_ptr<linear_weights> open_linear(const checkpoint& from, const config
   const auto how = q ? q->of(name) : std::nullopt;
   if (from.contains(name + ".bias"))
     throw error(from.directory().string() + ": the linear \"" + name + "\" has a bias, which is not supported");
-  if (!how) return std::make_unique<dense_weights>(from, from.at(name + ".weight", {n, k}));
+  if (!how) {
+    const tensor& weight = from.at(name + ".weight", {n, k});
+    if (weight.paired_heads > 0 || is_block_type(weight.dtype)) return std::make_unique<block_weights>(from, weight);
+    return std::make_unique<dense_weights>(from, weight);
+  }
   if (is_coded(*how)) return open_coded(from, *how, name, n, k);
   switch (how->format) {
     case packed_format::awq_gemm:

@@ -5,11 +5,14 @@
 #include <chrono>
 
 #include "mistral/error.hpp"
+#include "mistral/gguf_model.hpp"
 
 namespace nibble::mistral {
 namespace {
 
 config read_dense_config(const std::filesystem::path& model) {
+  if (is_gguf(model))
+    throw error(model.string() + " is a GGUF file; give the directory of the checkpoint it was made of");
   config c = read_config(model);
   if (c.json.contains("quantization_config"))
     throw error((model / "config.json").string() +

@@ -2,15 +2,21 @@
 /// @file
 /// Targets that read a model's description and weights.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <vector>
 
+#include "gguf/importance.hpp"
 #include "mistral/config.hpp"
+#include "mistral/gguf.hpp"
+#include "mistral/gguf_model.hpp"
+#include "mistral/gguf_writer.hpp"
 #include "mistral/json.hpp"
 #include "mistral/quantization.hpp"
 #include "mistral/recipe.hpp"
 #include "mistral/safetensors.hpp"
+#include "mistral/tokenizer.hpp"
 #include "mistral/weights.hpp"
 #include "support.hpp"
 #include "targets.hpp"
@@ -23,8 +29,9 @@ void check_tensors(const mistral::checkpoint& files) {
   for (const auto& [name, t] : files.tensors()) {
     promise(name == t.name && &files.at(name) == &t, "a tensor is not found under its name");
     promise(t.bytes >= 0 && t.size() >= 0, "a tensor has a negative size");
-    promise(mistral::stored_bytes(name, t.dtype, t.shape) == static_cast<std::uint64_t>(t.bytes),
-            "a tensor's bytes do not fit its shape");
+    if (!mistral::is_gguf(t.file))
+      promise(mistral::stored_bytes(name, t.dtype, t.shape) == static_cast<std::uint64_t>(t.bytes),
+              "a tensor's bytes do not fit its shape");
     unsigned sum = 0;
     for (index_t i = 0; i < t.bytes; ++i) sum += std::to_integer<unsigned>(t.data[i]);
     promise(sum <= 255 * static_cast<std::uint64_t>(t.bytes), "a sum of bytes is too large");
@@ -32,6 +39,31 @@ void check_tensors(const mistral::checkpoint& files) {
     const auto count = static_cast<index_t>(values.size());
     accepts([&, &t = t] { mistral::read_floats(t, t.size() - count, count, values.data()); });
     files.release(t);
+  }
+}
+
+/// What was read can be written, and is the same then.
+void check_gguf(const mistral::gguf_file& file) {
+  static const scratch_directory work;
+  mistral::gguf_metadata keys;
+  for (const auto& each : file.metadata())
+    if (each.first != "general.alignment") keys.push_back(each);
+  std::vector<mistral::gguf_tensor_info> infos(file.tensors().begin(), file.tensors().end());
+  fs::remove(work.path() / "again.gguf");
+  mistral::gguf_writer out(work.path() / "again.gguf", keys, infos);
+  for (const mistral::gguf_tensor& t : file.tensors()) out.append(t.data, t.size);
+  out.finish();
+  const mistral::gguf_file again(work.path() / "again.gguf");
+  promise(again.metadata().size() == keys.size(), "a key gets lost");
+  for (size_t i = 0; i < keys.size(); ++i) {
+    promise(again.metadata()[i].first == keys[i].first, "a key changes its place");
+    promise(again.metadata()[i].second.index() == keys[i].second.index(), "a value changes its type");
+  }
+  for (size_t i = 0; i < infos.size(); ++i) {
+    const mistral::gguf_tensor &a = file.tensors()[i], &b = again.tensors()[i];
+    promise(a.name == b.name && a.dims == b.dims && a.type == b.type && a.size == b.size, "a tensor changes");
+    promise(std::memcmp(a.data, b.data, a.size) == 0, "a tensor's bytes change");
+    promise(again.find_tensor(a.name) == &b, "a tensor is not found under its name");
   }
 }
 
@@ -139,6 +171,25 @@ void read_packed_linear(std::string_view bytes) {
                 "a row depends on which rows are read with it");
         promise(w->resident().bytes() > 0, "a linear in memory takes none");
       });
+  });
+}
+
+void read_gguf(std::string_view bytes) {
+  static const scratch_directory work;
+  work.write("model.gguf", bytes);
+  const fs::path file = work.path() / "model.gguf";
+  if (!accepts([&] { check_gguf(mistral::gguf_file(file)); })) return;
+  accepts([&] { check_tensors(mistral::checkpoint(file)); });
+  accepts([&] {
+    const auto tok = mistral::open_tokenizer(file);
+    const auto ids = tok->encode_framed("The \xc3\xa9tat, c'est [INST]\xf0\x9f\x98\x80");
+    for (const std::int32_t id : ids) promise(id >= 0 && id < tok->vocabulary(), "an id is outside the vocabulary");
+    tok->decode(ids, true);
+  });
+  accepts([&] { mistral::read_gguf_chat_template(mistral::gguf_file(file)); });
+  accepts([&] {
+    for (const auto& [name, weights] : mistral::read_importance(file).weights)
+      for (const float w : weights) promise(w >= 0.0f && std::isfinite(w), "an importance is no weight");
   });
 }
 

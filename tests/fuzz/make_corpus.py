@@ -254,3 +254,67 @@ put("regex", "tekken", r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}]*[\p{Ll}\p{M}]+|\p{N}{1,
 put("regex", "gpt2", r"'s|'t|(?i:'re)| ?\p{L}+|\s+(?!\S)|\s+" + "\0we're  fine 's")
 put("regex", "backtracks", "(a+)+$\0aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab")
 put("regex", "looks_behind", "(?<=a)b|\\Kc|(?=d)\0abcd")
+
+# ---- GGUF
+
+
+def gguf_text(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def gguf_value(value):
+    """The type's number and the value's bytes."""
+    if isinstance(value, bool):
+        return 7, struct.pack("<?", value)
+    if isinstance(value, int):
+        return 4, struct.pack("<I", value)
+    if isinstance(value, float):
+        return 6, struct.pack("<f", value)
+    if isinstance(value, str):
+        return 8, gguf_text(value)
+    kind = 5 if isinstance(value[0], int) else gguf_value(value[0])[0]
+    items = b"".join(struct.pack("<i", v) if kind == 5 else gguf_value(v)[1] for v in value)
+    return 9, struct.pack("<IQ", kind, len(value)) + items
+
+
+def gguf(keys, tensors, alignment=32):
+    """tensors: name, dimensions (columns first), type, bytes."""
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for key, value in keys.items():
+        kind, data = gguf_value(value)
+        out += gguf_text(key) + struct.pack("<I", kind) + data
+    data = b""
+    for name, dims, kind, content in tensors:
+        out += gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, len(data))
+        data += content + bytes(-len(content) % alignment)
+    return out + bytes(-len(out) % alignment) + data
+
+
+SPM = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + ["\u2581", "a", "t", "\u2581t", "at"]
+SPM_TYPES = [2, 3, 3] + [6] * 256 + [1] * 5
+MODEL_KEYS = {"general.architecture": "llama", "llama.context_length": 64, "llama.embedding_length": 32,
+              "llama.block_count": 1, "llama.feed_forward_length": 32, "llama.attention.head_count": 2,
+              "llama.attention.head_count_kv": 1, "llama.attention.key_length": 16,
+              "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10000.0}
+SPM_KEYS = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": SPM,
+            "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(5)], "tokenizer.ggml.token_type": SPM_TYPES,
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.add_space_prefix": True,
+            "tokenizer.chat_template": "{{ bos_token }}"}
+BPE_TOKENS = ["<s>", "</s>", "T", "h", "e", "Th", "\u0120"]
+BPE_KEYS = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken", "tokenizer.ggml.tokens": BPE_TOKENS,
+            "tokenizer.ggml.token_type": [3, 3, 1, 1, 1, 1, 1], "tokenizer.ggml.merges": ["T h"],
+            "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1}
+WEIGHTS = [("blk.0.attn_q.weight", [32, 32], 8, bytes(range(34)) * 32), ("blk.0.attn_k.weight", [32, 16], 2, bytes(288)),
+           ("blk.0.attn_norm.weight", [32], 0, struct.pack("<32f", *range(32)))]
+put("gguf", "sentencepiece", gguf({**MODEL_KEYS, **SPM_KEYS},
+                                  [("token_embd.weight", [32, len(SPM)], 1, bytes(64 * len(SPM)))] + WEIGHTS))
+put("gguf", "byte_level", gguf({**MODEL_KEYS, **BPE_KEYS}, [("token_embd.weight", [32, 7], 30, bytes(64 * 7))] + WEIGHTS))
+put("gguf", "blocks", gguf({}, [(f"t{kind}", [256, 1], kind, bytes(range(size % 256)) + bytes(size - size % 256))
+                                for kind, size in ((3, 160), (6, 176), (7, 192), (10, 84), (11, 110), (12, 144), (13, 176),
+                                                   (14, 210), (20, 144), (23, 136))]))
+put("gguf", "importance", gguf({"general.type": "imatrix"}, [
+    ("blk.0.attn_q.weight.in_sum2", [4, 1], 0, struct.pack("<4f", 1, 2, 3, 4)),
+    ("blk.0.attn_q.weight.counts", [1, 1], 0, struct.pack("<f", 2))]))
+put("gguf", "aligned", gguf({"general.alignment": 64}, [("a", [1], 0, bytes(4)), ("b", [1], 0, bytes(4))], 64))
+put("gguf", "empty", gguf({}, []))

@@ -20,6 +20,7 @@ void read_quantization(std::string_view bytes);   ///< quantization_config
 void read_safetensors(std::string_view bytes);    ///< model.safetensors
 void read_packed_linear(std::string_view bytes);  ///< quantization_config, then, behind a zero byte, model.safetensors
 void read_index(std::string_view bytes);          ///< model.safetensors.index.json
+void read_gguf(std::string_view bytes);           ///< a GGUF file: a model's, or an importance matrix
 void read_tokenizer_json_file(std::string_view bytes);   ///< tokenizer.json, then, behind a zero byte, a text to encode
 void read_tokenizer_model_file(std::string_view bytes);  ///< tokenizer.model
 void encode_text(std::string_view bytes);             ///< a text for both kinds of tokenizer.json and a tokenizer.model
@@ -35,6 +36,7 @@ inline constexpr target targets[] = {{"json", read_json_text},
                                      {"safetensors", read_safetensors},
                                      {"packed", read_packed_linear},
                                      {"index", read_index},
+                                     {"gguf", read_gguf},
                                      {"tokenizer_json", read_tokenizer_json_file},
                                      {"tokenizer_model", read_tokenizer_model_file},
                                      {"text", encode_text},

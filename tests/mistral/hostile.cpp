@@ -202,7 +202,8 @@ TEST_CASE("every program refuses a pipe, a device or a directory where a file be
   test::fs::remove(text);
   REQUIRE(::mkfifo(text.c_str(), 0600) == 0);
   for (const auto& [program, arguments] : v.programs)
-    if (program != "generate") v.refused_by(program, arguments, {"text.txt"});  // it reads no text
+    if (program != "generate" && program != "gguf_mistral")  // which read no text
+      v.refused_by(program, arguments, {"text.txt"});
 }
 
 TEST_CASE("a regular expression or a chat template that would never end is cut off by file") {

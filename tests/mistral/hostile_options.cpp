@@ -34,6 +34,7 @@ TEST_CASE("numbers of options are decimal and within their range, or refused by 
        {{"--smoothing-strength", {"-0.1", "1.1", "0,5", "1e999"}},
         {"--sweeps", {"-1", "1001"}},
         {"--num-calibration-samples", {"0", "-1", "1000001"}}}},
+      {"gguf_mistral", {{"--threads", {"0", "-1", "4097"}}}},
       {"generate",
        {{"--max-new-tokens", {"0", "-1", "16777217"}},
         {"--temperature", {"-1", "1000001"}},

@@ -25,7 +25,9 @@ inline std::string sentence_of(const std::string& program, const std::string& er
   std::string sentence;
   for (std::string line; std::getline(lines, line);) {
     if (line.rfind(program + ": note: ", 0) == 0) continue;
-    if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0) continue;
+    if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0 ||
+        line.rfind("writing: layer ", 0) == 0)
+      continue;
     CHECK(sentence.empty());
     sentence = line;
   }
@@ -50,6 +52,9 @@ struct victim {
       {"smoothquant_mistral",
        {"--model", model.string(), "--output", (root / "out").string(), "--scheme", "W8A8_STATIC", "--calibration",
         text.string(), "--num-calibration-samples", "2", "--max-seq-length", "64"}},
+      {"gguf_mistral",
+       {"--model", model.string(), "--output", (root / "out.gguf").string(), "--json",
+        (root / "figures.json").string()}},
       {"generate",
        {"--model", model.string(), "--prompt", "The state of", "--max-new-tokens", "2", "--json",
         (root / "figures.json").string()}},
