@@ -126,7 +126,6 @@ NIBBLE_LANE void refine_scale(const V* x, const V* w, block_integers<Block, V>& 
     b.d = select(better, bits, b.d);
   };
   attempt(V(0.0f));
-  attempt(best_scale<Levels, size>(x, w));
   const V max = largest<size>(x);
   for (int trial = 0; trial < 2 * Levels::trials; ++trial) {
     const float most = Levels::least + Levels::step * static_cast<float>(trial / 2);
