@@ -194,7 +194,6 @@ gguf_plan plan_gguf(const checkpoint& files, const config& c, const mix& m, cons
                     const std::string& name) {
   gguf_plan plan;
   add_architecture(plan.metadata, c, m, name);
-  add_tokenizer(plan.metadata, files.directory(), c);
   if (importance) {
     plan.metadata.emplace_back("quantize.imatrix.file", importance->file.filename().string());
     plan.metadata.emplace_back("quantize.imatrix.entries_count", static_cast<std::int32_t>(importance->weights.size()));
@@ -213,6 +212,7 @@ gguf_plan plan_gguf(const checkpoint& files, const config& c, const mix& m, cons
   add.vector("model.norm");
   if (!c.tied_embeddings) add.linear("lm_head", c.vocabulary, c.hidden);
   add.finish();
+  add_tokenizer(plan.metadata, files.directory(), c);  // now that the embedding is known to be as large
   return plan;
 }
 

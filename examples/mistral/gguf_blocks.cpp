@@ -5,7 +5,7 @@
 
 #include "nibble/block.hpp"
 #include "nibble/half.hpp"
-#include "nibble/reference/block.hpp"
+#include "nibble/host/block.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -56,7 +56,7 @@ void encode_rows(gguf_type type, matrix<const float> w, const float* importance,
   if (type == gguf_type::bf16) return narrow<bf16>(w, out);
   const auto block = static_cast<block_type>(type);
   const index_t bytes = w.cols / block_weights(block) * block_bytes(block);
-  reference::quantize_blocks(w, matrix<uint8_t>(reinterpret_cast<uint8_t*>(out), w.rows, bytes), block, importance);
+  host::quantize_blocks(w, matrix<uint8_t>(reinterpret_cast<uint8_t*>(out), w.rows, bytes), block, importance);
 }
 
 }  // namespace nibble::mistral

@@ -82,9 +82,10 @@ std::string pattern_name(const json& file, const std::string& where, bool mistra
     if (part[pattern] == tekken_pattern) return "tekken";
     if (part[pattern] == converted_pattern) return mistral ? "tekken" : "llama-bpe";
   }
-  throw error(where +
-              ": its pre_tokenizer splits texts by a regular expression that is neither Tekken's nor Llama 3's; llama.cpp's " +
-              "name of it is not known here");
+  throw error(
+      where +
+      ": its pre_tokenizer splits texts by a regular expression that is neither Tekken's nor Llama 3's; llama.cpp's " +
+      "name of it is not known here");
 }
 
 /// Whether a tokenizer.json like SentencePiece's puts ▁ before the text.
@@ -137,7 +138,8 @@ bool is_byte_token(const std::string& text) {
 }
 
 /// Scores by which SentencePiece merges as the list does. Trained models number tokens as they were merged, each a point below
-/// the one before; where the ids do not follow the list, the places in it count.
+/// the one before. Mistral's later ones merge runs of spaces last, whatever their ids: -1e9. Where ids follow the list neither
+/// way, the places in it count.
 void score_by_merges(token_table& t, const json& model) {
   std::unordered_map<std::string, size_t> ids;
   size_t first = t.tokens.size();
@@ -150,9 +152,12 @@ void score_by_merges(token_table& t, const json& model) {
     if (found == ids.end()) throw error(t.where + ": a merge makes no token: " + excerpt(json(merge)));
     made.push_back(found->second);
   }
-  const bool follow = std::is_sorted(made.begin(), made.end());
+  const auto late = std::is_sorted_until(made.begin(), made.end());
+  const auto early = [&](size_t id) { return std::binary_search(made.begin(), late, id); };
+  const bool follow = std::is_sorted(late, made.end()) && std::none_of(late, made.end(), early);
   for (size_t id = first; id < t.tokens.size(); ++id)
     if (t.types[id] == normal) t.scores[id] = -static_cast<float>(follow ? id - first : made.size());
+  for (auto last = late; follow && last != made.end(); ++last) t.scores[*last] = -1e9f;
   for (size_t rank = made.size(); !follow && rank-- > 0;) t.scores[made[rank]] = -static_cast<float>(rank);
 }
 

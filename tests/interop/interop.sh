@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Writes the embedded model in every scheme and format, loads each in the engines that take it, and compares perplexities:
 # the engine's must be within 0.5 % of ours. Engines come as Python interpreters, each with its own packages (README.md):
-#   TRANSFORMERS=… VLLM=… AUTOAWQ=… GPTQMODEL=… tests/interop/interop.sh [BUILD]
+#   TRANSFORMERS=… VLLM=… AUTOAWQ=… GPTQMODEL=… LLAMACPP=… tests/interop/interop.sh [BUILD]
 # What no interpreter was named for is left out, and said to be. Exit status: 0 all agree, 1 one does not, 2 nothing ran.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -120,6 +120,19 @@ if [ -n "${GPTQMODEL:-}" ]; then
   done
 else
   echo "left out: GPTQModel; name an interpreter in GPTQMODEL"
+fi
+if [ -n "${LLAMACPP:-}" ]; then
+  for type in F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K; do
+    "$build/bin/gguf_mistral" --output "$work/$type.gguf" --type $type > "$work/$type.log" 2>&1 || { cat "$work/$type.log"; exit 1; }
+    compare llama.cpp "$LLAMACPP" gguf_llama.py $type.gguf
+  done
+  [ -d "$work/gptq-W4A16_ASYM" ] || write --by gptq_mistral gptq-W4A16_ASYM
+  "$build/bin/gguf_mistral" --model "$work/gptq-W4A16_ASYM" --output "$work/gptq-F16.gguf" --type F16 > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+  compare llama.cpp "$LLAMACPP" gguf_llama.py gptq-F16.gguf
+  "$LLAMACPP" "$here/gguf_check.py" "$build" "$work"/{F16,BF16,Q8_0,Q6_K,Q5_K_M,Q5_1,Q5_0,Q4_K_M,Q4_1,Q4_0,IQ4_NL,IQ4_XS,Q3_K_S,Q2_K}.gguf ||
+    failed=1
+else
+  echo "left out: llama.cpp; name an interpreter in LLAMACPP"
 fi
 [ $failed = 0 ] || exit 1
 [ $ran = 1 ] || exit 2

@@ -4,6 +4,7 @@
 #include "mistral/gguf.hpp"
 
 #include <catch2/catch.hpp>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
@@ -279,6 +280,22 @@ TEST_CASE("a writer refuses what a reader would, leaves nothing unfinished, and 
   }
   CHECK(test::listing(root.path()).empty());
   CHECK_THAT(test::refusal([&] { gguf_writer out(root / "none/a.gguf", {}, {}); }), Contains("none/a.gguf"));
+}
+
+TEST_CASE("values that another program read from a GGUF file are ours", "[.interop]") {
+  const char* const path = std::getenv("NIBBLE_GGUF");
+  const char* const values = std::getenv("NIBBLE_GGUF_VALUES");
+  REQUIRE((path && values));
+  const gguf_file file(path);
+  for (const gguf_tensor& t : file.tensors()) {
+    CAPTURE(t.name);
+    const gguf_type_info& stored = info_of(t.type);
+    std::vector<float> own(static_cast<size_t>(t.size / stored.bytes * stored.elements));
+    decode_blocks(t.type, t.data, static_cast<index_t>(t.size / stored.bytes), own.data());
+    const std::string theirs = test::read_bytes(test::fs::path(values) / (t.name + ".f32"));
+    REQUIRE(theirs.size() == own.size() * sizeof(float));
+    CHECK(std::memcmp(theirs.data(), own.data(), theirs.size()) == 0);
+  }
 }
 
 TEST_CASE("names of a checkpoint and of a GGUF file are each other's") {

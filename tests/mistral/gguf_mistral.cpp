@@ -343,9 +343,10 @@ TEST_CASE("gguf_mistral refuses what it cannot write in one sentence, and leaves
   CHECK_THAT(
       test::refused_by("awq_mistral", {"--model", (root / "big.gguf").string(), "--output", (root / "o").string()}, 1),
       Contains("is a GGUF file; give the directory"));
-  auto json = read_json(root / "model/config.json");
-  json["vocab_size"] = 2000;
-  test::write_bytes(root / "model/config.json", json.dump());
+  fs::remove_all(root / "model");
+  test::model_spec small;
+  small.vocabulary = 2000;
+  test::write_model(small, root / "model");
   CHECK_THAT(refused(root.path(), {"--model", model}), Contains("vocab_size is 2000"));
 }
 

@@ -112,7 +112,7 @@ struct victim {
     for (const auto& [program, arguments] : programs) {
       CHECK(run_program(program, arguments, root.path()).status == 0);
       fs::remove_all(root / "out");
-      fs::remove(root / "figures.json");
+      for (const char* file : {"figures.json", "out.gguf", "out.Modelfile"}) fs::remove(root / file);
     }
     write_bytes(model / "config.json", before);
   }
