@@ -159,7 +159,8 @@ void check_values(const planned_tensor& t, const float* values, index_t count, c
                 ", beyond what " + info_of(t.info.type).name + " holds; --type BF16 does");
 }
 
-void write_tensor(gguf_writer& out, const planned_tensor& t, const linear_weights* linear, const std::string& where) {
+void write_tensor(gguf_writer& out, const planned_tensor& t, block_search_kind search, const linear_weights* linear,
+                  const std::string& where) {
   const gguf_type_info& stored = info_of(t.info.type);
   const auto row_bytes = static_cast<index_t>(static_cast<std::uint64_t>(t.columns) / stored.elements * stored.bytes);
   const index_t tile = t.paired_heads > 0 ? t.paired_heads : rows_at_once;
@@ -180,7 +181,7 @@ void write_tensor(gguf_writer& out, const planned_tensor& t, const linear_weight
         return;
       }
       encode_rows(t.info.type, {values.data(), rows, t.columns}, t.importance ? t.importance->data() : nullptr,
-                  bytes.data() + begin * row_bytes);
+                  bytes.data() + begin * row_bytes, search);
     });
     for (const std::string& sentence : wrong)
       if (!sentence.empty()) throw error(sentence);
@@ -224,7 +225,7 @@ std::uint64_t write_gguf(const std::filesystem::path& path, const gguf_plan& pla
   index_t layers = 0;
   for (const planned_tensor& t : plan.tensors) {
     const auto linear = t.linear.empty() ? nullptr : open_linear(files, c, t.linear, t.rows, t.columns);
-    write_tensor(out, t, linear.get(), files.directory().string());
+    write_tensor(out, t, plan.search, linear.get(), files.directory().string());
     if (linear) linear->release();
     if (t.direct) files.release(*t.direct);
     if (t.linear == projection_name(layers, projection::down)) told(++layers);

@@ -11,6 +11,7 @@
 #include "gguf/mix.hpp"
 #include "mistral/config.hpp"
 #include "mistral/gguf.hpp"
+#include "mistral/gguf_blocks.hpp"
 #include "mistral/weights.hpp"
 
 namespace nibble::mistral {
@@ -30,6 +31,7 @@ struct gguf_plan {
   gguf_metadata metadata;
   std::vector<planned_tensor> tensors;
   std::vector<std::string> notes;  ///< what a user should know: types that do not fit, what llama.cpp does otherwise
+  block_search_kind search = block_search_kind::ggml;
   index_t weights = 0;             ///< elements
   std::uint64_t data_bytes = 0;    ///< that they take
 

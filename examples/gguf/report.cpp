@@ -52,6 +52,7 @@ std::string plan_table(const gguf_plan& plan, const mix& m, bool each) {
 
 void add_plan(nlohmann::ordered_json& out, const gguf_plan& plan, const mix& m) {
   out["type"] = m.name;
+  out["search"] = plan.search == block_search_kind::exhaustive ? "exhaustive" : "ggml";
   out["weights"] = plan.weights;
   out["bits_per_weight"] = plan.bits_per_weight();
   out["notes"] = plan.notes;

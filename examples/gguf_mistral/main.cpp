@@ -29,7 +29,7 @@ namespace {
 
 struct options {
   std::string model = source_directory + std::string("/examples/awq_mistral/model");
-  std::string output, type = "Q4_K_M", importance, name, json;
+  std::string output, type = "Q4_K_M", search = "ggml", importance, name, json;
   int threads = 0;
   bool overwrite = false, dry_run = false, print_json = false;
 };
@@ -53,6 +53,12 @@ void add_options(CLI::App& app, options& o) {
                  "File type of llama.cpp: " + type_names() + "; those with S, M or L give some tensors more bits")
       ->capture_default_str()
       ->type_name("TYPE");
+  app.add_option("--search", o.search,
+                 "How blocks are found: ggml, in the bytes of llama.cpp's own encoders; or exhaustive, with less error "
+                 "in as many bits, which takes several times as long")
+      ->check(CLI::IsMember({"ggml", "exhaustive"}).description(""))
+      ->capture_default_str()
+      ->type_name("ggml|exhaustive");
   app.add_option("--imatrix", o.importance,
                  "An importance matrix in GGUF, as llama.cpp's llama-imatrix writes it: columns that activations are "
                  "large in count more")
@@ -112,6 +118,7 @@ int run(const options& o) {
   if (!o.importance.empty()) importance = read_importance(o.importance);
   const std::string name = o.name.empty() ? fs::canonical(o.model).filename().string() : o.name;
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
+  if (o.search == "exhaustive") plan.search = block_search_kind::exhaustive;
   const std::string dialect = dialect_of(o.model, plan.notes);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);

@@ -6,6 +6,7 @@
 #include "nibble/block.hpp"
 #include "nibble/half.hpp"
 #include "nibble/host/block.hpp"
+#include "nibble/host/block_refine.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -50,13 +51,16 @@ void decode_blocks(gguf_type type, const std::byte* from, index_t blocks, float*
   });
 }
 
-void encode_rows(gguf_type type, matrix<const float> w, const float* importance, std::byte* out) {
+void encode_rows(gguf_type type, matrix<const float> w, const float* importance, std::byte* out,
+                 block_search_kind search) {
   if (type == gguf_type::f32) return narrow<float>(w, out);
   if (type == gguf_type::f16) return narrow<fp16>(w, out);
   if (type == gguf_type::bf16) return narrow<bf16>(w, out);
   const auto block = static_cast<block_type>(type);
   const index_t bytes = w.cols / block_weights(block) * block_bytes(block);
-  host::quantize_blocks(w, matrix<uint8_t>(reinterpret_cast<uint8_t*>(out), w.rows, bytes), block, importance);
+  const matrix<uint8_t> blocks(reinterpret_cast<uint8_t*>(out), w.rows, bytes);
+  host::quantize_blocks(w, blocks, block, importance);
+  if (search == block_search_kind::exhaustive) host::refine_blocks(w, blocks, block, importance);
 }
 
 }  // namespace nibble::mistral

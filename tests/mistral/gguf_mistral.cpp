@@ -315,6 +315,32 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
   CHECK_THAT(refuses(importance_keys, 64, 1.0f, 2), Contains("must hold one number"));
 }
 
+TEST_CASE("--search exhaustive writes blocks of less error in as many bytes") {
+  const test::temporary_directory root;
+  test::write_model({}, root / "model");
+  const auto plain = converted(root / "model", root / "plain.gguf", {"--type", "Q4_0"});
+  const auto better = converted(root / "model", root / "better.gguf", {"--type", "Q4_0", "--search", "exhaustive"});
+  CHECK(plain["search"] == "ggml");
+  CHECK(better["search"] == "exhaustive");
+  CHECK(plain["bits_per_weight"] == better["bits_per_weight"]);
+  const checkpoint before(root / "model");
+  const std::vector<float> values = all_of(before.at("model.layers.0.self_attn.v_proj.weight"));
+  const auto error = [&](const fs::path& path) {
+    const gguf_file file(path);
+    const auto* t = file.find_tensor("blk.0.attn_v.weight");
+    std::vector<float> read(values.size());
+    decode_blocks(gguf_type::q4_0, t->data, static_cast<index_t>(values.size()) / 32, read.data());
+    double sum = 0;
+    for (size_t i = 0; i < read.size(); ++i) {
+      const double off = static_cast<double>(read[i]) - static_cast<double>(values[i]);
+      sum += off * off;
+    }
+    return sum;
+  };
+  CHECK(error(root / "better.gguf") < 0.98 * error(root / "plain.gguf"));
+  CHECK_THAT(refused(root.path(), {"--model", (root / "model").string(), "--search", "best"}, 2), Contains("--search"));
+}
+
 TEST_CASE("gguf_mistral refuses what it cannot write in one sentence, and leaves nothing") {
   const test::temporary_directory root;
   const std::string model = (root / "model").string();
