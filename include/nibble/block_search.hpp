@@ -9,6 +9,7 @@
 ///     iq4_scale         x ≈ s·t, t of IQ4's table    16 trials, each refitted
 /// Every sum is sequential and every product of three taken from the left: with IEEE arithmetic and nothing fused, ggml's bits. A
 /// trial tells its levels by the inverse scale (and offset) that made them, so that only who needs them computes them again.
+/// Sums of products are V's throughout, those of plain numbers too: nvcc would fuse them.
 #pragma once
 
 #include "nibble/block/lane.hpp"
@@ -70,8 +71,7 @@ NIBBLE_LANE void centred(const V* x, const V* w, int nmax, centred_fit<V>& fit) 
   for (int i = 0; i < Size; ++i) wx[i] = w[i] * x[i];
   for (int trial = 0; trial <= 18; ++trial) {  // 0, then −9 … −1, 1 … 9
     const int step = trial == 0 ? 0 : trial <= 9 ? trial - 10 : trial - 9;
-    const float numerator = 0.1f * static_cast<float>(step);
-    const V inverse = V(-(n + numerator)) / max;
+    const V inverse = negated(V(n) + V(0.1f) * V(static_cast<float>(step))) / max;
     moments<V> sums;
     for (int i = 0; i < Size; ++i) sums.add(w[i], wx[i], level(inverse * x[i], -nmax, nmax - 1));
     if (trial == 0) {
@@ -214,8 +214,7 @@ NIBBLE_LANE void ranged(const V* x, const V* w, int nmax, trials t, ranged_fit<V
   for (int i = 0; i < Size; ++i) l[i] = ranged_code(fit, x[i], nmax);
   V best = range_error<Size, Absolute>(x, w, l, fit.scale, min);
   for (int trial = 0; trial <= t.last; ++trial) {
-    const float share = t.step * static_cast<float>(trial), numerator = t.first + share + n;
-    const V inverse = V(numerator) / (max - min);
+    const V inverse = (V(t.first) + V(t.step) * V(static_cast<float>(trial)) + V(n)) / (max - min);
     for (int i = 0; i < Size; ++i) l[i] = level(inverse * (x[i] - min), 0, nmax);
     line<V> tried;
     fit_line<Size>(x, w, l, sum_w, sum_x, tried);
@@ -244,8 +243,7 @@ NIBBLE_LANE V unsigned_levels(const V* x, const V* w, int nmax, V* l) noexcept {
   V chosen = V::zero(), best = V::zero();
   for (int trial = 0; trial <= 8; ++trial) {  // 0, then −4 … −1, 1 … 4
     const int step = trial == 0 ? 0 : trial <= 4 ? trial - 5 : trial - 4;
-    const float tenths = 0.1f * static_cast<float>(step);
-    const V inverse = V(tenths + n) / max, scale = V(1.0f) / inverse;
+    const V inverse = (V(0.1f) * V(static_cast<float>(step)) + V(n)) / max, scale = V(1.0f) / inverse;
     V error = V::zero();
     for (int i = 0; i < Size; ++i) {
       const V off = x[i] - scale * level(inverse * x[i], lowest, trial == 0 ? 0x3fffff : nmax);

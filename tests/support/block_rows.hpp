@@ -16,7 +16,7 @@
 namespace nibble::test {
 
 inline constexpr std::array row_kind_names = {"normal",   "heavy",    "constant", "zero", "denormal", "tiny",
-                                              "positive", "negative", "spike",    "tie",  "range"};
+                                              "positive", "negative", "spike",    "tie",  "range",    "sweeps"};
 inline constexpr std::size_t row_kinds = row_kind_names.size();
 
 inline std::size_t row_kind(const std::string& name) {
@@ -44,6 +44,8 @@ inline int normal16(uint32_t seed, uint32_t t) {
 
 /// Weight `col` of a row; kinds as in row_kind_names.
 inline float block_weight(std::size_t kind, uint32_t row, uint32_t col) {
+  // rows with a group of Q3_K whose codes still move in the fifth sweep
+  if (kind == 11) return block_weight(10, row + 20, col);
   const uint32_t seed = 1000 * static_cast<uint32_t>(kind) + row + 1;
   const int n = normal16(seed, col), u = bits16(seed + 500, col);
   const int magnitude = std::abs(n) + static_cast<int>(row % 2) * 65536;

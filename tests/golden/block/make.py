@@ -17,7 +17,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 TYPES = [2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23]
-KINDS = ["normal", "heavy", "constant", "zero", "denormal", "tiny", "positive", "negative", "spike", "tie", "range"]
+KINDS = ["normal", "heavy", "constant", "zero", "denormal", "tiny", "positive", "negative", "spike", "tie", "range", "sweeps"]
 COLUMNS = [256, 768, 1536]
 ROWS = 4
 BLOCKS = 512
@@ -41,6 +41,8 @@ def normal(seed, count):
 
 
 def weights(kind, row, k):
+    if KINDS[kind] == "sweeps":  # rows with a group of Q3_K whose codes still move in the fifth sweep
+        return weights(KINDS.index("range"), row + 20, k)
     seed = 1000 * kind + row + 1
     n, u = normal(seed, k), bits16(seed + 500, np.arange(k, dtype=np.uint64))
     name = KINDS[kind]
