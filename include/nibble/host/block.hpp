@@ -4,6 +4,7 @@
 /// -ffp-contract=off, as all that has a stated order of operations.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
@@ -96,9 +97,17 @@ void decode_blocks(const uint8_t* blocks, index_t stride, matrix<T> w) {
   parallel_for(ceil_div(w.rows, step), [&](index_t tile) {
     vectorised([&] {
       for (index_t row = tile * step; row < min(w.rows, (tile + 1) * step); ++row)
-        for (index_t block = 0; block < across; ++block)
-          decode_block<Block>(blocks + row * stride + block * index_t(sizeof(Block)),
-                              w.row(row) + block * Block::weights);
+        for (index_t block = 0; block < across; ++block) {
+          const uint8_t* const from = blocks + row * stride + block * index_t(sizeof(Block));
+          T* const to = w.row(row) + block * Block::weights;
+          if (reinterpret_cast<std::uintptr_t>(from) % alignof(Block) == 0) {
+            decode_block(*reinterpret_cast<const Block*>(from), to);
+          } else {
+            Block b;
+            std::memcpy(static_cast<void*>(&b), from, sizeof(Block));
+            decode_block(b, to);
+          }
+        }
     });
   });
 }

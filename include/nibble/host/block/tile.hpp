@@ -10,6 +10,7 @@
 #include "nibble/block_encode.hpp"
 #include "nibble/block_layout.hpp"
 #include "nibble/core.hpp"
+#include "nibble/host/block/along.hpp"
 
 #if defined(__GNUC__)
 #define NIBBLE_LANE_ENTRY(instructions) __attribute__((target(instructions), flatten, noinline))
@@ -41,28 +42,28 @@ NIBBLE_LANE void interleave(const V* from, V* to, std::index_sequence<I...>) noe
     to[2 * k + 1].v = __builtin_shufflevector(from[k].v, from[k + n / 2].v, int((n + I) / 2 + I % 2 * n)...);
   }
 }
+/// Whether an even number of rounds turns N rows, which leaves them where they were.
+template <int N>
+inline constexpr bool even_rounds = N == 4 || N == 16;
+
+/// The result is in `rows` if even_rounds, else in `other`.
 template <class V>
-NIBBLE_LANE void turn(V* rows, V* turned) noexcept {
+NIBBLE_LANE void turn(V* rows, V* other) noexcept {
   constexpr auto index = std::make_index_sequence<V::count>{};
-  interleave(rows, turned, index);
-  interleave(turned, rows, index);
-  if constexpr (V::count == 4) {
-    for (int i = 0; i < V::count; ++i) turned[i] = rows[i];
-    return;
-  }
-  interleave(rows, turned, index);
-  if constexpr (V::count == 8) return;
-  interleave(turned, rows, index);
-  for (int i = 0; i < V::count; ++i) turned[i] = rows[i];
+  interleave(rows, other, index);
+  interleave(other, rows, index);
+  if constexpr (V::count >= 8) interleave(rows, other, index);
+  if constexpr (V::count >= 16) interleave(other, rows, index);
 }
 
 /// x[i] lane j ← from[j][i]; lanes without a block repeat the first.
 template <int N, int Size>
 NIBBLE_LANE void gather(const float* const* from, int count, lanes<N>* x) noexcept {
   for (int first = 0; first < Size; first += N) {
-    lanes<N> rows[N];
+    lanes<N> scratch[N];
+    lanes<N>* const rows = even_rounds<N> ? x + first : scratch;
     for (int j = 0; j < N; ++j) std::memcpy(&rows[j].v, from[j < count ? j : 0] + first, sizeof(rows[j].v));
-    turn(rows, x + first);
+    turn(rows, even_rounds<N> ? scratch : x + first);
   }
 }
 
@@ -71,8 +72,9 @@ template <int N, int Units>
 NIBBLE_LANE void scatter(int_lanes<N>* units, int count, uint8_t* const* to) noexcept {
   typedef uint16_t halves __attribute__((vector_size(2 * N)));
   for (int first = 0; first < Units; first += N) {
-    int_lanes<N> turned[N];
-    turn(units + first, turned);
+    int_lanes<N> scratch[N];
+    turn(units + first, scratch);
+    const int_lanes<N>* const turned = even_rounds<N> ? units + first : scratch;
     for (int j = 0; j < count; ++j) {
       const halves two_bytes = __builtin_convertvector(turned[j].v, halves);
       uint8_t* const at = to[j] + 2 * first;
@@ -86,6 +88,10 @@ NIBBLE_LANE void scatter(int_lanes<N>* units, int count, uint8_t* const* to) noe
 
 template <class Block, int N>
 NIBBLE_LANE void encode_tile(const block_tile& tile) noexcept {
+  if constexpr (goes_along<Block, N>) {
+    for (int j = 0; j < tile.count; ++j) encode_along<N>(tile.from[j], tile.to[j], block_tag<Block>{});
+    return;
+  }
   constexpr int units = sizeof(Block) / 2;
   lanes<N> x[Block::weights], importance[Block::weights];
   int_lanes<N> out[(units + N - 1) / N * N];
