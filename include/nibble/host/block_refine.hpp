@@ -16,44 +16,42 @@ namespace host {
 namespace detail {
 
 /// Lanes of refine_tile: its blocks, better than what stands in tile.to or not.
-template <class Block, int N, class T>
-NIBBLE_LANE void refine_tile(const block_tile<T>& tile, Block* to) noexcept {
-  constexpr int units = sizeof(Block) / 2;
+template <class Block, int N>
+NIBBLE_LANE void refine_tile(const block_tile& tile, Block* to) noexcept {
+  constexpr int units = sizeof(Block) / 2, padded = (units + N - 1) / N * N;
   lanes<N> x[Block::weights], w[Block::weights];
-  int_lanes<N> out[units];
-  turn<N, Block::weights>(tile.from, tile.count, x);
+  int_lanes<N> out[padded];
+  gather<N, Block::weights>(tile.from, tile.count, x);
   if (tile.importance[0] != nullptr)
-    turn<N, Block::weights>(tile.importance, tile.count, w);
+    gather<N, Block::weights>(tile.importance, tile.count, w);
   else
     for (lanes<N>& each : w) each = lanes<N>(1.0f);
   block_search::refine(x, w, out, block_tag<Block>{});
-  for (int j = 0; j < tile.count; ++j) {
-    const int32_t* const lane = reinterpret_cast<const int32_t*>(out) + j;
-    uint16_t bytes[units];
-    for (int i = 0; i < units; ++i) bytes[i] = static_cast<uint16_t>(lane[N * i]);
-    std::memcpy(static_cast<void*>(to + j), bytes, sizeof(Block));
-  }
+  for (int i = units; i < padded; ++i) out[i] = int_lanes<N>(0);
+  uint8_t* places[N];
+  for (int j = 0; j < N; ++j) places[j] = reinterpret_cast<uint8_t*>(to + j);
+  scatter<N, units>(out, tile.count, places);
 }
 
 /// The instruction sets of tile.hpp, for refine_tile.
 struct refine_four : four_lanes {
-  template <class Block, class T>
-  static void refine(const block_tile<T>& tile, Block* to) noexcept {
+  template <class Block>
+  static void refine(const block_tile& tile, Block* to) noexcept {
     refine_tile<Block, 4>(tile, to);
   }
 };
 #if defined(__GNUC__) && defined(__x86_64__)
 struct refine_eight : eight_lanes {
-  template <class Block, class T>
+  template <class Block>
   NIBBLE_LANE_ENTRY("avx2")
-  static void refine(const block_tile<T>& tile, Block* to) noexcept {
+  static void refine(const block_tile& tile, Block* to) noexcept {
     refine_tile<Block, 8>(tile, to);
   }
 };
 struct refine_sixteen : sixteen_lanes {
-  template <class Block, class T>
+  template <class Block>
   NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
-  static void refine(const block_tile<T>& tile, Block* to) noexcept {
+  static void refine(const block_tile& tile, Block* to) noexcept {
     refine_tile<Block, 16>(tile, to);
   }
 };
@@ -70,22 +68,22 @@ void with_refining_lanes(F&& f) {
 }
 
 /// Σ w·(x − x̂)² of a block as a decoder reads it, in double; NaN where a weight is.
-template <class Block, class T>
-double block_error(const T* x, const float* importance, const Block& b) noexcept {
+template <class Block>
+double block_error(const float* x, const float* importance, const Block& b) noexcept {
   float back[Block::weights];
   decode(b, back);
   double sum = 0;
   for (int i = 0; i < Block::weights; ++i) {
-    const double off = static_cast<double>(static_cast<float>(x[i])) - static_cast<double>(back[i]);
+    const double off = static_cast<double>(x[i]) - static_cast<double>(back[i]);
     sum += (importance != nullptr ? static_cast<double>(importance[i]) : 1.0) * off * off;
   }
   return sum;
 }
 
 /// Replaces blocks of rows by refined ones where those have less error.
-template <class Block, class Lanes, class T>
-void refine_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float* importance) noexcept {
-  block_tile<T> tile;
+template <class Block, class Lanes>
+void refine_rows(matrix<const float> w, uint8_t* blocks, index_t stride, const float* importance) noexcept {
+  block_tile tile;
   Block refined[most_lanes];
   const index_t across = w.cols / Block::weights;
   for (index_t row = 0; row < w.rows; ++row)
@@ -108,8 +106,8 @@ void refine_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
     }
 }
 
-template <class Block, class Lanes, class T>
-void refine_all(matrix<const T> w, uint8_t* blocks, index_t stride, const float* importance) {
+template <class Block, class Lanes>
+void refine_all(matrix<const float> w, uint8_t* blocks, index_t stride, const float* importance) {
   parallel_for(ceil_div(w.rows, most_lanes), [&](index_t tile) {
     const index_t first = tile * most_lanes;
     refine_rows<Block, Lanes>(w.rows_at(first, min(index_t(most_lanes), w.rows - first)), blocks + first * stride,
@@ -122,8 +120,8 @@ void refine_all(matrix<const T> w, uint8_t* blocks, index_t stride, const float*
 /// Replaces each of `bytes` (n, k / weights · bytes of a block), which quantize_blocks made of w (n, k), by the block that
 /// block_refine.hpp finds, where that has less error Σ importance · (w − ŵ)², so that none has more.
 /// @param importance (k), or null for 1. @pre as quantize_blocks.
-template <class T>
-void refine_blocks(matrix<const T> w, matrix<uint8_t> bytes, block_type type, const float* importance = nullptr) {
+inline void refine_blocks(matrix<const float> w, matrix<uint8_t> bytes, block_type type,
+                          const float* importance = nullptr) {
   with_block(type, [&](auto tag) {
     using Block = typename decltype(tag)::type;
     detail::with_refining_lanes(
