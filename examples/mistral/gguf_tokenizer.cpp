@@ -158,6 +158,8 @@ void score_by_merges(token_table& t, const json& model) {
   for (size_t id = first; id < t.tokens.size(); ++id)
     if (t.types[id] == normal) t.scores[id] = -static_cast<float>(follow ? id - first : made.size());
   for (auto last = late; follow && last != made.end(); ++last) t.scores[*last] = -1e9f;
+  if (const auto space = ids.find("▁"); follow && late != made.end() && space != ids.end())
+    t.scores[space->second] = -1e9f;  // a run of one
   for (size_t rank = made.size(); !follow && rank-- > 0;) t.scores[made[rank]] = -static_cast<float>(rank);
 }
 

@@ -56,19 +56,20 @@ def check_ids(model):
 
 
 def check_answers(build, path, model):
-    """Greedy ids, up to the first where llama.cpp's two best logits are closer than rounding activations to 8 bits moves them."""
+    """Greedy ids; where they part, how close llama.cpp's two best logits are, which rounding activations to 8 bits may swap."""
     same = 0
     for prompt in PROMPTS:
         done = subprocess.run([build / "bin/generate", "--model", path, "--prompt", prompt, "--max-new-tokens", str(TOKENS),
                                "--json"], capture_output=True, text=True, check=True)
-        ours = json.loads(done.stdout[done.stdout.index("{"):])["answers"][0]["text"]
+        ours = json.loads(done.stdout[done.stdout.index("{"):])["answers"][0]["ids"]
         ids = model.ids(prompt)
         theirs = model.greedy(ids, TOKENS)[len(ids):]
-        text = b"".join(model.piece(i) for i in theirs).decode(errors="replace")
-        agreed = os.path.commonprefix([ours, text])
-        same += agreed == ours
-        if agreed != ours:
-            print(f"{Path(path).name}: {prompt!r} parts behind {agreed!r}")
+        parts = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), TOKENS)
+        same += parts == TOKENS
+        if parts < TOKENS:
+            best = np.sort(model.logits(ids + theirs[:parts])[-1])[-2:]
+            print(f"{Path(path).name}: {prompt!r} parts at token {parts + 1}, where llama.cpp's best logits are"
+                  f" {best[1] - best[0]:.3f} apart")
     return same
 
 

@@ -45,7 +45,6 @@ vocabulary_of = function("llama_model_get_vocab", c.c_void_p, c.c_void_p)
 vocabulary_size = function("llama_vocab_n_tokens", c.c_int32, c.c_void_p)
 tokenize = function("llama_tokenize", c.c_int32, c.c_void_p, c.c_char_p, c.c_int32, c.POINTER(c.c_int32), c.c_int32,
                     c.c_bool, c.c_bool)
-token_to_piece = function("llama_token_to_piece", c.c_int32, c.c_void_p, c.c_int32, c.c_char_p, c.c_int32, c.c_int32, c.c_bool)
 batch_init = function("llama_batch_init", Batch, c.c_int32, c.c_int32, c.c_int32)
 batch_free = function("llama_batch_free", None, Batch)
 decode = function("llama_decode", c.c_int32, c.c_void_p, Batch)
@@ -80,10 +79,6 @@ class Model:
         count = tokenize(self.vocabulary, data, len(data), out, len(out), framed, True)
         assert count >= 0
         return list(out[:count])
-
-    def piece(self, token):
-        out = c.create_string_buffer(256)
-        return out.raw[:max(0, token_to_piece(self.vocabulary, token, out, len(out), 0, False))]
 
     def logits(self, ids):
         """(len(ids), vocabulary), each from those before it and its own."""
