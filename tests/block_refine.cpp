@@ -16,13 +16,13 @@ using namespace nibble::test;
 namespace {
 
 /// Rows of blocks, and the error of what the reference decodes of each block.
-struct encoded {
+struct made_blocks {
   owned<uint8_t> bytes;
   std::vector<double> error;
 };
 
 template <class Block>
-encoded judged(const owned<float>& w, const float* importance, owned<uint8_t> bytes) {
+made_blocks judged(const owned<float>& w, const float* importance, owned<uint8_t> bytes) {
   owned<float> back(w.rows, w.cols);
   reference::dequantize_blocks(std::as_const(bytes).view(), back.view(), Block::type);
   std::vector<double> error(static_cast<std::size_t>(w.view().size() / Block::weights), 0.0);
@@ -36,14 +36,14 @@ encoded judged(const owned<float>& w, const float* importance, owned<uint8_t> by
 }
 
 template <class Block>
-encoded plain(const owned<float>& w, const float* importance) {
+made_blocks plain(const owned<float>& w, const float* importance) {
   owned<uint8_t> bytes(w.rows, w.cols / Block::weights * index_t(sizeof(Block)));
   reference::quantize_blocks(w.view(), bytes.view(), Block::type, importance);
   return judged<Block>(w, importance, std::move(bytes));
 }
 
 template <class Block>
-encoded refined(const owned<float>& w, const float* importance) {
+made_blocks refined(const owned<float>& w, const float* importance) {
   owned<uint8_t> bytes = plain<Block>(w, importance).bytes;
   host::refine_blocks(w.view(), bytes.view(), Block::type, importance);
   return judged<Block>(w, importance, std::move(bytes));
@@ -74,7 +74,7 @@ TEST_CASE("a refined block never has more error than the one it replaces, whatev
       for (const float* weighed : {static_cast<const float*>(nullptr), importance.data()}) {
         CAPTURE(row_kind_names[kind], weighed != nullptr);
         const owned<float> w = block_rows(kind, 3, k);
-        const encoded before = plain<Block>(w, weighed), after = refined<Block>(w, weighed);
+        const made_blocks before = plain<Block>(w, weighed), after = refined<Block>(w, weighed);
         for (std::size_t i = 0; i < before.error.size(); ++i) {
           CAPTURE(i);
           REQUIRE(after.error[i] <= before.error[i]);
@@ -99,13 +99,13 @@ TEST_CASE("refined blocks of normal weights have clearly less error") {
 TEST_CASE("blocks that hold their weights exactly stay exact") {
   for_every_type([&](auto tag) {
     using Block = typename decltype(tag)::type;
-    const encoded once = refined<Block>(block_rows(row_kind("normal"), 2, 512), nullptr);
+    const made_blocks once = refined<Block>(block_rows(row_kind("normal"), 2, 512), nullptr);
     owned<float> w(2, 512);
     reference::dequantize_blocks(once.bytes.view(), w.view(), Block::type);
     owned<uint8_t> bytes = once.bytes;
     host::refine_blocks(std::as_const(w).view(), bytes.view(), Block::type);
     CHECK(bytes.data == once.bytes.data);
-    const encoded zero = refined<Block>(block_rows(row_kind("zero"), 2, 512), nullptr);
+    const made_blocks zero = refined<Block>(block_rows(row_kind("zero"), 2, 512), nullptr);
     CHECK(total(zero.error) == 0);
   });
 }
@@ -116,7 +116,7 @@ TEST_CASE("refined blocks are the same bytes for any number of lanes and threads
   const owned<float> w = block_rows(row_kind("heavy"), 19, k);
   for_every_type([&](auto tag) {
     using Block = typename decltype(tag)::type;
-    const encoded wanted = refined<Block>(w, importance.data());
+    const made_blocks wanted = refined<Block>(w, importance.data());
     const auto with = [&](auto lanes_of) {
       owned<uint8_t> bytes = plain<Block>(w, importance.data()).bytes;
       host::detail::refine_all<Block, decltype(lanes_of)>(w.view(), bytes.data.data(), bytes.cols, importance.data());
@@ -143,7 +143,7 @@ TEST_CASE("one lane, as a thread would run it, finds what sixteen do") {
     block_search::refine(x, ones, units, block_tag<Block>{});
     uint16_t bytes[sizeof(Block) / 2];
     for (std::size_t i = 0; i < sizeof(Block) / 2; ++i) bytes[i] = static_cast<uint16_t>(units[i].v);
-    const encoded wanted = refined<Block>(w, nullptr), before = plain<Block>(w, nullptr);
+    const made_blocks wanted = refined<Block>(w, nullptr), before = plain<Block>(w, nullptr);
     if (wanted.error[0] < before.error[0]) CHECK(std::memcmp(bytes, wanted.bytes.data.data(), sizeof(Block)) == 0);
   });
 }

@@ -73,8 +73,8 @@ status refit_rounds(matrix<const float> w, const float* s, matrix<const float> g
       const matrix<float> steps(of_group, count + 1, wide), product(of_group + (rows + 1) * wide, count + 1, wide);
       const auto codes = q.rows_at(row, count);
       const auto of_rows = p.rows_at(row, count);
-      done = codes_error(w.rows_at(row, count), codes, matrix<const params>(of_rows), s, difference, group_size, scheme,
-                         stream);
+      done = codes_error(w.rows_at(row, count), codes, matrix<const params>(of_rows), s, nullptr, difference,
+                         group_size, scheme, stream);
       if (done == status::ok)
         done = matmul(blas, matrix<const float>(difference), reading::plain, g, reading::plain, 0.0f, slopes);
       for (int round = 0; round < rounds && done == status::ok; ++round) {

@@ -68,8 +68,8 @@ status sweep(matrix<const float> w, const float* s, matrix<const float> g, matri
       const matrix<float> changes(memory + 2 * rows * stride, count, block);
       const matrix<uint8_t> codes = q.rows_at(row, count);
       const auto of_rows = p.rows_at(row, count);
-      done = codes_error(w.rows_at(row, count), matrix<const uint8_t>(codes), of_rows, s, difference, group_size,
-                         scheme, stream);
+      done = codes_error(w.rows_at(row, count), matrix<const uint8_t>(codes), of_rows, s, nullptr, difference,
+                         group_size, scheme, stream);
       if (done == status::ok)
         done = matmul(blas, matrix<const float>(difference), reading::plain, g, reading::plain, 0.0f, slopes);
       for (int round = 0; round < rounds && done == status::ok; ++round)
