@@ -34,10 +34,10 @@ struct options {
 
 void add_options(CLI::App& app, options& o) {
   app.set_help_flag("--help", "Print this and exit");
-  app.add_option("--model", o.model,
-                 "The model's directory: dense, or packed as compressed-tensors, AutoAWQ or GPTQModel has it; the "
-                 "small model that comes "
-                 "with the program unless given")
+  app.add_option(
+         "--model", o.model,
+         "The model's directory: dense, or packed as compressed-tensors, AutoAWQ or GPTQModel has it; or a GGUF "
+         "file; the small model that comes with the program unless given")
       ->type_name("DIR");
   app.add_option("--prompt", o.prompt, "Text to continue")->type_name("TEXT");
   app.add_option("--chat", o.chat,

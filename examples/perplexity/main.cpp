@@ -42,7 +42,8 @@ void add_options(CLI::App& app, options& o) {
   constexpr std::uint64_t longest = 1'000'000'000;
   app.set_help_flag("--help", "Print this and exit");
   app.add_option("--model", o.model,
-                 "The model's directory: dense, or packed as compressed-tensors, AutoAWQ or GPTQModel has it; required")
+                 "The model's directory: dense, or packed as compressed-tensors, AutoAWQ or GPTQModel has it; or a "
+                 "GGUF file; required")
       ->type_name("DIR");
   app.add_option("--text", o.text,
                  "The text to score, UTF-8; required. A .jsonl has an object a line, each a text by itself: text, or "
