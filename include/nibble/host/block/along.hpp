@@ -25,8 +25,9 @@ NIBBLE_LANE int_lanes<N> rotated(const int_lanes<N>& a, std::index_sequence<I...
 
 /// The greatest of N integers.
 template <int N>
-NIBBLE_LANE int32_t greatest(int_lanes<N> a) noexcept {
+NIBBLE_LANE int32_t greatest(const int_lanes<N>& of) noexcept {
   constexpr auto index = std::make_index_sequence<N>{};
+  int_lanes<N> a = of;
   if constexpr (N >= 16) a = greater(a, rotated<8>(a, index));
   if constexpr (N >= 8) a = greater(a, rotated<4>(a, index));
   a = greater(a, rotated<2>(a, index));
