@@ -59,9 +59,9 @@ std::function<void(index_t, index_t, bf16*)> rounded(index_t cols, std::function
   };
 }
 
-/// The rows of a dense tensor, copied as they are when they are bf16.
+/// The rows of a dense tensor, copied as they are when they are bf16 in a checkpoint's order.
 std::function<void(index_t, index_t, bf16*)> rows_of(const tensor& t, index_t cols) {
-  if (t.dtype != "BF16")
+  if (t.dtype != "BF16" || t.paired_heads > 0)
     return rounded(cols, [&t, cols](index_t first, index_t count, float* out) {
       read_floats(t, first * cols, count * cols, out);
     });
