@@ -112,7 +112,7 @@ struct by_host {
     host_solver solver(o);
     solver.begin(3);
     if (o.drift_followed()) solver.drift_of(layer_input::attention, p.x.cols) = p.drift();
-    loss = solver.choose(projection::q, p.w.view(), p.s, p.moment, as, q);
+    loss = solver.choose(projection::q, p.w.view(), p.s, nullptr, p.moment, as, q);
   }
   static quantized_linear blank(const problem& p, const packed& as) {
     return quantized_linear::blank(p.w.rows, p.w.cols, as.group);

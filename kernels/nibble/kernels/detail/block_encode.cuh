@@ -59,10 +59,11 @@ __global__ void __launch_bounds__(Tuned::value.threads) row_sigma2_kernel(matrix
 
 /// A lane's place in the team of its block.
 template <int Lanes>
-struct team {
+struct block_team {
   int mine, first;  ///< which lane of the team; the team's first in the warp
   uint32_t mask;
-  __device__ team() : mine(device::lane() % Lanes), first(device::lane() - mine), mask(((1u << Lanes) - 1u) << first) {}
+  __device__ block_team()
+      : mine(device::lane() % Lanes), first(device::lane() - mine), mask(((1u << Lanes) - 1u) << first) {}
 
   /// Every lane's value, in their order.
   __device__ void gather(number value, number (&all)[Lanes]) const {
@@ -110,8 +111,8 @@ __device__ constexpr block_search::trials plain_trials(block_tag<q5_k>) {
 
 /// One group of q2_k, q4_k or q5_k: its codes, and the block's head. q: importance, used if Weighed.
 template <bool Weighed, class Block, int Size, int Lanes>
-__device__ void encode_group(const number (&x)[Size], const number (&q)[Size], const team<Lanes>& lanes, integer* codes,
-                             block_head<Block>& head) {
+__device__ void encode_group(const number (&x)[Size], const number (&q)[Size], const block_team<Lanes>& lanes,
+                             integer* codes, block_head<Block>& head) {
   constexpr int most_code = (1 << Block::bits) - 1, most = Size == 16 ? 15 : 63;
   constexpr block_search::trials trials =
       Weighed ? block_search::trials{-0.9f, 0.05f, 36} : plain_trials(block_tag<Block>{});
@@ -149,8 +150,8 @@ __device__ void encode_group(const number (&x)[Size], const number (&q)[Size], c
 
 /// q3_k.
 template <bool Weighed, int Lanes>
-__device__ void encode_group(const number (&x)[16], const number (&q)[16], const team<Lanes>& lanes, integer* codes,
-                             block_head<q3_k>& head) {
+__device__ void encode_group(const number (&x)[16], const number (&q)[16], const block_team<Lanes>& lanes,
+                             integer* codes, block_head<q3_k>& head) {
   number scales[16], scale;
   block_search::centred_fit<number> fit;
   if constexpr (Weighed) {
@@ -184,8 +185,8 @@ __device__ void encode_group(const number (&x)[16], const number (&q)[16], const
 
 /// q6_k.
 template <bool Weighed, int Lanes>
-__device__ void encode_group(const number (&x)[16], const number (&q)[16], const team<Lanes>& lanes, integer* codes,
-                             block_head<q6_k>& head) {
+__device__ void encode_group(const number (&x)[16], const number (&q)[16], const block_team<Lanes>& lanes,
+                             integer* codes, block_head<q6_k>& head) {
   number w[16], scales[16];
 #pragma unroll
   for (int i = 0; i < 16; ++i) w[i] = Weighed ? q[i] : x[i] * x[i];
@@ -205,8 +206,8 @@ __device__ void encode_group(const number (&x)[16], const number (&q)[16], const
 
 /// iq4_xs.
 template <bool Weighed, int Lanes>
-__device__ void encode_group(const number (&x)[32], const number (&q)[32], const team<Lanes>& lanes, integer* codes,
-                             block_head<iq4_xs>& head) {
+__device__ void encode_group(const number (&x)[32], const number (&q)[32], const block_team<Lanes>& lanes,
+                             integer* codes, block_head<iq4_xs>& head) {
   number w[32], scales[8];
   if constexpr (Weighed) {
     block_search::weigh<32>(x, q, lanes.sum_of_squares(x) * number(2.0f / 256.0f), w);
@@ -340,7 +341,7 @@ struct head_units<iq4_xs> {
 
 /// A block of 256 weights by its team. `codes`: 256 bytes of shared memory.
 template <bool Weighed, class Block, int Size, int Lanes>
-__device__ void encode_by_team(const number (&x)[Size], const number (&q)[Size], const team<Lanes>& lanes,
+__device__ void encode_by_team(const number (&x)[Size], const number (&q)[Size], const block_team<Lanes>& lanes,
                                uint8_t* codes, uint16_t* to) {
   integer own[Size];
   block_head<Block> head;
@@ -384,7 +385,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
   for (int i = 0; i < size; ++i) q[i] = Weighed ? importance[col + i] : 0.0f;
   auto* const to = reinterpret_cast<uint16_t*>(blocks.row(row) + of_row);
   if constexpr (lanes > 1) {
-    encode_by_team<Weighed, Block>(x, q, team<lanes>(), codes + team_index * 256, to);
+    encode_by_team<Weighed, Block>(x, q, block_team<lanes>(), codes + team_index * 256, to);
   } else {
     constexpr int count = static_cast<int>(sizeof(Block)) / 2;
     integer units[count];
