@@ -315,7 +315,7 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
   CHECK_THAT(refuses(importance_keys, 64, 1.0f, 2), Contains("must hold one number"));
 }
 
-TEST_CASE("--search exhaustive writes blocks of less error in as many bytes") {
+TEST_CASE("an exhaustive search writes blocks of less error in as many bytes") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
   const auto plain = converted(root / "model", root / "plain.gguf", {"--type", "Q4_0"});
