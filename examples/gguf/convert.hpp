@@ -32,8 +32,8 @@ struct gguf_plan {
   std::vector<planned_tensor> tensors;
   std::vector<std::string> notes;  ///< what a user should know: types that do not fit, what llama.cpp does otherwise
   block_search_kind search = block_search_kind::ggml;
-  index_t weights = 0;             ///< elements
-  std::uint64_t data_bytes = 0;    ///< that they take
+  index_t weights = 0;           ///< elements
+  std::uint64_t data_bytes = 0;  ///< that they take
 
   double bits_per_weight() const { return 8.0 * static_cast<double>(data_bytes) / static_cast<double>(weights); }
 };
