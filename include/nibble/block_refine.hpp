@@ -28,7 +28,7 @@ struct even_levels {
   static constexpr int low = Low, high = High;
   /// Trial scales map the largest weight to these sizes.
   static constexpr float least = static_cast<float>(High) - 0.5f, step = 0.1f;
-  static constexpr int trials = Low == 0 ? 0 : (High < 10 ? 40 : 30);
+  static constexpr int trials = High < 10 ? 40 : 30;
   template <class V>
   NIBBLE_LANE static V nearest(const V& y) noexcept {
     return level(y, Low, High);

@@ -242,6 +242,26 @@ TEST_CASE("a model in shards quantizes to the bytes of the model in one file") {
   CHECK(test::read_bytes(w.root / "out/model.safetensors") == test::read_bytes(w.root / "other/model.safetensors"));
 }
 
+TEST_CASE("losses of rows that the next linear's scale was divided out of are those of the rows as they were") {
+  const test::temporary_directory root;
+  const std::string figures = (root / "figures.json").string();
+  // Without gate_proj nothing scales up_proj's own inputs, and what min-max ranges lose of a row does not depend on its size.
+  const auto result = test::run_program(
+      "awq_mistral", {"--output", (root / "out").string(), "--ignore", "lm_head,re:.*gate_proj", "--clip", "none",
+                      "--sweeps", "0", "--num-calibration-samples", "4", "--max-seq-length", "128", "--json", figures});
+  INFO(result.err);
+  REQUIRE(result.status == 0);
+  int divided = 0;
+  const json run = json::parse(test::read_bytes(figures));
+  for (const json& layer : run.at("layers")) {
+    if (layer.at("scales").at("down").at("ratio") == 0) continue;
+    ++divided;
+    const json& up = layer.at("linears").at("mlp.up_proj");
+    CHECK(up.at("loss").get<double>() / up.at("round_to_nearest_loss").get<double>() == Approx(1).margin(0.03));
+  }
+  CHECK(divided > 0);
+}
+
 TEST_CASE("ignored linears, norms, embedding and head come through as they were") {
   const workplace w;
   w.quantize("out", {"--group-size", "32", "--ignore", "lm_head,re:.*layers\\.0\\..*,model.layers.1.mlp.down_proj"});
