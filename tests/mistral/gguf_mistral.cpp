@@ -297,6 +297,26 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
   encode_rows(gguf_type::q4_0, {values.data(), original.shape[0], 64}, nullptr, plain.data());
   CHECK(std::memcmp(expected.data(), file.find_tensor(name)->data, expected.size()) == 0);
   CHECK(expected != plain);
+  // With more search the columns count as they do without, in what was encoded and in what the file has.
+  std::vector<std::byte> searched(expected.size());
+  encode_rows(gguf_type::q4_0, {values.data(), original.shape[0], 64}, sums.data(), searched.data(),
+              block_search_kind::exhaustive);
+  const auto error = [&](const std::vector<std::byte>& of) {
+    std::vector<float> read(values.size());
+    decode_blocks(gguf_type::q4_0, of.data(), static_cast<index_t>(values.size()) / 32, read.data());
+    double sum = 0;
+    for (size_t i = 0; i < read.size(); ++i)
+      sum += static_cast<double>(sums[i % 64]) * std::pow(static_cast<double>(read[i] - values[i]), 2);
+    return sum;
+  };
+  CHECK(error(searched) < 0.98 * error(expected));
+  words with_search = options;
+  with_search.insert(with_search.end(), {"--search", "exhaustive"});
+  converted(root / "model", root / "searched.gguf", with_search);
+  const gguf_file there(root / "searched.gguf");
+  CHECK(std::memcmp(searched.data(), there.find_tensor(name)->data, searched.size()) == 0);
+  fs::remove(root / "searched.gguf");
+  fs::remove(root / "searched.Modelfile");
 
   fs::remove(root / "a.gguf");
   const auto refuses = [&](const gguf_metadata& keys, std::uint64_t width, float value, std::uint64_t counts) {
