@@ -130,7 +130,10 @@ gguf_type mixed_type(const mix& m, const mixed_model& model, std::string_view te
   const auto rule = std::find_if(m.rules.begin(), m.rules.end(), [&](const mix_rule& r) {
     return r.role == at.role && holds(r.condition, model) && covers(r.layers, at.layer, model.layers);
   });
-  return rule == m.rules.end() ? m.base : rule->type;
+  const t type = rule == m.rules.end() ? m.base : rule->type;
+  // What llama.cpp takes for a model of 70 billion weights.
+  const bool large = model.layers == 80 && model.shared > 1 && at.role == value;
+  return large && (type == t::q3_k || type == t::q4_k) ? t::q5_k : type;
 }
 
 gguf_type fitting_type(gguf_type type, index_t columns) {

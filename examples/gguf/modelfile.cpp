@@ -1,43 +1,158 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gguf/modelfile.hpp"
 
+#include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <optional>
+
+#include "mistral/error.hpp"
+
 namespace nibble::mistral {
 namespace {
 
-/// What stands around the parts of a dialogue.
-struct dialect_marks {
-  const char* user;       ///< before what a user says
-  const char* user_end;   ///< behind it
-  const char* assistant;  ///< before an answer
-  bool own_system;        ///< whether a system message has marks of its own, or goes before the first user's
+using text = std::string;
+
+enum class system_place { nowhere, own, first_user, last_user };
+
+/// What a template writes around the messages of a dialogue.
+struct dialogue_marks {
+  text
+      opening;  ///< before the first message where that is no system message; before all where system messages have no marks
+  text user, user_end, assistant, assistant_end;
+  system_place place = system_place::nowhere;
+  text system, system_end;  ///< around a system message, or behind one that goes into a user's
 };
 
-dialect_marks marks_of(const std::string& dialect) {
-  if (dialect == "v1") return {"[INST] ", " [/INST]", "", false};
-  if (dialect == "v3") return {"[INST] ", "[/INST]", " ", false};
-  if (dialect == "v7") return {"[INST] ", "[/INST]", " ", true};
-  return {"[INST]", "[/INST]", "", dialect.rfind("v7", 0) == 0};
+/// Words that no template cuts or holds.
+const text system_word = "Qsystem", first_word = "Qfirst", answer_word = "Qanswer", last_word = "Qlast";
+
+text without_bos(text told, const text& bos) {
+  return !bos.empty() && told.rfind(bos, 0) == 0 ? told.substr(bos.size()) : told;
 }
 
-std::string go_template(const dialect_marks& m, const std::string& eos) {
-  const std::string user = m.user, space = user.back() == ' ' ? " " : "";
-  std::string text = "{{ range $i, $_ := .Messages }}";
-  if (m.own_system)
-    text += "{{ if eq .Role \"system\" }}[SYSTEM_PROMPT]" + space + "{{ .Content }}[/SYSTEM_PROMPT]{{ end }}";
-  text += "{{ if eq .Role \"user\" }}" + user;
-  if (!m.own_system) text += "{{ if and $.System (eq (len (slice $.Messages $i)) 1) }}{{ $.System }}\n\n{{ end }}";
-  text += "{{ .Content }}" + std::string(m.user_end) + "{{ end }}";
-  return text + "{{ if eq .Role \"assistant\" }}" + m.assistant + "{{ .Content }}" + eos + "{{ end }}{{ end }}";
+/// What the text has between two of the words, or an end of it for an empty one; nothing where a word is missing.
+std::optional<text> between(const text& told, const text& from, const text& to) {
+  const size_t begin = from.empty() ? 0 : told.find(from), end = to.empty() ? told.size() : told.find(to);
+  if (begin == text::npos || end == text::npos || begin + from.size() > end) return std::nullopt;
+  return told.substr(begin + from.size(), end - begin - from.size());
+}
+
+text common_end(const text& a, const text& b) {
+  const auto [mine, other] = std::mismatch(a.rbegin(), a.rend(), b.rbegin(), b.rend());
+  static_cast<void>(other);
+  return text(mine.base(), a.end());
+}
+
+void place_system(const chat_template& chat, const text& bos, dialogue_marks& m) {
+  text told;
+  try {
+    told = without_bos(
+        chat.render({{"system", system_word}, {"user", first_word}, {"assistant", answer_word}, {"user", last_word}}),
+        bos);
+  } catch (const error&) {  // it allows none
+    return;
+  }
+  const size_t at = told.find(system_word), first = told.find(first_word), answer = told.find(answer_word);
+  if (at == text::npos) return;
+  if (at > answer) {
+    m.place = system_place::last_user;
+    m.system_end = between(told, system_word, last_word).value_or("");
+    return;
+  }
+  if (at > first) return;
+  const text before = told.substr(0, at), behind = between(told, system_word, first_word).value_or("");
+  const bool inside = before.size() >= m.user.size() && common_end(before, m.user) == m.user;
+  m.place = inside ? system_place::first_user : system_place::own;
+  if (!inside) m.system = before;
+  m.system_end = inside ? behind : behind.substr(0, behind.size() - common_end(behind, m.user).size());
+}
+
+/// Nothing where the template's dialogues are no sequence of marks and messages.
+std::optional<dialogue_marks> marks_of(const chat_template& chat, const text& bos) {
+  const text asked = without_bos(chat.render({{"user", first_word}}), bos);
+  const text told =
+      without_bos(chat.render({{"user", first_word}, {"assistant", answer_word}, {"user", last_word}}), bos);
+  const auto start = between(asked, "", first_word), user_end = between(asked, first_word, "");
+  const auto turn = between(told, first_word, answer_word), next = between(told, answer_word, last_word);
+  if (!start || !user_end || !turn || !next || turn->rfind(*user_end, 0) != 0) return std::nullopt;
+  dialogue_marks m;
+  m.user = common_end(*start, *next);
+  m.opening = start->substr(0, start->size() - m.user.size());
+  m.user_end = *user_end;
+  m.assistant = turn->substr(user_end->size());
+  m.assistant_end = next->substr(0, next->size() - m.user.size());
+  place_system(chat, bos, m);
+  return m;
+}
+
+text replaced(text in, const text& what, const text& by) {
+  for (size_t at = in.find(what); at != text::npos; at = in.find(what, at + by.size())) in.replace(at, what.size(), by);
+  return in;
+}
+
+/// As chat templates tell it (SOURCE_DATE_EPOCH in the place of now).
+text date(int days_before) {
+  const char* fixed = std::getenv("SOURCE_DATE_EPOCH");
+  std::time_t when = fixed ? static_cast<std::time_t>(std::strtoll(fixed, nullptr, 10)) : std::time(nullptr);
+  when -= std::time_t{86400} * days_before;
+  std::tm parts{};
+  if (fixed)
+    gmtime_r(&when, &parts);
+  else
+    localtime_r(&when, &parts);
+  char said[16];
+  return text(said, std::strftime(said, sizeof(said), "%Y-%m-%d", &parts));
+}
+
+/// Text as a Go template writes it.
+text literal(const text& said) {
+  const text braces = "\x01";  // stands for {{ while {{ itself comes in
+  text out = replaced(said, "{{", braces);
+  out = replaced(std::move(out), date(0), "{{ currentDate }}");
+  out = replaced(std::move(out), date(1), "{{ yesterdayDate }}");
+  return replaced(std::move(out), braces, "{{ \"{{\" }}");
+}
+
+text go_template(const dialogue_marks& m) {
+  const bool own = m.place == system_place::own;
+  text out = "{{ range $i, $_ := .Messages }}";
+  if (!m.opening.empty())
+    out += text("{{ if ") + (own ? "and (eq $i 0) (ne .Role \"system\")" : "eq $i 0") + " }}" + literal(m.opening) +
+           "{{ end }}";
+  if (own)
+    out += "{{ if eq .Role \"system\" }}" + literal(m.system) + "{{ .Content }}" + literal(m.system_end) + "{{ end }}";
+  out += "{{ if eq .Role \"user\" }}" + literal(m.user);
+  if (!own) {
+    // A template that knows no system message gets it where one that does has it.
+    const text which = m.place == system_place::last_user ? "eq (len (slice $.Messages $i)) 1" : "le $i 1";
+    const text behind = m.place == system_place::nowhere ? "\n\n" : literal(m.system_end);
+    out += "{{ if and $.System (" + which + ") }}{{ $.System }}" + behind + "{{ end }}";
+  }
+  out += "{{ .Content }}" + literal(m.user_end) + "{{ end }}";
+  return out + "{{ if eq .Role \"assistant\" }}" + literal(m.assistant) + "{{ .Content }}" + literal(m.assistant_end) +
+         "{{ end }}{{ end }}";
 }
 
 }  // namespace
 
-std::string modelfile_text(const std::filesystem::path& weights, const std::string& dialect, const std::string& eos) {
-  std::string text = "FROM ./" + weights.filename().string() + "\n";
-  if (dialect.empty()) return text + "TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n";
-  text += "TEMPLATE \"\"\"" + go_template(marks_of(dialect), eos) + "\"\"\"\n";
-  for (const char* mark : {"[INST]", "[/INST]"}) text += std::string("PARAMETER stop ") + mark + "\n";
-  return text;
+text modelfile_text(const std::filesystem::path& weights, const chat_template* chat, const text& bos,
+                    std::vector<text>& notes) {
+  const text from = "FROM ./" + weights.filename().string() + "\n";
+  const text plain = from + "TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n";
+  if (!chat) return plain;
+  const auto marks = marks_of(*chat, bos);
+  const text told = marks ? go_template(*marks) : "";
+  if (!marks || told.find("\"\"\"") != text::npos) {
+    notes.emplace_back("the Modelfile takes prompts as they are: the chat template is none that Ollama's could follow");
+    return plain;
+  }
+  if (marks->place == system_place::nowhere)
+    notes.emplace_back(
+        "the chat template has no place for system messages; the Modelfile puts them before the first user's");
+  text out = from + "TEMPLATE \"\"\"" + told + "\"\"\"\n";
+  for (const char* mark : {"[INST]", "[/INST]"}) out += text("PARAMETER stop ") + mark + "\n";
+  return out;
 }
 
 }  // namespace nibble::mistral

@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// The Modelfile that `ollama create` takes beside a GGUF file: where the weights are, how a dialogue becomes a prompt, where
-/// answers end. Source: ollama/ollama, docs/modelfile.
+/// answers end. Source: ollama/ollama, docs/modelfile and docs/template.
 #pragma once
 
 #include <filesystem>
 #include <string>
+#include <vector>
+
+#include "mistral/chat.hpp"
 
 namespace nibble::mistral {
 
-/// The text for a model whose chat template writes dialogues so (chat_template::name()); empty: a model without dialogues,
-/// whose prompt is the text itself. @param weights  the GGUF file, in the same directory.
-std::string modelfile_text(const std::filesystem::path& weights, const std::string& dialect, const std::string& eos);
+/// The text for a model with this chat template; null: a model without dialogues, whose prompt is the text itself.
+/// What stands around messages, where a system message goes and what the template says without one are what it makes of
+/// dialogues of known words; dates of today and yesterday in it stay today's and yesterday's.
+/// @param weights  the GGUF file, in the same directory. @param bos  what Ollama adds itself, empty for nothing.
+/// @param notes  gets what Ollama will do otherwise.
+std::string modelfile_text(const std::filesystem::path& weights, const chat_template* chat, const std::string& bos,
+                           std::vector<std::string>& notes);
 
 }  // namespace nibble::mistral

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -75,15 +76,14 @@ void add_options(CLI::App& app, options& o) {
       ->type_name("[FILE]");
 }
 
-/// What chat template a Modelfile is for; empty where there is none that is known, which `tell` is told.
-std::string dialect_of(const fs::path& model, std::vector<std::string>& notes) {
+std::string modelfile_for(const options& o, std::vector<std::string>& notes) {
+  std::unique_ptr<chat_template> chat;
   try {
-    const auto chat = open_chat_template(model);
-    return chat ? chat->name() : "";
+    chat = open_chat_template(o.model);
   } catch (const error& unknown) {
     notes.push_back(std::string("the Modelfile takes prompts as they are: ") + unknown.what());
-    return "";
   }
+  return modelfile_text(o.output, chat.get(), read_tokenizer_settings(o.model).bos.value_or(""), notes);
 }
 
 fs::path modelfile_of(const fs::path& output) {
@@ -119,7 +119,7 @@ int run(const options& o) {
   const std::string name = o.name.empty() ? fs::canonical(o.model).filename().string() : o.name;
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
   if (o.search == "exhaustive") plan.search = block_search_kind::exhaustive;
-  const std::string dialect = dialect_of(o.model, plan.notes);
+  const std::string modelfile = modelfile_for(o, plan.notes);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);
   std::uint64_t bytes = 0;
@@ -127,8 +127,7 @@ int run(const options& o) {
     check_room(o.output, plan);
     progress bar("writing", settings.layers);
     bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
-    write_file(modelfile_of(o.output),
-               modelfile_text(o.output, dialect, read_tokenizer_settings(o.model).eos.value_or("")));
+    write_file(modelfile_of(o.output), modelfile);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (!o.print_json || !o.json.empty()) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);

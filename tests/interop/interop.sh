@@ -131,6 +131,11 @@ if [ -n "${LLAMACPP:-}" ]; then
   compare llama.cpp "$LLAMACPP" gguf_llama.py gptq-F16.gguf
   "$LLAMACPP" "$here/gguf_check.py" "$build" "$work"/{F16,BF16,Q8_0,Q6_K,Q5_K_M,Q5_1,Q5_0,Q4_K_M,Q4_1,Q4_0,IQ4_NL,IQ4_XS,Q3_K_S,Q2_K}.gguf ||
     failed=1
+  if [ -n "${LLAMA_QUANTIZE:-}" ]; then
+    "$LLAMACPP" "$here/gguf_quantize.py" "$build" "$LLAMA_QUANTIZE" || failed=1
+  else
+    echo "left out: whole files beside llama.cpp's quantizer; name the program llama-quantize in LLAMA_QUANTIZE"
+  fi
 else
   echo "left out: llama.cpp; name an interpreter in LLAMACPP"
 fi

@@ -2,10 +2,10 @@
 #include "mistral/chat.hpp"
 
 #include <catch2/catch.hpp>
-#include <cstdlib>
 
 #include "mistral/jinja.hpp"
 #include "mistral/tokenizer.hpp"
+#include "support/chat.hpp"
 #include "support/tokens.hpp"
 
 using namespace nibble;
@@ -15,21 +15,6 @@ using Catch::Matchers::Contains;
 using test::json;
 
 namespace {
-
-/// SOURCE_DATE_EPOCH for as long as a test needs one day to be today.
-struct fixed_day {
-  explicit fixed_day(const char* seconds) { ::setenv("SOURCE_DATE_EPOCH", seconds, 1); }
-  ~fixed_day() { ::unsetenv("SOURCE_DATE_EPOCH"); }
-};
-
-/// The embedded model's tokenizer and `source` as its template (null: its own).
-std::unique_ptr<chat_template> open(const json& source) {
-  test::model_files model;
-  json config = read_json<json>(test::embedded_model() / "tokenizer_config.json");
-  if (!source.is_null()) config["chat_template"] = source;
-  model.add_json("tokenizer_config.json", config);
-  return open_chat_template(model.path());
-}
 
 std::vector<message> dialogue(const json& list) {
   std::vector<message> messages;
@@ -44,17 +29,17 @@ std::string rendered(const std::string& source, const jinja::value& variables = 
 }  // namespace
 
 TEST_CASE("dialogues have the text and ids of apply_chat_template, or its refusal in its words") {
-  const fixed_day day("1740000000");
+  const test::fixed_day day("1740000000");
   const json golden = test::golden_tokens("chat.json");
   const auto tok = open_tokenizer(test::embedded_model());
   for (const json& row : golden["templates"]) {
     CAPTURE(row["name"]);
     if (row["dialect"].is_null()) {
-      CHECK_THAT(test::refusal([&] { open(row["source"]); }),
+      CHECK_THAT(test::refusal([&] { test::open_chat(row["source"]); }),
                  Contains("tokenizer_config.json: the chat template is none of Mistral's; give plain text instead"));
       continue;
     }
-    const auto chat = open(row["source"]);
+    const auto chat = test::open_chat(row["source"]);
     CHECK(chat->name() == row["dialect"].get<std::string>());
     for (size_t i = 0; i < row["text"].size(); ++i) {
       CAPTURE(golden["dialogues"][i]);
@@ -130,21 +115,22 @@ TEST_CASE("chat_template.jinja comes before tokenizer_config.json, and of severa
   CHECK_THAT(test::refusal([&] { open_chat_template(model.path()); }), Contains("chat_template.jinja is not UTF-8"));
 
   const json rag = {{"name", "rag"}, {"template", chatml}}, normal = {{"name", "default"}, {"template", own}};
-  CHECK(open(json::array({rag, normal}))->name() == "v3");
-  CHECK_THAT(test::refusal([&] { open(json::array({rag})); }),
+  CHECK(test::open_chat(json::array({rag, normal}))->name() == "v3");
+  CHECK_THAT(test::refusal([&] { test::open_chat(json::array({rag})); }),
              Contains("none of the chat templates is named \"default\""));
-  CHECK_THAT(test::refusal([&] { open(7); }), Contains("\"chat_template\" must be a string"));
-  CHECK_THAT(test::refusal([&] { open(json::array({7})); }), Contains("the key \"name\" is missing"));
+  CHECK_THAT(test::refusal([&] { test::open_chat(7); }), Contains("\"chat_template\" must be a string"));
+  CHECK_THAT(test::refusal([&] { test::open_chat(json::array({7})); }), Contains("the key \"name\" is missing"));
 }
 
 TEST_CASE("a template beyond what is implemented is refused by name, if it gets that far") {
-  CHECK_THAT(test::refusal([] { open("{% include 'x' %}"); }),
+  CHECK_THAT(test::refusal([] { test::open_chat("{% include 'x' %}"); }),
              Contains("uses {% include %}") && Contains("plain text instead"));
-  CHECK_THAT(test::refusal([] { open("{{ messages | frobnicate }}"); }), Contains("uses the filter frobnicate"));
-  CHECK_THAT(test::refusal([] { open("{{ frobnicate(1) }}"); }), Contains("uses the function frobnicate"));
-  CHECK_THAT(test::refusal([] { open("{{ 'a'.frobnicate() }}"); }), Contains("uses the method frobnicate"));
-  CHECK_THAT(test::refusal([] { open("{{ 1 is frobnicated }}"); }), Contains("uses the test frobnicated"));
-  CHECK_THAT(test::refusal([] { open("{{ [1] }}"); }), Contains("the text of a number, list or dict"));
+  CHECK_THAT(test::refusal([] { test::open_chat("{{ messages | frobnicate }}"); }),
+             Contains("uses the filter frobnicate"));
+  CHECK_THAT(test::refusal([] { test::open_chat("{{ frobnicate(1) }}"); }), Contains("uses the function frobnicate"));
+  CHECK_THAT(test::refusal([] { test::open_chat("{{ 'a'.frobnicate() }}"); }), Contains("uses the method frobnicate"));
+  CHECK_THAT(test::refusal([] { test::open_chat("{{ 1 is frobnicated }}"); }), Contains("uses the test frobnicated"));
+  CHECK_THAT(test::refusal([] { test::open_chat("{{ [1] }}"); }), Contains("the text of a number, list or dict"));
   CHECK(rendered("{% if false %}{{ messages | frobnicate }}{% endif %}x") == "x");
 }
 
@@ -177,7 +163,7 @@ TEST_CASE("a hostile template ends in a sentence, not in a stack or a machine us
 
 TEST_CASE("a template that asks for the date gets the day of SOURCE_DATE_EPOCH, else today") {
   {
-    const fixed_day day("951782400");
+    const test::fixed_day day("951782400");
     CHECK(rendered("{{ strftime_now('%Y-%m-%d') }}") == "2000-02-29");
   }
   CHECK(rendered("{{ strftime_now('%Y') }}") >= "2024");

@@ -229,6 +229,9 @@ TEST_CASE("each mix gives attn_v, ffn_down, attn_output and the output the types
   CHECK(types("Q4_0", with, "ffn_down").substr(0, 9) == "Q4_1 Q4_0");
   CHECK(types("Q4_0", eight, "ffn_down").substr(0, 9) == "Q4_0 Q4_0");
   CHECK(types("Q5_0", with, "ffn_down").substr(0, 9) == "Q5_1 Q5_0");
+  CHECK(types("Q4_K_S", {80, 8, false, false}, "attn_v") == types("Q5_K_S", {80, 8, false, false}, "attn_v"));
+  CHECK(types("Q3_K_S", {80, 2, false, false}, "attn_v") == types("Q5_K_S", {80, 2, false, false}, "attn_v"));
+  CHECK(types("Q3_K_S", {80, 1, false, false}, "attn_v") == types("Q3_K_S", {80, 1, false, false}, "attn_q"));
   for (const mix& m : mixes()) {
     CHECK(mixed_type(m, eight, "blk.3.attn_norm.weight") == gguf_type::f32);
     CHECK(mixed_type(m, eight, "output.weight") == m.head);
