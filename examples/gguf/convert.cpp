@@ -86,7 +86,7 @@ class planner {
   void find_importance(planned_tensor& t) {
     const auto found = importance_->weights.find(t.info.name);
     if (found == importance_->weights.end()) {
-      without_.push_back(t.info.name);
+      if (!importance_->file.empty()) without_.push_back(t.info.name);  // else only what no linear reads
       return;
     }
     if (static_cast<index_t>(found->second.size()) != t.columns)
@@ -196,8 +196,12 @@ gguf_plan plan_gguf(const checkpoint& files, const config& c, const mix& m, cons
   gguf_plan plan;
   add_architecture(plan.metadata, c, m, name);
   if (importance) {
-    plan.metadata.emplace_back("quantize.imatrix.file", importance->file.filename().string());
+    if (!importance->file.empty())
+      plan.metadata.emplace_back("quantize.imatrix.file", importance->file.filename().string());
+    if (!importance->dataset.empty()) plan.metadata.emplace_back("quantize.imatrix.dataset", importance->dataset);
     plan.metadata.emplace_back("quantize.imatrix.entries_count", static_cast<std::int32_t>(importance->weights.size()));
+    if (importance->chunks > 0)
+      plan.metadata.emplace_back("quantize.imatrix.chunks_count", static_cast<std::int32_t>(importance->chunks));
   }
   planner add(files, c, m, importance, plan);
   add.embedding("model.embed_tokens");
