@@ -125,6 +125,18 @@ void planner::finish() {
                          " tokens; llama.cpp's for this architecture sees all, so keep contexts within that");
 }
 
+/// AWQ's scales into rows [first, first + count) of a checkpoint's order.
+void scale_rows(const planned_tensor& t, index_t first, index_t count, float* values) {
+  if (t.times)
+    for (index_t row = 0; row < count; ++row)
+      for (index_t col = 0; col < t.columns; ++col)
+        values[row * t.columns + col] *= (*t.times)[static_cast<size_t>(col)];
+  if (!t.divided) return;
+  const bool vector = t.info.dims.size() == 1;
+  for (index_t i = 0; i < count * t.columns; ++i)
+    values[i] /= (*t.divided)[static_cast<size_t>(vector ? i : first + i / t.columns)];
+}
+
 /// Rows [first, first + count) of the file's order.
 void read_rows(const planned_tensor& t, const linear_weights* linear, index_t first, index_t count, float* out) {
   const auto read = [&](float* to) {
@@ -132,6 +144,7 @@ void read_rows(const planned_tensor& t, const linear_weights* linear, index_t fi
       linear->rows(first, count, to);
     else
       read_floats(*t.direct, first * t.columns, count * t.columns, to);
+    scale_rows(t, first, count, to);
   };
   if (t.paired_heads == 0) return read(out);
   std::vector<float> buffer(static_cast<size_t>(count * t.columns));

@@ -14,6 +14,7 @@
 #include "gguf/convert.hpp"
 #include "gguf/modelfile.hpp"
 #include "gguf/report.hpp"
+#include "gguf/scales.hpp"
 #include "mistral/calibration_check.hpp"
 #include "mistral/chat.hpp"
 #include "mistral/gguf_model.hpp"
@@ -36,10 +37,10 @@ struct options {
   std::string calibration;
   calibration_options samples;
   int threads = 0;
-  bool overwrite = false, dry_run = false, print_json = false;
+  bool awq = false, overwrite = false, dry_run = false, print_json = false;
 
   bool own_importance() const { return importance == "auto"; }
-  bool calibrated() const { return own_importance(); }
+  bool calibrated() const { return own_importance() || awq; }
 };
 
 constexpr const char* calibration_text = "/examples/awq_mistral/text/calibration-state-of-the-union-2000-2012.txt";
@@ -96,6 +97,10 @@ void add_options(CLI::App& app, options& o) {
                  "Write what --imatrix auto found to FILE.gguf too, for later runs with --imatrix FILE.gguf and for "
                  "llama-quantize; it is there as soon as calibration is done. With --dry-run nothing is calibrated")
       ->type_name("FILE");
+  app.add_flag("--awq", o.awq,
+               "Scale the columns of linears before they are rounded, by what calibration finds to lose least of their "
+               "outputs in the types they get, and what comes before by the inverse: the model computes the same, in "
+               "as many bits. Of dense models only");
   add_calibration(app, o);
   app.add_option("--name", o.name, "What the file calls the model; the directory's name unless given")
       ->type_name("TEXT");
@@ -173,20 +178,48 @@ std::optional<importance_matrix> open_importance(const options& o, const config&
   return o.own_importance() ? blank_importance(settings, o.calibration, *samples) : read_importance(o.importance);
 }
 
-/// Calibrates, and fills the importance that the plan's tensors refer to.
+/// Calibrates: fills the importance that the plan's tensors refer to where it is to be found here, and finds AWQ's scales,
+/// which the plan's tensors refer to from then on.
 void calibrate_plan(const options& o, const checkpoint& files, const config& settings, const calibration_set& samples,
-                    importance_matrix& importance) {
-  importance_sums sums = {importance.dataset, importance.chunks, samples.longest(), samples.tokens(), {}};
+                    importance_matrix* own, folded_gguf_scales& scales, gguf_plan& plan) {
+  importance_sums sums = {fs::path(o.calibration).filename().string(),
+                          static_cast<nibble::index_t>(samples.sequences.size()),
+                          samples.longest(),
+                          samples.tokens(),
+                          {}};
+  const auto fill = [&](importance_sums part) {
+    if (!own) return;
+    for (auto& [name, weights] : importance_of(part).weights) own->weights.at(name) = std::move(weights);
+    sums.of.merge(part.of);
+  };
   progress bar("calibrating", settings.layers);
   calibration_listener told;
-  told.layer = [&](nibble::index_t layer, const layer_weights&, const layer_statistics& seen) {
-    add_layer(sums, layer, seen);
+  told.correlations = o.awq;
+  told.layer = [&](nibble::index_t layer, const layer_weights& w, const layer_statistics& seen) {
+    importance_sums part = {"", 0, 0, sums.tokens, {}};
+    add_layer(part, layer, seen);
+    fill(std::move(part));
+    if (o.awq) scales.search(layer, settings, plan, w, seen);
     bar.at(layer + 1);
   };
-  told.head = [&](const std::vector<double>& squares) { sums.of[head_name(settings)] = squares; };
+  told.head = [&](const std::vector<double>& squares) {
+    fill({"", 0, 0, sums.tokens, {{head_name(settings), squares}}});
+  };
   calibrate(files, settings, samples, told);
-  for (auto& [name, weights] : importance_of(sums).weights) importance.weights.at(name) = weights;
   if (!o.importance_output.empty()) write_importance(o.importance_output, sums);
+  scales.apply(plan);
+}
+
+/// @throws error for a model that --awq cannot scale.
+void check_scalable(const options& o, const config& settings, const gguf_plan& plan) {
+  if (!o.awq) return;
+  if (settings.json.contains("quantization_config"))
+    throw error((fs::path(o.model) / "config.json").string() +
+                " has a quantization_config: --awq scales weights before they are rounded, and these are already; give "
+                "the original, or leave --awq out");
+  if (!any_blocks(plan))
+    throw usage_error("--awq lessens what rounding to blocks loses, and as " + o.type +
+                      " no linear of this model gets blocks; leave it out");
 }
 
 int run(const options& o) {
@@ -206,13 +239,16 @@ int run(const options& o) {
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
   plan.notes.insert(plan.notes.begin(), notes.begin(), notes.end());
   if (o.search == "exhaustive") plan.search = block_search_kind::exhaustive;
+  check_scalable(o, settings, plan);
+  folded_gguf_scales scales;
   const std::string dialect = dialect_of(o.model, plan.notes);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);
   std::uint64_t bytes = 0;
   if (!o.dry_run) {
     check_room(o.output, plan);
-    if (samples) calibrate_plan(o, files, settings, *samples, *importance);
+    if (samples)
+      calibrate_plan(o, files, settings, *samples, o.own_importance() ? &*importance : nullptr, scales, plan);
     progress bar("writing", settings.layers);
     bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
     write_file(modelfile_of(o.output),
@@ -220,9 +256,12 @@ int run(const options& o) {
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (!o.print_json || !o.json.empty()) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);
+  if (!scales.found().empty() && (!o.print_json || !o.json.empty()))
+    std::fputs(scales_line(scales.found()).c_str(), stdout);
   if (!o.print_json) return 0;
   nlohmann::ordered_json out = {{"model", o.model}, {"output", o.output}};
   add_plan(out, plan, *type);
+  if (o.awq) out["awq"] = to_json(scales.found());
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
   const std::string text = out.dump(2) + "\n";
@@ -244,7 +283,8 @@ int main(int argc, char** argv) {
     o.print_json = app.count("--json") > 0;
     for (const char* option : {"--calibration", "--num-calibration-samples", "--max-seq-length", "--seed"})
       if (app.count(option) > 0 && !o.calibrated())
-        throw usage_error(std::string(option) + " is for --imatrix auto; give that too, or leave it out");
+        throw usage_error(std::string(option) +
+                          " is for --imatrix auto and --awq; give one of them too, or leave it out");
     if (o.calibration.empty()) o.calibration = source_directory + std::string(calibration_text);
     return run(o);
   });
