@@ -86,7 +86,7 @@ class planner {
   void find_importance(planned_tensor& t) {
     const auto found = importance_->weights.find(t.info.name);
     if (found == importance_->weights.end()) {
-      without_.push_back(t.info.name);
+      if (!importance_->file.empty()) without_.push_back(t.info.name);  // else only what no linear reads
       return;
     }
     if (static_cast<index_t>(found->second.size()) != t.columns)
@@ -125,6 +125,18 @@ void planner::finish() {
                          " tokens; llama.cpp's for this architecture sees all, so keep contexts within that");
 }
 
+/// AWQ's scales into rows [first, first + count) of a checkpoint's order.
+void scale_rows(const planned_tensor& t, index_t first, index_t count, float* values) {
+  if (t.times)
+    for (index_t row = 0; row < count; ++row)
+      for (index_t col = 0; col < t.columns; ++col)
+        values[row * t.columns + col] *= (*t.times)[static_cast<size_t>(col)];
+  if (!t.divided) return;
+  const bool vector = t.info.dims.size() == 1;
+  for (index_t i = 0; i < count * t.columns; ++i)
+    values[i] /= (*t.divided)[static_cast<size_t>(vector ? i : first + i / t.columns)];
+}
+
 /// Rows [first, first + count) of the file's order.
 void read_rows(const planned_tensor& t, const linear_weights* linear, index_t first, index_t count, float* out) {
   const auto read = [&](float* to) {
@@ -132,6 +144,7 @@ void read_rows(const planned_tensor& t, const linear_weights* linear, index_t fi
       linear->rows(first, count, to);
     else
       read_floats(*t.direct, first * t.columns, count * t.columns, to);
+    scale_rows(t, first, count, to);
   };
   if (t.paired_heads == 0) return read(out);
   std::vector<float> buffer(static_cast<size_t>(count * t.columns));
@@ -196,8 +209,12 @@ gguf_plan plan_gguf(const checkpoint& files, const config& c, const mix& m, cons
   gguf_plan plan;
   add_architecture(plan.metadata, c, m, name);
   if (importance) {
-    plan.metadata.emplace_back("quantize.imatrix.file", importance->file.filename().string());
+    if (!importance->file.empty())
+      plan.metadata.emplace_back("quantize.imatrix.file", importance->file.filename().string());
+    if (!importance->dataset.empty()) plan.metadata.emplace_back("quantize.imatrix.dataset", importance->dataset);
     plan.metadata.emplace_back("quantize.imatrix.entries_count", static_cast<std::int32_t>(importance->weights.size()));
+    if (importance->chunks > 0)
+      plan.metadata.emplace_back("quantize.imatrix.chunks_count", static_cast<std::int32_t>(importance->chunks));
   }
   planner add(files, c, m, importance, plan);
   add.embedding("model.embed_tokens");

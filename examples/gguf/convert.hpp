@@ -23,6 +23,8 @@ struct planned_tensor {
   index_t rows = 1, columns = 0;                   ///< as floats are read
   index_t paired_heads = 0;                        ///< rows of a head where they are moved (gguf_model.hpp)
   const std::vector<float>* importance = nullptr;  ///< null: every column alike
+  const std::vector<float>* times = nullptr;       ///< what columns are multiplied by before they are rounded; null: 1
+  const std::vector<float>* divided = nullptr;     ///< what rows, or a vector's elements, are divided by; null: 1
   std::string linear;                              ///< what it is read from, by open_linear
   const tensor* direct = nullptr;                  ///< or this
 };

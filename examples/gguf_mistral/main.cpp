@@ -5,14 +5,18 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
+#include "gguf/calibrate.hpp"
 #include "gguf/convert.hpp"
 #include "gguf/modelfile.hpp"
 #include "gguf/report.hpp"
+#include "gguf/scales.hpp"
+#include "mistral/calibration_check.hpp"
 #include "mistral/chat.hpp"
 #include "mistral/gguf_model.hpp"
 #include "mistral/places.hpp"
@@ -30,15 +34,41 @@ namespace {
 
 struct options {
   std::string model = source_directory + std::string("/examples/awq_mistral/model");
-  std::string output, type = "Q4_K_M", search = "ggml", importance, name, json;
+  std::string output, type = "Q4_K_M", search = "ggml", importance, importance_output, name, json;
+  std::string calibration;
+  calibration_options samples;
   int threads = 0;
-  bool overwrite = false, dry_run = false, print_json = false;
+  bool awq = false, overwrite = false, dry_run = false, print_json = false;
+
+  bool own_importance() const { return importance == "auto"; }
+  bool calibrated() const { return own_importance() || awq; }
 };
+
+constexpr const char* calibration_text = "/examples/awq_mistral/text/calibration-state-of-the-union-2000-2012.txt";
 
 std::string type_names() {
   std::string names;
   for (const mix& m : mixes()) names += (names.empty() ? "" : "|") + std::string(m.name);
   return names;
+}
+
+void add_calibration(CLI::App& app, options& o) {
+  app.add_option("--calibration", o.calibration,
+                 "Text to calibrate on: .txt, or .jsonl with text, messages, or instruction/input; a text that comes "
+                 "with the program unless given")
+      ->type_name("FILE");
+  app.add_option("--num-calibration-samples", o.samples.samples, "Sequences of it to use")
+      ->check(whole(1, 1000000))
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--max-seq-length", o.samples.max_length, "Tokens of a sequence at most")
+      ->check(whole(1, 10000000))
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--seed", o.samples.seed, "Chooses which lines of a longer .jsonl are drawn, and in what order")
+      ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
+      ->capture_default_str()
+      ->type_name("N");
 }
 
 void add_options(CLI::App& app, options& o) {
@@ -61,9 +91,18 @@ void add_options(CLI::App& app, options& o) {
       ->capture_default_str()
       ->type_name("ggml|exhaustive");
   app.add_option("--imatrix", o.importance,
-                 "An importance matrix in GGUF, as llama.cpp's llama-imatrix writes it: columns that activations are "
-                 "large in count more")
+                 "Columns that activations are large in count more: auto, by a calibration of the model itself; or an "
+                 "importance matrix in GGUF, as llama.cpp's llama-imatrix or --imatrix-output wrote it")
+      ->type_name("auto|FILE");
+  app.add_option("--imatrix-output", o.importance_output,
+                 "Write what --imatrix auto found to FILE.gguf too, for later runs with --imatrix FILE.gguf and for "
+                 "llama-quantize; it is there as soon as calibration is done. With --dry-run nothing is calibrated")
       ->type_name("FILE");
+  app.add_flag("--awq", o.awq,
+               "Scale the columns of linears before they are rounded, by what calibration finds to lose least of their "
+               "outputs in the types they get, and what comes before by the inverse: the model computes the same, in "
+               "as many bits. Of dense models only");
+  add_calibration(app, o);
   app.add_option("--name", o.name, "What the file calls the model; the directory's name unless given")
       ->type_name("TEXT");
   app.add_flag("--overwrite", o.overwrite, "Replace an output that exists");
@@ -105,35 +144,123 @@ void check_output_file(const options& o) {
   }
 }
 
+/// @throws error when the matrix cannot be written, or would lie on something; usage_error when there will be none.
+void check_importance_output(const options& o) {
+  if (o.importance_output.empty()) return;
+  if (!o.own_importance())
+    throw usage_error("--imatrix-output is for what --imatrix auto finds; give that too, or leave it out");
+  std::error_code failed;
+  const fs::path file = o.importance_output, parent = fs::absolute(file).parent_path();
+  if (file.extension() != ".gguf")
+    throw usage_error("--imatrix-output must end in .gguf, by which llama.cpp knows the form");
+  if (fs::weakly_canonical(fs::absolute(file)) == fs::weakly_canonical(fs::absolute(o.output)))
+    throw usage_error("--imatrix-output and --output name the same file; the matrix needs another");
+  if (!fs::is_directory(parent, failed))
+    throw error("the matrix " + file.string() + " cannot be made: there is no directory " + parent.string());
+  if (fs::is_directory(file, failed)) throw error("the matrix " + file.string() + " is a directory; name a file");
+  if (!o.overwrite && fs::exists(fs::symlink_status(file, failed)))
+    throw error("the matrix " + file.string() + " exists already; --overwrite replaces it");
+}
+
+/// The samples to calibrate on, and what is odd about them; nothing where nothing is calibrated.
+std::optional<calibration_set> open_samples(const options& o, std::vector<std::string>& notes) {
+  if (!o.calibrated()) return std::nullopt;
+  calibration_set samples = open_calibration(o.calibration, o.model, o.samples);
+  const auto found = check_calibration(samples, *open_tokenizer(o.model), nullptr, false);
+  notes.insert(notes.end(), found.warnings.begin(), found.warnings.end());
+  return samples;
+}
+
+/// What --imatrix asks for: an empty one, a file's, or one that calibration will fill.
+std::optional<importance_matrix> open_importance(const options& o, const config& settings,
+                                                 const std::optional<calibration_set>& samples) {
+  if (o.importance.empty()) return std::nullopt;
+  return o.own_importance() ? blank_importance(settings, o.calibration, *samples) : read_importance(o.importance);
+}
+
+/// Calibrates: fills the importance that the plan's tensors refer to where it is to be found here, and finds AWQ's scales,
+/// which the plan's tensors refer to from then on.
+void calibrate_plan(const options& o, const checkpoint& files, const config& settings, const calibration_set& samples,
+                    importance_matrix* own, folded_gguf_scales& scales, gguf_plan& plan) {
+  importance_sums sums = {fs::path(o.calibration).filename().string(),
+                          static_cast<nibble::index_t>(samples.sequences.size()),
+                          samples.longest(),
+                          samples.tokens(),
+                          {}};
+  const auto fill = [&](importance_sums part) {
+    if (!own) return;
+    for (auto& [name, weights] : importance_of(part).weights) own->weights.at(name) = std::move(weights);
+    sums.of.merge(part.of);
+  };
+  progress bar("calibrating", settings.layers);
+  calibration_listener told;
+  told.correlations = o.awq;
+  told.layer = [&](nibble::index_t layer, const layer_weights& w, const layer_statistics& seen) {
+    importance_sums part = {"", 0, 0, sums.tokens, {}};
+    add_layer(part, layer, seen);
+    fill(std::move(part));
+    if (o.awq) scales.search(layer, settings, plan, w, seen);
+    bar.at(layer + 1);
+  };
+  told.head = [&](const std::vector<double>& squares) {
+    fill({"", 0, 0, sums.tokens, {{head_name(settings), squares}}});
+  };
+  calibrate(files, settings, samples, told);
+  if (!o.importance_output.empty()) write_importance(o.importance_output, sums);
+  scales.apply(plan);
+}
+
+/// @throws error for a model that --awq cannot scale.
+void check_scalable(const options& o, const config& settings, const gguf_plan& plan) {
+  if (!o.awq) return;
+  if (settings.json.contains("quantization_config"))
+    throw error((fs::path(o.model) / "config.json").string() +
+                " has a quantization_config: --awq scales weights before they are rounded, and these are already; give "
+                "the original, or leave --awq out");
+  if (!any_blocks(plan))
+    throw usage_error("--awq lessens what rounding to blocks loses, and as " + o.type +
+                      " no linear of this model gets blocks; leave it out");
+}
+
 int run(const options& o) {
   const auto start = std::chrono::steady_clock::now();
   if (o.output.empty()) throw usage_error("--output is required");
   const mix* type = find_mix(o.type);
   if (!type) throw usage_error("--type: " + o.type + " is not one of " + type_names());
   check_output_file(o);
+  check_importance_output(o);
   if (o.threads > 0) nibble::host::set_threads(o.threads);
   const config settings = read_config(o.model);
   const checkpoint files(o.model);
-  std::optional<importance_matrix> importance;
-  if (!o.importance.empty()) importance = read_importance(o.importance);
+  std::vector<std::string> notes;
+  const std::optional<calibration_set> samples = open_samples(o, notes);
+  std::optional<importance_matrix> importance = open_importance(o, settings, samples);
   const std::string name = o.name.empty() ? fs::canonical(o.model).filename().string() : o.name;
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
+  plan.notes.insert(plan.notes.begin(), notes.begin(), notes.end());
   if (o.search == "exhaustive") plan.search = block_search_kind::exhaustive;
+  check_scalable(o, settings, plan);
+  folded_gguf_scales scales;
   const std::string modelfile = modelfile_for(o, plan.notes);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);
   std::uint64_t bytes = 0;
   if (!o.dry_run) {
     check_room(o.output, plan);
+    if (samples)
+      calibrate_plan(o, files, settings, *samples, o.own_importance() ? &*importance : nullptr, scales, plan);
     progress bar("writing", settings.layers);
     bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
     write_file(modelfile_of(o.output), modelfile);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (!o.print_json || !o.json.empty()) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);
+  if (!scales.found().empty() && (!o.print_json || !o.json.empty()))
+    std::fputs(scales_line(scales.found()).c_str(), stdout);
   if (!o.print_json) return 0;
   nlohmann::ordered_json out = {{"model", o.model}, {"output", o.output}};
   add_plan(out, plan, *type);
+  if (o.awq) out["awq"] = to_json(scales.found());
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
   const std::string text = out.dump(2) + "\n";
@@ -153,6 +280,11 @@ int main(int argc, char** argv) {
   add_options(app, o);
   return run_program(app, argc, argv, [&] {
     o.print_json = app.count("--json") > 0;
+    for (const char* option : {"--calibration", "--num-calibration-samples", "--max-seq-length", "--seed"})
+      if (app.count(option) > 0 && !o.calibrated())
+        throw usage_error(std::string(option) +
+                          " is for --imatrix auto and --awq; give one of them too, or leave it out");
+    if (o.calibration.empty()) o.calibration = source_directory + std::string(calibration_text);
     return run(o);
   });
 }

@@ -26,7 +26,7 @@ inline std::string sentence_of(const std::string& program, const std::string& er
   for (std::string line; std::getline(lines, line);) {
     if (line.rfind(program + ": note: ", 0) == 0) continue;
     if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0 ||
-        line.rfind("writing: layer ", 0) == 0)
+        line.rfind("writing: layer ", 0) == 0 || line.rfind("calibrating: layer ", 0) == 0)
       continue;
     CHECK(sentence.empty());
     sentence = line;
@@ -55,6 +55,9 @@ struct victim {
       {"gguf_mistral",
        {"--model", model.string(), "--output", (root / "out.gguf").string(), "--json",
         (root / "figures.json").string()}},
+      {"gguf_mistral",
+       {"--model", model.string(), "--output", (root / "out.gguf").string(), "--imatrix", "auto", "--calibration",
+        text.string(), "--num-calibration-samples", "2", "--max-seq-length", "64"}},
       {"generate",
        {"--model", model.string(), "--prompt", "The state of", "--max-new-tokens", "2", "--json",
         (root / "figures.json").string()}},
