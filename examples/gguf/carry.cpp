@@ -7,6 +7,7 @@
 #include <map>
 
 #include "gguf/convert.hpp"
+#include "mistral/gguf_blocks.hpp"
 #include "nibble/block.hpp"
 #include "nibble/half.hpp"
 
@@ -14,7 +15,8 @@ namespace nibble::mistral {
 namespace {
 
 constexpr index_t width = 32;  // of every block that codes are carried into
-constexpr gguf_type by_size[] = {gguf_type::q4_0, gguf_type::q4_1, gguf_type::q5_0, gguf_type::q5_1, gguf_type::q8_0};
+constexpr gguf_type by_size[] = {gguf_type::q4_0, gguf_type::q4_1, gguf_type::q5_0, gguf_type::q5_1,
+                                 gguf_type::q8_0, gguf_type::bf16, gguf_type::f16};
 
 bool fp16_holds(float x) {
   return std::isfinite(x) && fp16_value(fp16_bits(x)) == x;
@@ -47,6 +49,20 @@ layout::verdict can_hold(const integer_codes& codes, Block) {
     } else {
       constexpr int32_t half = 1 << (Block::bits - 1);
       if (-p.zero < -half || last - p.zero > half - 1) return {"its codes less their zero points have more bits"};
+    }
+  }
+  return {};
+}
+
+/// Whether every weight that codes can make is one of T's.
+template <class T>
+layout::verdict floats_hold(const integer_codes& codes) {
+  if (codes.bits == 0) return {"its codes are no integers"};
+  for (index_t i = 0; i < codes.parameters.size(); ++i) {
+    const params p = codes.parameters.data[i];
+    for (int32_t code = 0; code < 1 << codes.bits; ++code) {
+      const float weight = static_cast<float>(code - p.zero) * p.scale;
+      if (!(static_cast<float>(T(weight)) == weight)) return {"its codes times scales have more digits"};
     }
   }
   return {};
@@ -103,18 +119,25 @@ const mix& exact_mix() {
 }
 
 layout::verdict can_carry(const integer_codes& codes, index_t k, gguf_type type) {
+  const auto simple = with_simple_block(
+      type, [](auto) { return true; }, false);
+  if (!simple) return {"its blocks are made of other numbers"};
   if (const auto shared = can_share_blocks(codes, k); !shared) return shared;
   return with_simple_block(
-      type, [&](auto block) { return can_hold(codes, block); }, layout::verdict{"its blocks have scales of scales"});
+      type, [&](auto block) { return can_hold(codes, block); }, layout::verdict{});
 }
 
-gguf_type smallest_exact(const integer_codes& codes, index_t k, gguf_type otherwise, std::string& why) {
-  for (const gguf_type type : by_size) {
-    const auto held = can_carry(codes, k, type);
-    if (held) return type;
-    why = held.reason;
-  }
-  return otherwise;
+layout::verdict can_keep(const integer_codes& codes, index_t k, gguf_type type) {
+  if (type == gguf_type::f32) return {};
+  if (type == gguf_type::f16) return floats_hold<fp16>(codes);
+  if (type == gguf_type::bf16) return floats_hold<bf16>(codes);
+  return can_carry(codes, k, type);
+}
+
+gguf_type smallest_exact(const integer_codes& codes, index_t k) {
+  for (const gguf_type type : by_size)
+    if (can_keep(codes, k, type)) return type;
+  return gguf_type::f32;
 }
 
 void carry_rows(const linear_weights& from, gguf_type type, index_t first, index_t count, std::byte* out) {
@@ -144,16 +167,14 @@ void carrier::count::add(const planned_tensor& t, std::string reason) {
 void carrier::settle(planned_tensor& t, const linear_weights& linear) {
   if (!linear.packed()) return;
   const integer_codes codes = linear.codes();
-  std::string why;
-  const gguf_type smallest = smallest_exact(codes, t.columns, gguf_type::f32, why);
-  if (exact_) t.info.type = t.wanted = smallest;
-  const auto carried = can_carry(codes, t.columns, t.info.type);
-  t.carried = bool(carried);
+  if (exact_) t.info.type = t.wanted = smallest_exact(codes, t.columns);
+  t.carried = bool(can_carry(codes, t.columns, t.info.type));
   if (t.carried) return;
-  if (exact_) return unheld_.add(t, why);
-  if (t.info.type == gguf_type::f32) return;
-  again_.add(t, carried.reason);
-  if (smallest != gguf_type::f32) ++kept_by_exact_;
+  if (exact_) return unheld_.add(t, can_carry(codes, t.columns, gguf_type::q8_0).reason);
+  if (const auto kept = can_keep(codes, t.columns, t.info.type); !kept) {
+    again_.add(t, kept.reason);
+    if (is_block_type(info_of(smallest_exact(codes, t.columns)).name)) ++kept_by_exact_;
+  }
 }
 
 void carrier::settle(planned_tensor& t, const tensor& stored) const {
@@ -161,23 +182,23 @@ void carrier::settle(planned_tensor& t, const tensor& stored) const {
 }
 
 void carrier::finish(gguf_plan& plan) const {
-  const auto such_as = [](const count& of) {
-    return std::to_string(of.tensors) + (of.tensors == 1 ? " packed linear, \"" : " packed linears, such as \"") +
-           of.first + "\", ";
+  const auto example = [](const count& of) {
+    return std::string(of.tensors > 1 ? ", such as \"" : ", \"") + of.first + "\" to " + info_of(of.type).name + ": " +
+           of.why;
   };
+  const auto linears = [](size_t n) { return std::to_string(n) + (n == 1 ? " packed linear" : " packed linears"); };
   if (unheld_.tensors > 0)
-    plan.notes.push_back("no block holds the codes of " + such_as(unheld_) + "for " + unheld_.why +
-                         "; nothing is rounded, but they are written as F32");
+    plan.notes.push_back("no block holds the codes of " + linears(unheld_.tensors) +
+                         ", whose weights become floats, unrounded" + example(unheld_));
   if (again_.tensors > 0)
-    plan.notes.push_back("rounded a second time: " + such_as(again_) + "to " + info_of(again_.type).name + ", for " +
-                         again_.why + "; --type EXACT carries the codes of " +
-                         (kept_by_exact_ == again_.tensors ? "all"
-                          : kept_by_exact_ == 0            ? "none"
-                                                           : std::to_string(kept_by_exact_)) +
-                         " of them over");
+    plan.notes.push_back(
+        linears(again_.tensors) + (again_.tensors == 1 ? " is" : " are") + " rounded a second time" + example(again_) +
+        (kept_by_exact_ > 0 ? "; --type EXACT would carry the codes of " + std::to_string(kept_by_exact_) + " over"
+                            : ""));
   if (!exact_) return;
   std::map<gguf_type, index_t> weights;
-  for (const planned_tensor& t : plan.tensors) weights[t.info.type] += t.rows * t.columns;
+  for (const planned_tensor& t : plan.tensors)
+    if (t.info.name.rfind("blk.", 0) == 0) weights[t.info.type] += t.rows * t.columns;
   const gguf_type most = std::max_element(weights.begin(), weights.end(), [](const auto& a, const auto& b) {
                            return a.second < b.second;
                          })->first;

@@ -25,11 +25,14 @@ struct gguf_plan;
 /// mixes(), and its types are those of keep_exactly.
 const mix& exact_mix();
 
-/// Whether blocks of `type` hold the codes of a linear of k inputs exactly, and if not, why.
+/// Whether blocks of `type` hold the codes of a linear of k inputs, and if not, why.
 layout::verdict can_carry(const integer_codes& codes, index_t k, gguf_type type);
 
-/// The smallest type that holds them, or `otherwise` with `why` telling what is in the way.
-gguf_type smallest_exact(const integer_codes& codes, index_t k, gguf_type otherwise, std::string& why);
+/// Whether a tensor of `type` holds the weights that codes stand for: as blocks do that carry them, or as floats that have them all.
+layout::verdict can_keep(const integer_codes& codes, index_t k, gguf_type type);
+
+/// The smallest type that does; F32 if need be.
+gguf_type smallest_exact(const integer_codes& codes, index_t k);
 
 /// Rows [first, first + count) into k / 32 blocks of `type` each. @pre can_carry.
 void carry_rows(const linear_weights& from, gguf_type type, index_t first, index_t count, std::byte* out);
@@ -44,7 +47,7 @@ class carrier {
   void settle(planned_tensor& t, const linear_weights& linear);
   /// The type of what the checkpoint holds as floats, likewise.
   void settle(planned_tensor& t, const tensor& stored) const;
-  /// Adds notes of what is rounded again, and in an exact file its file type, that of most weights.
+  /// Adds notes of what is rounded again, and in an exact file its file type, that of most of its layers' weights.
   void finish(gguf_plan& plan) const;
 
  private:
