@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gguf/carry.hpp"
 #include "mistral/error.hpp"
 #include "mistral/forward.hpp"
 #include "mistral/gguf_blocks.hpp"
@@ -42,7 +43,7 @@ void add_architecture(gguf_metadata& out, const config& c, const mix& m, const s
 class planner {
  public:
   planner(const checkpoint& files, const config& c, const mix& m, const importance_matrix* importance, gguf_plan& out)
-      : files_(files), c_(c), m_(m), importance_(importance), out_(out) {
+      : files_(files), c_(c), m_(m), importance_(importance), out_(out), carrier_(&m == &exact_mix()) {
     model_ = {c.layers, c.heads / c.kv_heads, importance != nullptr, c.tied_embeddings};
   }
 
@@ -50,13 +51,16 @@ class planner {
     planned_tensor t;
     t.direct = &files_.at(name + ".weight", {c_.hidden});
     t.columns = c_.hidden;
-    add(name, std::move(t));
+    name_and_type(name, t);
+    add(std::move(t));
   }
   void embedding(const std::string& name) {
     planned_tensor t;
     t.direct = &files_.at(name + ".weight", {c_.vocabulary, c_.hidden});
     t.rows = c_.vocabulary, t.columns = c_.hidden;
-    add(name, std::move(t));
+    name_and_type(name, t);
+    carrier_.settle(t, *t.direct);
+    add(std::move(t));
   }
   void linear(const std::string& name, index_t n, index_t k) {
     planned_tensor t;
@@ -64,15 +68,21 @@ class planner {
     t.rows = n, t.columns = k;
     const auto checked = open_linear(files_, c_, name, n, k);
     rounded_ = rounded_ || checked->rounded().how != input_rounding::none;
-    add(name, std::move(t));
+    name_and_type(name, t);
+    carrier_.settle(t, *checked);
+    if (!checked->packed()) carrier_.settle(t, files_.at(name + ".weight"));
+    add(std::move(t));
   }
   void finish();
 
  private:
-  void add(const std::string& name, planned_tensor t) {
+  void name_and_type(const std::string& name, planned_tensor& t) const {
     t.info.name = gguf_name(name + ".weight");
     t.wanted = mixed_type(m_, model_, t.info.name);
     t.info.type = fitting_type(t.wanted, t.columns);
+  }
+
+  void add(planned_tensor t) {
     if (t.info.type != t.wanted) unfit_.push_back(out_.tensors.size());
     t.info.dims = {static_cast<std::uint64_t>(t.columns)};
     if (t.rows > 1 || !t.linear.empty()) t.info.dims.push_back(static_cast<std::uint64_t>(t.rows));
@@ -101,6 +111,7 @@ class planner {
   const mix& m_;
   const importance_matrix* importance_;
   gguf_plan& out_;
+  carrier carrier_;
   mixed_model model_;
   bool rounded_ = false;
   std::vector<size_t> unfit_;
@@ -118,6 +129,7 @@ void planner::finish() {
   if (!without_.empty())
     out_.notes.push_back(importance_->file.string() + " tells nothing of " + std::to_string(without_.size()) +
                          " tensors, such as \"" + without_.front() + "\", whose columns count alike");
+  carrier_.finish(out_);
   if (rounded_)
     out_.notes.emplace_back("this checkpoint rounds the inputs of its linears too, which the GGUF file will not");
   if (c_.sliding_window > 0 && c_.sliding_window < c_.context)
@@ -153,6 +165,16 @@ void read_rows(const planned_tensor& t, const linear_weights* linear, index_t fi
     std::copy_n(buffer.data() + row * t.columns, t.columns, out + paired_row(row, t.paired_heads) * t.columns);
 }
 
+/// Likewise the blocks that hold a linear's codes.
+void carry_in_order(const planned_tensor& t, const linear_weights& linear, index_t first, index_t count,
+                    index_t row_bytes, std::byte* out) {
+  if (t.paired_heads == 0) return carry_rows(linear, t.info.type, first, count, out);
+  std::vector<std::byte> buffer(static_cast<size_t>(count * row_bytes));
+  carry_rows(linear, t.info.type, first, count, buffer.data());
+  for (index_t row = 0; row < count; ++row)
+    std::copy_n(buffer.data() + row * row_bytes, row_bytes, out + paired_row(row, t.paired_heads) * row_bytes);
+}
+
 /// fp16 rounds from here on to infinity, and blocks' scales are fp16.
 constexpr float beyond_fp16 = 65520.0f;
 
@@ -185,6 +207,8 @@ void write_tensor(gguf_writer& out, const planned_tensor& t, block_search_kind s
     std::vector<std::string> wrong(static_cast<size_t>(ceil_div(count, tile)));
     host::parallel_for(ceil_div(count, tile), [&](index_t i) {
       const index_t begin = i * tile, rows = min(tile, count - begin);
+      std::byte* const to = bytes.data() + begin * row_bytes;
+      if (t.carried) return carry_in_order(t, *linear, first + begin, rows, row_bytes, to);
       std::vector<float> values(static_cast<size_t>(rows * t.columns));
       read_rows(t, linear, first + begin, rows, values.data());
       try {
@@ -193,8 +217,8 @@ void write_tensor(gguf_writer& out, const planned_tensor& t, block_search_kind s
         wrong[static_cast<size_t>(i)] = refused.what();
         return;
       }
-      encode_rows(t.info.type, {values.data(), rows, t.columns}, t.importance ? t.importance->data() : nullptr,
-                  bytes.data() + begin * row_bytes, search);
+      encode_rows(t.info.type, {values.data(), rows, t.columns}, t.importance ? t.importance->data() : nullptr, to,
+                  search);
     });
     for (const std::string& sentence : wrong)
       if (!sentence.empty()) throw error(sentence);

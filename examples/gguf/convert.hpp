@@ -20,6 +20,7 @@ namespace nibble::mistral {
 struct planned_tensor {
   gguf_tensor_info info;
   gguf_type wanted = gguf_type::f32;               ///< by the mix; info.type where its columns do not fit
+  bool carried = false;                            ///< its blocks hold a packed linear's codes (carry.hpp)
   index_t rows = 1, columns = 0;                   ///< as floats are read
   index_t paired_heads = 0;                        ///< rows of a head where they are moved (gguf_model.hpp)
   const std::vector<float>* importance = nullptr;  ///< null: every column alike

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gguf/report.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -27,6 +28,10 @@ std::uint64_t bytes_of(const planned_tensor& t) {
   return t.info.bytes("");
 }
 
+index_t carried_tensors(const gguf_plan& plan) {
+  return std::count_if(plan.tensors.begin(), plan.tensors.end(), [](const planned_tensor& t) { return t.carried; });
+}
+
 }  // namespace
 
 std::string plan_table(const gguf_plan& plan, const mix& m, bool each) {
@@ -38,13 +43,17 @@ std::string plan_table(const gguf_plan& plan, const mix& m, bool each) {
     if (each)
       out += line("%-32s %-7s %7lld x %-7lld %s\n", t.info.name.c_str(), info_of(t.info.type).name,
                   static_cast<long long>(t.rows), static_cast<long long>(t.columns),
-                  t.info.type == t.wanted ? "" : info_of(t.wanted).name);
+                  t.carried                 ? "codes carried over"
+                  : t.info.type == t.wanted ? ""
+                                            : info_of(t.wanted).name);
   }
   if (each) out += "\n";
   out += line("%-7s tensors      weights         size\n", m.name);
   for (const auto& [type, sum] : sums)
     out += line("%-7s %7lld %12lld %12s\n", info_of(type).name, static_cast<long long>(sum.tensors),
                 static_cast<long long>(sum.weights), size_text(static_cast<double>(sum.bytes)).c_str());
+  if (const index_t carried = carried_tensors(plan); carried > 0)
+    out += line("carried %7lld tensors hold the codes of the checkpoint\n", static_cast<long long>(carried));
   return out + line("all     %7zu %12lld %12s  %.2f bits per weight\n", plan.tensors.size(),
                     static_cast<long long>(plan.weights), size_text(static_cast<double>(plan.data_bytes)).c_str(),
                     plan.bits_per_weight());
@@ -55,6 +64,7 @@ void add_plan(nlohmann::ordered_json& out, const gguf_plan& plan, const mix& m) 
   out["search"] = plan.search == block_search_kind::exhaustive ? "exhaustive" : "ggml";
   out["weights"] = plan.weights;
   out["bits_per_weight"] = plan.bits_per_weight();
+  out["carried"] = carried_tensors(plan);
   out["notes"] = plan.notes;
   out["tensors"] = nlohmann::ordered_json::array();
   for (const planned_tensor& t : plan.tensors) {
@@ -63,7 +73,8 @@ void add_plan(nlohmann::ordered_json& out, const gguf_plan& plan, const mix& m) 
     out["tensors"].push_back({{"name", t.info.name},
                               {"type", info_of(t.info.type).name},
                               {"shape", std::move(shape)},
-                              {"bytes", bytes_of(t)}});
+                              {"bytes", bytes_of(t)},
+                              {"carried", t.carried}});
   }
 }
 

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "gguf/calibrate.hpp"
+#include "gguf/carry.hpp"
 #include "gguf/convert.hpp"
 #include "gguf/modelfile.hpp"
 #include "gguf/report.hpp"
@@ -48,8 +49,8 @@ constexpr const char* calibration_text = "/examples/awq_mistral/text/calibration
 
 std::string type_names() {
   std::string names;
-  for (const mix& m : mixes()) names += (names.empty() ? "" : "|") + std::string(m.name);
-  return names;
+  for (const mix& m : mixes()) names += m.name + std::string("|");
+  return names + exact_mix().name;
 }
 
 void add_calibration(CLI::App& app, options& o) {
@@ -80,8 +81,11 @@ void add_options(CLI::App& app, options& o) {
       ->type_name("DIR");
   app.add_option("--output", o.output, "The file to write, NAME.gguf; it appears only when whole; required")
       ->type_name("FILE");
-  app.add_option("--type", o.type,
-                 "File type of llama.cpp: " + type_names() + "; those with S, M or L give some tensors more bits")
+  app.add_option(
+         "--type", o.type,
+         "File type of llama.cpp: " + type_names() +
+             "; those with S, M or L give some tensors more bits; EXACT rounds nothing: codes of packed linears "
+             "stay what they are, floats as they are stored")
       ->capture_default_str()
       ->type_name("TYPE");
   app.add_option("--search", o.search,
@@ -225,7 +229,7 @@ void check_scalable(const options& o, const config& settings, const gguf_plan& p
 int run(const options& o) {
   const auto start = std::chrono::steady_clock::now();
   if (o.output.empty()) throw usage_error("--output is required");
-  const mix* type = find_mix(o.type);
+  const mix* type = o.type == exact_mix().name ? &exact_mix() : find_mix(o.type);
   if (!type) throw usage_error("--type: " + o.type + " is not one of " + type_names());
   check_output_file(o);
   check_importance_output(o);

@@ -81,6 +81,18 @@ class coded_weights : public linear_weights {
   index_t inputs() const override { return weight_.shape[1]; }
   rounded_inputs rounded() const override { return rounded_; }
   void release() const override { from_.release(weight_); }
+  bool packed() const override { return true; }
+
+  integer_codes codes() const override {
+    if (how_.type != code_type::integer) return {};
+    const index_t rows = how_.rows < 0 ? outputs() : how_.rows, width = how_.group < 0 ? inputs() : how_.group;
+    return {how_.bits, rows, width, {params_.data(), ceil_div(outputs(), rows), ceil_div(inputs(), width)}};
+  }
+
+  void read_codes(index_t first, index_t count, uint8_t* out) const override {
+    const auto* const stored = reinterpret_cast<const uint8_t*>(weight_.data) + first * inputs();
+    std::transform(stored, stored + count * inputs(), out, flipped);
+  }
 
   /// Rows begin where a block of scales may be in its middle.
   void rows(index_t first, index_t count, float* out) const override {

@@ -212,6 +212,21 @@ class packed_weights : public linear_weights {
   index_t outputs() const override { return n_; }
   index_t inputs() const override { return k_; }
   void release() const override { from_.release(weight_); }
+  bool packed() const override { return true; }
+
+  integer_codes codes() const override {
+    return {
+        layout_.bits, 1, width_, {params_.data(), n_, ceil_div(k_, width_)}, group_of_.empty() ? nullptr : &group_of_};
+  }
+
+  void read_codes(index_t first, index_t count, uint8_t* out) const override {
+    const index_t unit = arrangement<Layout>::outputs;
+    const index_t begin = first / unit * unit, end = round_up(first + count, unit);
+    if (begin == first && end == first + count) return unpack(begin, end, {out, count, k_});
+    std::vector<uint8_t> buffer(static_cast<size_t>((end - begin) * k_));
+    unpack(begin, end, {buffer.data(), end - begin, k_});
+    std::copy_n(buffer.data() + (first - begin) * k_, count * k_, out);
+  }
 
   resident_linear resident() const override {
     resident_linear w;
@@ -229,24 +244,22 @@ class packed_weights : public linear_weights {
 
   void rows(index_t first, index_t count, float* out) const override {
     constexpr any_scheme exact{8, false, convention::compressed_tensors, dtype::f32, dtype::f32};
-    const index_t unit = arrangement<Layout>::outputs;
-    const index_t begin = first / unit * unit, end = round_up(first + count, unit);
-    std::vector<uint8_t> buffer(static_cast<size_t>((end - begin) * k_));
-    const matrix<uint8_t> codes(buffer.data(), end - begin, k_);
-    unpack(begin, end, codes);
+    std::vector<uint8_t> buffer(static_cast<size_t>(count * k_));
+    read_codes(first, count, buffer.data());
+    const matrix<const uint8_t> codes(buffer.data(), count, k_);
     const index_t groups = ceil_div(k_, width_);
     if (!group_of_.empty()) {
       for (index_t i = 0; i < count; ++i)
         for (index_t j = 0; j < k_; ++j)
           out[i * k_ + j] =
-              dequantize(codes(first + i - begin, j),
+              dequantize(codes(i, j),
                          params_[static_cast<size_t>((first + i) * groups + group_of_[static_cast<size_t>(j)])], exact);
       return;
     }
     for (index_t i = 0; i < count; ++i)
       for (index_t g = 0; g < groups; ++g) {
         const params p = params_[static_cast<size_t>((first + i) * groups + g)];
-        const uint8_t* code = codes.row(first + i - begin);
+        const uint8_t* code = codes.row(i);
         float* row = out + i * k_;
         for (index_t j = g * width_; j < min(k_, (g + 1) * width_); ++j) row[j] = dequantize(code[j], p, exact);
       }

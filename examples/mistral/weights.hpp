@@ -14,6 +14,17 @@
 
 namespace nibble::mistral {
 
+/// How a packed linear's integers become weights: (code − p.zero) · p.scale, p of the output's and the input's group.
+struct integer_codes {
+  int bits = 0;                                    ///< codes are in [0, 2^bits); 0: the weights are no integers
+  index_t rows = 1;                                ///< outputs that share a scale
+  index_t width = 0;                               ///< inputs that share one
+  matrix<const params> parameters;                 ///< (⌈n/rows⌉, ⌈k/width⌉), valid as long as the linear
+  const std::vector<int32_t>* group_of = nullptr;  ///< (k), the group of each input; null: input / width
+
+  index_t group(index_t input) const { return group_of ? (*group_of)[static_cast<size_t>(input)] : input / width; }
+};
+
 /// W (n, k), read as float rows.
 class linear_weights {
  public:
@@ -24,6 +35,11 @@ class linear_weights {
   virtual void rows(index_t first, index_t count, float* out) const = 0;
   /// All of them in memory, as stored. Leaves mapped pages to release().
   virtual resident_linear resident() const = 0;
+  /// Whether it is stored in codes, and where these are integers, what they mean.
+  virtual bool packed() const { return false; }
+  virtual integer_codes codes() const { return {}; }
+  /// The codes of rows [first, first + count), one a byte (count, inputs()). Thread-safe. @pre codes().bits > 0.
+  virtual void read_codes(index_t, index_t, uint8_t*) const {}
   /// How inputs are rounded before they are multiplied by it.
   virtual rounded_inputs rounded() const { return {}; }
   /// Forgets mapped pages; the next rows() maps them again.
