@@ -10,13 +10,17 @@
 #include <string>
 
 #include "gguf/convert.hpp"
+#include "gguf/measure.hpp"
 #include "gguf/modelfile.hpp"
 #include "gguf/report.hpp"
+#include "gguf/sensitivity.hpp"
+#include "mistral/calibration.hpp"
 #include "mistral/chat.hpp"
 #include "mistral/gguf_model.hpp"
 #include "mistral/places.hpp"
 #include "mistral/program.hpp"
 #include "mistral/progress.hpp"
+#include "mistral/sizes.hpp"
 #include "mistral/tokenizer_files.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
@@ -30,8 +34,12 @@ namespace {
 struct options {
   std::string model = source_directory + std::string("/examples/awq_mistral/model");
   std::string output, type = "Q4_K_M", search = "ggml", importance, name, json;
+  std::string target_size;
+  size_target target;
   int threads = 0;
   bool overwrite = false, dry_run = false, print_json = false;
+
+  bool targeted() const { return target.bytes > 0 || target.bits_per_weight > 0; }
 };
 
 std::string type_names() {
@@ -53,6 +61,13 @@ void add_options(CLI::App& app, options& o) {
                  "File type of llama.cpp: " + type_names() + "; those with S, M or L give some tensors more bits")
       ->capture_default_str()
       ->type_name("TYPE");
+  app.add_option("--target-bpw", o.target.bits_per_weight,
+                 "In the place of --type: a type for each tensor, such that the model is as good as it can be with at "
+                 "most so many bits per weight of all tensors together, by errors measured on this model")
+      ->check(between(1, 32).description(""))
+      ->type_name("BITS");
+  app.add_option("--target-size", o.target_size, "The same by the size of the file at most, such as 4GB or 3800MiB")
+      ->type_name("SIZE");
   app.add_option("--search", o.search,
                  "How blocks are found: ggml, in the bytes of llama.cpp's own encoders; or exhaustive, with less error "
                  "in as many bits, which takes 6 to 50 times as long")
@@ -105,10 +120,45 @@ void check_output_file(const options& o) {
   }
 }
 
+/// Tokens of the calibration text that sensitivities are measured on.
+constexpr nibble::index_t sample_tokens = 256;
+
+batch sample_of(const options& o, const config& settings) {
+  const auto from =
+      source_directory + std::string("/examples/awq_mistral/text/calibration-state-of-the-union-2000-2012.txt");
+  const auto tokens = open_tokenizer(o.model);
+  calibration_options wanted;
+  wanted.samples = 1, wanted.max_length = nibble::min(sample_tokens, settings.context);
+  batch sample;
+  for (const auto& ids : read_calibration(from, *tokens, nullptr, wanted).sequences)
+    sample.append(ids.data(), static_cast<nibble::index_t>(ids.size()));
+  return sample;
+}
+
+/// The best types within --target-bpw or --target-size, put into the plan.
+target_choice choose(const options& o, gguf_plan& plan, const checkpoint& files, const config& settings) {
+  const auto start = std::chrono::steady_clock::now();
+  target_choice out;
+  const batch sample = sample_of(o, settings);
+  std::map<std::string, double> sensitivity;
+  {
+    progress bar("measuring sensitivity", settings.layers);
+    sensitivity = measure_sensitivity(files, settings, sample, [&](nibble::index_t done) { bar.at(done); });
+  }
+  {
+    progress bar("measuring errors", settings.layers);
+    out.table = measure_types(plan, files, settings, sensitivity, [&](nibble::index_t done) { bar.at(done); });
+  }
+  out.chosen = apply_target(plan, out.table, o.target);
+  out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return out;
+}
+
 int run(const options& o) {
   const auto start = std::chrono::steady_clock::now();
   if (o.output.empty()) throw usage_error("--output is required");
-  const mix* type = find_mix(o.type);
+  // Blocks of 32 fit wherever any fit, so that nothing is said of tensors whose types are yet to be chosen.
+  const mix* type = find_mix(o.targeted() ? "Q8_0" : o.type);
   if (!type) throw usage_error("--type: " + o.type + " is not one of " + type_names());
   check_output_file(o);
   if (o.threads > 0) nibble::host::set_threads(o.threads);
@@ -122,6 +172,13 @@ int run(const options& o) {
   const std::string dialect = dialect_of(o.model, plan.notes);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);
+  std::optional<target_choice> chosen;
+  mix mixed = *type;
+  if (o.targeted()) {
+    chosen = choose(o, plan, files, settings);
+    mixed = nearest_mix(plan);
+    mixed.name = "mixed";
+  }
   std::uint64_t bytes = 0;
   if (!o.dry_run) {
     check_room(o.output, plan);
@@ -131,10 +188,15 @@ int run(const options& o) {
                modelfile_text(o.output, dialect, read_tokenizer_settings(o.model).eos.value_or("")));
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  if (!o.print_json || !o.json.empty()) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);
+  if (!o.print_json || !o.json.empty()) {
+    if (chosen && o.dry_run) std::fputs(choice_table(*chosen).c_str(), stdout);
+    std::fputs(plan_table(plan, mixed, o.dry_run && !chosen).c_str(), stdout);
+    if (chosen) std::fputs(choice_line(*chosen).c_str(), stdout);
+  }
   if (!o.print_json) return 0;
   nlohmann::ordered_json out = {{"model", o.model}, {"output", o.output}};
-  add_plan(out, plan, *type);
+  add_plan(out, plan, mixed);
+  if (chosen) add_choice(out, *chosen, o.target);
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
   const std::string text = out.dump(2) + "\n";
@@ -154,6 +216,10 @@ int main(int argc, char** argv) {
   add_options(app, o);
   return run_program(app, argc, argv, [&] {
     o.print_json = app.count("--json") > 0;
+    const size_t targets = app.count("--target-bpw") + app.count("--target-size");
+    if (targets + app.count("--type") > 1)
+      throw usage_error("--type, --target-bpw and --target-size exclude each other; give one");
+    if (app.count("--target-size") > 0) o.target.bytes = parse_size(o.target_size, "--target-size");
     return run(o);
   });
 }
