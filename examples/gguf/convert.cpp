@@ -178,6 +178,8 @@ void carry_in_order(const planned_tensor& t, const linear_weights& linear, index
 /// fp16 rounds from here on to infinity, and blocks' scales are fp16.
 constexpr float beyond_fp16 = 65520.0f;
 
+}  // namespace
+
 void check_values(const planned_tensor& t, const float* values, index_t count, const std::string& where) {
   const bool narrow = t.info.type != gguf_type::f32 && t.info.type != gguf_type::bf16;
   float largest = 0.0f;
@@ -193,6 +195,8 @@ void check_values(const planned_tensor& t, const float* values, index_t count, c
     throw error(where + ": the tensor \"" + name + "\" holds a weight of " + std::to_string(largest) +
                 ", beyond what " + info_of(t.info.type).name + " holds; --type BF16 does");
 }
+
+namespace {
 
 void write_tensor(gguf_writer& out, const planned_tensor& t, block_search_kind search, const linear_weights* linear,
                   const std::string& where) {

@@ -47,6 +47,9 @@ struct gguf_plan {
 gguf_plan plan_gguf(const checkpoint& files, const config& c, const mix& m, const importance_matrix* importance,
                     const std::string& name);
 
+/// @throws error naming the tensor when one of its weights is NaN, infinite, or beyond what its type holds. @param where  the checkpoint.
+void check_values(const planned_tensor& t, const float* values, index_t count, const std::string& where);
+
 /// Writes the file. @returns its bytes.
 /// @param told  called as layers are done, with how many.
 /// @throws error naming a tensor with a weight that is NaN, infinite, or beyond what its type holds; and for a full disk.

@@ -78,6 +78,39 @@ void add_plan(nlohmann::ordered_json& out, const gguf_plan& plan, const mix& m) 
   }
 }
 
+std::string choice_table(const target_choice& of) {
+  std::string out = line("%-32s %-7s %12s %8s  %s\n", "tensor", "type", "size", "error", "divergence");
+  for (size_t i = 0; i < of.table.size(); ++i) {
+    const tensor_options& row = of.table[i];
+    const type_option& one = row.options[of.chosen.options[i]];
+    out += line("%-32s %-7s %12s %7.3f%%  %.6f\n", row.name.c_str(), info_of(one.type).name,
+                size_text(static_cast<double>(one.bytes)).c_str(), 100 * one.error, row.weight * one.error);
+  }
+  return out + "\n";
+}
+
+std::string choice_line(const target_choice& of) {
+  return line("expected KL divergence from the model %.5f nats a token; chosen in %s\n", of.chosen.error,
+              duration_text(of.seconds).c_str());
+}
+
+void add_choice(nlohmann::ordered_json& out, const target_choice& of, const size_target& target) {
+  if (target.bytes > 0)
+    out["target"]["bytes"] = target.bytes;
+  else
+    out["target"]["bits_per_weight"] = target.bits_per_weight;
+  out["target"]["divergence"] = of.chosen.error;
+  out["target"]["seconds"] = of.seconds;
+  size_t row = 0;
+  for (auto& t : out["tensors"]) {
+    if (row == of.table.size() || t["name"] != of.table[row].name) continue;
+    const tensor_options& from = of.table[row];
+    t["error"] = from.options[of.chosen.options[row]].error;
+    t["divergence"] = from.weight * from.options[of.chosen.options[row]].error;
+    ++row;
+  }
+}
+
 void check_room(const std::filesystem::path& output, const gguf_plan& plan) {
   std::error_code failed;
   const auto parent = std::filesystem::absolute(output).parent_path();

@@ -14,15 +14,18 @@
 #include "gguf/calibrate.hpp"
 #include "gguf/carry.hpp"
 #include "gguf/convert.hpp"
+#include "gguf/measure.hpp"
 #include "gguf/modelfile.hpp"
 #include "gguf/report.hpp"
 #include "gguf/scales.hpp"
+#include "gguf/sensitivity.hpp"
 #include "mistral/calibration_check.hpp"
 #include "mistral/chat.hpp"
 #include "mistral/gguf_model.hpp"
 #include "mistral/places.hpp"
 #include "mistral/program.hpp"
 #include "mistral/progress.hpp"
+#include "mistral/sizes.hpp"
 #include "mistral/tokenizer_files.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
@@ -36,13 +39,15 @@ namespace {
 struct options {
   std::string model = source_directory + std::string("/examples/awq_mistral/model");
   std::string output, type = "Q4_K_M", search = "ggml", importance, importance_output, name, json;
-  std::string calibration;
+  std::string calibration, target_size;
   calibration_options samples;
+  size_target target;
   int threads = 0;
   bool awq = false, overwrite = false, dry_run = false, print_json = false;
 
   bool own_importance() const { return importance == "auto"; }
   bool calibrated() const { return own_importance() || awq; }
+  bool targeted() const { return target.bytes > 0 || target.bits_per_weight > 0; }
 };
 
 constexpr const char* calibration_text = "/examples/awq_mistral/text/calibration-state-of-the-union-2000-2012.txt";
@@ -88,6 +93,13 @@ void add_options(CLI::App& app, options& o) {
              "stay what they are, floats as they are stored")
       ->capture_default_str()
       ->type_name("TYPE");
+  app.add_option("--target-bpw", o.target.bits_per_weight,
+                 "In the place of --type: a type for each tensor, such that the model is as good as it can be with at "
+                 "most so many bits per weight of all tensors together, by errors measured on this model")
+      ->check(between(1, 32).description(""))
+      ->type_name("BITS");
+  app.add_option("--target-size", o.target_size, "The same by the size of the file at most, such as 4GB or 3800MiB")
+      ->type_name("SIZE");
   app.add_option("--search", o.search,
                  "How blocks are found: ggml, in the bytes of llama.cpp's own encoders; or exhaustive, with less error "
                  "in as many bits, which takes 6 to 50 times as long")
@@ -182,10 +194,10 @@ std::optional<importance_matrix> open_importance(const options& o, const config&
   return o.own_importance() ? blank_importance(settings, o.calibration, *samples) : read_importance(o.importance);
 }
 
-/// Calibrates: fills the importance that the plan's tensors refer to where it is to be found here, and finds AWQ's scales,
-/// which the plan's tensors refer to from then on.
+/// Runs the text through the model: fills the importance that the plan's tensors refer to where `own` is it, and where
+/// scales are given finds AWQ's, which the plan's tensors refer to from then on.
 void calibrate_plan(const options& o, const checkpoint& files, const config& settings, const calibration_set& samples,
-                    importance_matrix* own, folded_gguf_scales& scales, gguf_plan& plan) {
+                    importance_matrix* own, folded_gguf_scales* scales, gguf_plan& plan) {
   importance_sums sums = {fs::path(o.calibration).filename().string(),
                           static_cast<nibble::index_t>(samples.sequences.size()),
                           samples.longest(),
@@ -198,20 +210,20 @@ void calibrate_plan(const options& o, const checkpoint& files, const config& set
   };
   progress bar("calibrating", settings.layers);
   calibration_listener told;
-  told.correlations = o.awq;
+  told.correlations = scales != nullptr;
   told.layer = [&](nibble::index_t layer, const layer_weights& w, const layer_statistics& seen) {
     importance_sums part = {"", 0, 0, sums.tokens, {}};
     add_layer(part, layer, seen);
     fill(std::move(part));
-    if (o.awq) scales.search(layer, settings, plan, w, seen);
+    if (scales) scales->search(layer, settings, plan, w, seen);
     bar.at(layer + 1);
   };
   told.head = [&](const std::vector<double>& squares) {
     fill({"", 0, 0, sums.tokens, {{head_name(settings), squares}}});
   };
   calibrate(files, settings, samples, told);
-  if (!o.importance_output.empty()) write_importance(o.importance_output, sums);
-  scales.apply(plan);
+  if (own && !o.importance_output.empty() && !o.dry_run) write_importance(o.importance_output, sums);
+  if (scales) scales->apply(plan);
 }
 
 /// @throws error for a model that --awq cannot scale.
@@ -226,10 +238,43 @@ void check_scalable(const options& o, const config& settings, const gguf_plan& p
                       " no linear of this model gets blocks; leave it out");
 }
 
+/// Tokens of the calibration text that sensitivities are measured on.
+constexpr nibble::index_t sample_tokens = 256;
+
+batch sample_of(const options& o, const config& settings) {
+  calibration_options wanted = o.samples;
+  wanted.samples = 1, wanted.max_length = nibble::min(sample_tokens, settings.context);
+  batch sample;
+  for (const auto& ids : open_calibration(o.calibration, o.model, wanted).sequences)
+    sample.append(ids.data(), static_cast<nibble::index_t>(ids.size()));
+  return sample;
+}
+
+/// The best types within --target-bpw or --target-size, put into the plan.
+target_choice choose(const options& o, gguf_plan& plan, const checkpoint& files, const config& settings) {
+  const auto start = std::chrono::steady_clock::now();
+  target_choice out;
+  const batch sample = sample_of(o, settings);
+  std::map<std::string, double> sensitivity;
+  {
+    progress bar("measuring sensitivity", settings.layers);
+    sensitivity = measure_sensitivity(files, settings, sample, [&](nibble::index_t done) { bar.at(done); });
+  }
+  {
+    progress bar("measuring errors", settings.layers);
+    out.table = measure_types(plan, files, settings, sensitivity, [&](nibble::index_t done) { bar.at(done); });
+  }
+  out.chosen = apply_target(plan, out.table, o.target);
+  out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return out;
+}
+
 int run(const options& o) {
   const auto start = std::chrono::steady_clock::now();
   if (o.output.empty()) throw usage_error("--output is required");
-  const mix* type = o.type == exact_mix().name ? &exact_mix() : find_mix(o.type);
+  // Blocks of 32 fit wherever any fit, so that nothing is said of tensors whose types are yet to be chosen.
+  const std::string word = o.targeted() ? "Q8_0" : o.type;
+  const mix* type = word == exact_mix().name ? &exact_mix() : find_mix(word);
   if (!type) throw usage_error("--type: " + o.type + " is not one of " + type_names());
   check_output_file(o);
   check_importance_output(o);
@@ -248,22 +293,35 @@ int run(const options& o) {
   const std::string modelfile = modelfile_for(o, plan.notes);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);
+  std::optional<target_choice> chosen;
+  mix mixed = *type;
+  importance_matrix* own = o.own_importance() ? &*importance : nullptr;
+  if (o.targeted()) {
+    if (own) calibrate_plan(o, files, settings, *samples, own, nullptr, plan);
+    own = nullptr;
+    chosen = choose(o, plan, files, settings);
+    mixed = nearest_mix(plan);
+    mixed.name = "mixed";
+  }
   std::uint64_t bytes = 0;
   if (!o.dry_run) {
     check_room(o.output, plan);
-    if (samples)
-      calibrate_plan(o, files, settings, *samples, o.own_importance() ? &*importance : nullptr, scales, plan);
+    if (own || o.awq) calibrate_plan(o, files, settings, *samples, own, o.awq ? &scales : nullptr, plan);
     progress bar("writing", settings.layers);
     bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
     write_file(modelfile_of(o.output), modelfile);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  if (!o.print_json || !o.json.empty()) std::fputs(plan_table(plan, *type, o.dry_run).c_str(), stdout);
-  if (!scales.found().empty() && (!o.print_json || !o.json.empty()))
-    std::fputs(scales_line(scales.found()).c_str(), stdout);
+  if (!o.print_json || !o.json.empty()) {
+    if (chosen && o.dry_run) std::fputs(choice_table(*chosen).c_str(), stdout);
+    std::fputs(plan_table(plan, mixed, o.dry_run && !chosen).c_str(), stdout);
+    if (chosen) std::fputs(choice_line(*chosen).c_str(), stdout);
+    if (!scales.found().empty()) std::fputs(scales_line(scales.found()).c_str(), stdout);
+  }
   if (!o.print_json) return 0;
   nlohmann::ordered_json out = {{"model", o.model}, {"output", o.output}};
-  add_plan(out, plan, *type);
+  add_plan(out, plan, mixed);
+  if (chosen) add_choice(out, *chosen, o.target);
   if (o.awq) out["awq"] = to_json(scales.found());
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
@@ -284,7 +342,14 @@ int main(int argc, char** argv) {
   add_options(app, o);
   return run_program(app, argc, argv, [&] {
     o.print_json = app.count("--json") > 0;
-    for (const char* option : {"--calibration", "--num-calibration-samples", "--max-seq-length", "--seed"})
+    const size_t targets = app.count("--target-bpw") + app.count("--target-size");
+    if (targets + app.count("--type") > 1)
+      throw usage_error("--type, --target-bpw and --target-size exclude each other; give one");
+    if (app.count("--target-size") > 0) o.target.bytes = parse_size(o.target_size, "--target-size");
+    if (app.count("--calibration") > 0 && !o.calibrated() && !o.targeted())
+      throw usage_error(
+          "--calibration is for --imatrix auto, --awq and targets; give one of them too, or leave it out");
+    for (const char* option : {"--num-calibration-samples", "--max-seq-length", "--seed"})
       if (app.count(option) > 0 && !o.calibrated())
         throw usage_error(std::string(option) +
                           " is for --imatrix auto and --awq; give one of them too, or leave it out");

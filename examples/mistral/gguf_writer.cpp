@@ -134,4 +134,10 @@ std::uint64_t gguf_writer::finish() {
   return at_;
 }
 
+std::uint64_t gguf_file_bytes(const gguf_metadata& metadata, const std::vector<gguf_tensor_info>& tensors) {
+  std::uint64_t bytes = header_bytes("the file", metadata, tensors).size();
+  for (const gguf_tensor_info& t : tensors) bytes += padded(t.bytes("the file"));
+  return bytes;
+}
+
 }  // namespace nibble::mistral

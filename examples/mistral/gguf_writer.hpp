@@ -31,4 +31,7 @@ class gguf_writer {
   std::uint64_t at_ = 0;      ///< in the file
 };
 
+/// Bytes of the file that gguf_writer makes of these. @throws error as it does.
+std::uint64_t gguf_file_bytes(const gguf_metadata& metadata, const std::vector<gguf_tensor_info>& tensors);
+
 }  // namespace nibble::mistral

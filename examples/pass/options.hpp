@@ -153,7 +153,4 @@ std::vector<std::string> check(pass_options& o);
 smoothing_strength parse_strength(const std::string& text);
 std::string to_string(const smoothing_strength& strength);
 
-/// "5GB", "500MB", "1GiB", "1000000" → bytes. @throws usage_error.
-std::uint64_t parse_size(const std::string& text);
-
 }  // namespace nibble::mistral

@@ -14,6 +14,7 @@
 #include "mistral/places.hpp"
 #include "mistral/program.hpp"
 #include "mistral/report_page.hpp"
+#include "mistral/sizes.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/version.hpp"
@@ -332,7 +333,7 @@ int pass_program::run(int argc, char** argv) {
 
 int pass_program::run() {
   if (o_.output.empty()) throw usage_error("--output is required: the directory to write");
-  o_.max_shard_bytes = parse_size(shard_);
+  o_.max_shard_bytes = parse_size(shard_, "--max-shard-size");
   o_.drift_given = drift_ != nullptr && drift_->count() > 0;
   o_.strength = parse_strength(strength_);
   check_recipe_alone();
