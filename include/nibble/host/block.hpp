@@ -71,6 +71,16 @@ void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
     }
 }
 
+/// Blocks without a search. Rows that follow each other without a gap, here and there, are one.
+template <class Block, class Lanes, class T>
+void encode_rows_along(matrix<const T> w, uint8_t* blocks, index_t stride) noexcept {
+  const index_t across = w.cols / Block::weights;
+  if (w.stride == w.cols && stride == across * index_t(sizeof(Block)))
+    return Lanes::template encode_along<Block>(w.data, blocks, w.rows * across);
+  for (index_t row = 0; row < w.rows; ++row)
+    Lanes::template encode_along<Block>(w.row(row), blocks + row * stride, across);
+}
+
 /// f(Lanes{}) with the widest vectors of this machine.
 template <class F>
 void with_lanes(F&& f) {
@@ -85,8 +95,11 @@ template <class Block, class Lanes, class T>
 void encode_blocks(matrix<const T> w, uint8_t* blocks, index_t stride, const float* importance) {
   parallel_for(ceil_div(w.rows, most_lanes), [&](index_t tile) {
     const index_t first = tile * most_lanes;
-    encode_rows<Block, Lanes>(w.rows_at(first, min(index_t(most_lanes), w.rows - first)), blocks + first * stride,
-                              stride, importance);
+    const matrix<const T> rows = w.rows_at(first, min(index_t(most_lanes), w.rows - first));
+    uint8_t* const to = blocks + first * stride;
+    if constexpr (goes_along<Block>(false))
+      if (goes_along<Block>(importance != nullptr)) return encode_rows_along<Block, Lanes>(rows, to, stride);
+    if constexpr (!goes_along<Block>(true)) encode_rows<Block, Lanes>(rows, to, stride, importance);
   });
 }
 

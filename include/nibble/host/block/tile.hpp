@@ -88,10 +88,6 @@ NIBBLE_LANE void scatter(int_lanes<N>* units, int count, uint8_t* const* to) noe
 
 template <class Block, int N>
 NIBBLE_LANE void encode_tile(const block_tile& tile) noexcept {
-  if constexpr (goes_along<Block, N>) {
-    for (int j = 0; j < tile.count; ++j) encode_along<N>(tile.from[j], tile.to[j], block_tag<Block>{});
-    return;
-  }
   constexpr int units = sizeof(Block) / 2;
   lanes<N> x[Block::weights], importance[Block::weights];
   int_lanes<N> out[(units + N - 1) / N * N];
@@ -117,6 +113,10 @@ struct four_lanes {
   static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 4>(tile);
   }
+  template <class Block, class T>
+  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+    encode_run<Block, 4>(from, to, blocks);
+  }
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -127,6 +127,11 @@ struct eight_lanes {
   NIBBLE_LANE_ENTRY("avx2")
   static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 8>(tile);
+  }
+  template <class Block, class T>
+  NIBBLE_LANE_ENTRY("avx2")
+  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+    encode_run<Block, 8>(from, to, blocks);
   }
 };
 
@@ -140,6 +145,11 @@ struct sixteen_lanes {
   NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
   static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 16>(tile);
+  }
+  template <class Block, class T>
+  NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
+  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+    encode_run<Block, 16>(from, to, blocks);
   }
 };
 #endif
