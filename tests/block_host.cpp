@@ -267,11 +267,19 @@ TEST_CASE("blocks of any bytes become the reference's numbers in every storage t
       using T = decltype(zero);
       owned<T> expected(33, 512), got(33, 512);
       reference::dequantize_blocks(std::as_const(from).view(), expected.view(), type);
+      const auto compare = [&] {
+        for (std::size_t i = 0; i < got.data.size(); ++i) {
+          const auto a = static_cast<float>(got.data[i]), b = static_cast<float>(expected.data[i]);
+          if (!(std::isnan(a) && std::isnan(b))) REQUIRE(bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b));
+        }
+      };
       host::dequantize_blocks(std::as_const(from).view(), got.view(), type);
-      for (std::size_t i = 0; i < got.data.size(); ++i) {
-        const auto a = static_cast<float>(got.data[i]), b = static_cast<float>(expected.data[i]);
-        if (!(std::isnan(a) && std::isnan(b))) REQUIRE(bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b));
-      }
+      compare();
+      with_block(type, [&](auto tag) {
+        host::detail::decode_blocks_in<typename decltype(tag)::type, host::detail::four_lanes>(from.data.data(), width,
+                                                                                               got.view());
+      });
+      compare();
     };
     same(0.0f);
     same(bf16(0.0f));

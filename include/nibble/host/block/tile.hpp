@@ -11,6 +11,7 @@
 #include "nibble/block_layout.hpp"
 #include "nibble/core.hpp"
 #include "nibble/host/block/along.hpp"
+#include "nibble/host/block/decode.hpp"
 
 #if defined(__GNUC__)
 #define NIBBLE_LANE_ENTRY(instructions) __attribute__((target(instructions), flatten, noinline))
@@ -117,6 +118,10 @@ struct four_lanes {
   static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
     encode_run<Block, 4>(from, to, blocks);
   }
+  template <class Block, class T>
+  static void decode(const uint8_t* from, T* to, index_t blocks) noexcept {
+    decode_run<Block, 4>(from, to, blocks);
+  }
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -132,6 +137,11 @@ struct eight_lanes {
   NIBBLE_LANE_ENTRY("avx2")
   static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
     encode_run<Block, 8>(from, to, blocks);
+  }
+  template <class Block, class T>
+  NIBBLE_LANE_ENTRY("avx2")
+  static void decode(const uint8_t* from, T* to, index_t blocks) noexcept {
+    decode_run<Block, 8>(from, to, blocks);
   }
 };
 
