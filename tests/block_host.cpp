@@ -118,6 +118,59 @@ TEST_CASE("blocks made in lanes of every instruction set have the reference's by
   for (unsigned seed = 1; seed <= 4; ++seed) ways_agree_on(mixed_rows(11, 512, seed));
 }
 
+TEST_CASE(
+    "blocks without a search round at ties and take the first of equals and the sign of zero as the reference does") {
+  const float tiny = std::numeric_limits<float>::denorm_min();
+  const auto against_reference = [](const owned<float>& w) {
+    for (const block_type type :
+         {block_type::q4_0, block_type::q4_1, block_type::q5_0, block_type::q5_1, block_type::q8_0}) {
+      CAPTURE(block_name(type), w.data[0]);
+      ways_agree(w, type, nullptr);
+    }
+  };
+  // every tie of Q8_0 under d = 1 and its neighbours: both ways to round are steps, so that they agree everywhere
+  owned<float> ties(1, 32 * 26, 0.0f);
+  for (int block = 0, at = 0; block < 26; ++block) {
+    ties.data[std::size_t(32 * block)] = block % 2 == 0 ? 127.0f : -127.0f;
+    for (int i = 1; i < 31; ++i, ++at) {
+      const float tie = static_cast<float>(at / 6 % 128) + 0.5f;
+      const float near = at % 3 == 0 ? tie : std::nextafter(tie, at % 3 == 1 ? 0.0f : 200.0f);
+      ties.data[std::size_t(32 * block + i)] = std::min(near, 127.0f) * (at % 6 < 3 ? 1.0f : -1.0f);
+    }
+  }
+  against_reference(ties);
+  for (int i = 0; i < 32; ++i)
+    for (const float most : {1.5f, 3e-39f, 65504.0f}) {
+      // ±equal magnitudes at every place, either first, in blocks 0 and 9 of 21
+      owned<float> w(1, 32 * 21, 0.0f);
+      for (std::size_t at = 0; at < w.data.size(); ++at)
+        w.data[at] = std::ldexp(static_cast<float>(static_cast<int>(at * 37 % 61) - 30), -12) * most;
+      for (const int block : {0, 9}) {
+        w.data[std::size_t(32 * block + i)] = block == 0 ? most : -most;
+        w.data[std::size_t(32 * block + (i * 5 + 3) % 32)] = block == 0 ? -most : most;
+      }
+      against_reference(w);
+    }
+  // zeros of both signs, alone and as the least or the greatest
+  owned<float> zeros(1, 32 * 40, 0.0f);
+  for (int block = 0; block < 40; ++block)
+    for (int i = 0; i < 32; ++i) {
+      const float sign = (block * 5 + i) % 3 == 0 ? -0.0f : 0.0f;
+      const float other = static_cast<float>(i % 7) * (block % 4 == 1 ? 0.25f : block % 4 == 2 ? -0.25f : 0.0f);
+      zeros.data[std::size_t(32 * block + i)] = other == 0.0f ? sign : other;
+    }
+  against_reference(zeros);
+  // d so small that 1 / d is no float, around where that begins, and d = 0 of weights that are not
+  for (const int bits : {1, 60, 127, 0x200000 * 8, 0x200000 * 8 - 9, 0x200000 * 8 + 9, 0x200000 * 127})
+    for (const float sign : {1.0f, -1.0f}) {
+      owned<float> w(1, 32 * 18, 0.0f);
+      for (std::size_t at = 0; at < w.data.size(); ++at)
+        w.data[at] = at % 32 == 7 ? sign * static_cast<float>(bits) * tiny
+                                  : (static_cast<float>(at % 5) - 2.0f) * static_cast<float>(bits / 3) * tiny;
+      against_reference(w);
+    }
+}
+
 TEST_CASE("any number of blocks fills lanes and leaves none out") {
   for (index_t rows = 1; rows <= 19; rows += 2) ways_agree_on(mixed_rows(rows, 256, static_cast<unsigned>(rows)));
   ways_agree_on(mixed_rows(1, 4352, 7));  // 17 blocks of 256
@@ -214,11 +267,19 @@ TEST_CASE("blocks of any bytes become the reference's numbers in every storage t
       using T = decltype(zero);
       owned<T> expected(33, 512), got(33, 512);
       reference::dequantize_blocks(std::as_const(from).view(), expected.view(), type);
+      const auto compare = [&] {
+        for (std::size_t i = 0; i < got.data.size(); ++i) {
+          const auto a = static_cast<float>(got.data[i]), b = static_cast<float>(expected.data[i]);
+          if (!(std::isnan(a) && std::isnan(b))) REQUIRE(bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b));
+        }
+      };
       host::dequantize_blocks(std::as_const(from).view(), got.view(), type);
-      for (std::size_t i = 0; i < got.data.size(); ++i) {
-        const auto a = static_cast<float>(got.data[i]), b = static_cast<float>(expected.data[i]);
-        if (!(std::isnan(a) && std::isnan(b))) REQUIRE(bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b));
-      }
+      compare();
+      with_block(type, [&](auto tag) {
+        host::detail::decode_blocks_in<typename decltype(tag)::type, host::detail::four_lanes>(from.data.data(), width,
+                                                                                               got.view());
+      });
+      compare();
     };
     same(0.0f);
     same(bf16(0.0f));

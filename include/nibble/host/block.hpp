@@ -71,6 +71,16 @@ void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
     }
 }
 
+/// Blocks without a search. Rows that follow each other without a gap, here and there, are one.
+template <class Block, class Lanes, class T>
+void encode_rows_along(matrix<const T> w, uint8_t* blocks, index_t stride) noexcept {
+  const index_t across = w.cols / Block::weights;
+  if (w.stride == w.cols && stride == across * index_t(sizeof(Block)))
+    return Lanes::template encode_along<Block>(w.data, blocks, w.rows * across);
+  for (index_t row = 0; row < w.rows; ++row)
+    Lanes::template encode_along<Block>(w.row(row), blocks + row * stride, across);
+}
+
 /// f(Lanes{}) with the widest vectors of this machine.
 template <class F>
 void with_lanes(F&& f) {
@@ -85,31 +95,30 @@ template <class Block, class Lanes, class T>
 void encode_blocks(matrix<const T> w, uint8_t* blocks, index_t stride, const float* importance) {
   parallel_for(ceil_div(w.rows, most_lanes), [&](index_t tile) {
     const index_t first = tile * most_lanes;
-    encode_rows<Block, Lanes>(w.rows_at(first, min(index_t(most_lanes), w.rows - first)), blocks + first * stride,
-                              stride, importance);
+    const matrix<const T> rows = w.rows_at(first, min(index_t(most_lanes), w.rows - first));
+    uint8_t* const to = blocks + first * stride;
+    if constexpr (goes_along<Block>(false))
+      if (goes_along<Block>(importance != nullptr)) return encode_rows_along<Block, Lanes>(rows, to, stride);
+    if constexpr (!goes_along<Block>(true)) encode_rows<Block, Lanes>(rows, to, stride, importance);
   });
 }
 
 /// @param stride bytes from a row of blocks to the next.
-template <class Block, class T>
-void decode_blocks(const uint8_t* blocks, index_t stride, matrix<T> w) {
+template <class Block, class Lanes, class T>
+void decode_blocks_in(const uint8_t* blocks, index_t stride, matrix<T> w) {
   const index_t across = w.cols / Block::weights, step = rows_at_once(w.cols);
   parallel_for(ceil_div(w.rows, step), [&](index_t tile) {
-    vectorised([&] {
-      for (index_t row = tile * step; row < min(w.rows, (tile + 1) * step); ++row)
-        for (index_t block = 0; block < across; ++block) {
-          const uint8_t* const from = blocks + row * stride + block * index_t(sizeof(Block));
-          T* const to = w.row(row) + block * Block::weights;
-          if (reinterpret_cast<std::uintptr_t>(from) % alignof(Block) == 0) {
-            decode_block(*reinterpret_cast<const Block*>(from), to);
-          } else {
-            Block b;
-            std::memcpy(static_cast<void*>(&b), from, sizeof(Block));
-            decode_block(b, to);
-          }
-        }
-    });
+    for (index_t row = tile * step; row < min(w.rows, (tile + 1) * step); ++row)
+      Lanes::template decode<Block>(blocks + row * stride, w.row(row), across);
   });
+}
+/// Memory is what holds it up: 16 lanes gain nothing over 8.
+template <class Block, class T>
+void decode_blocks(const uint8_t* blocks, index_t stride, matrix<T> w) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (eight_lanes::here()) return decode_blocks_in<Block, eight_lanes>(blocks, stride, w);
+#endif
+  decode_blocks_in<Block, four_lanes>(blocks, stride, w);
 }
 
 }  // namespace detail

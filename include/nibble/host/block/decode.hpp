@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "nibble/block.hpp"
@@ -15,6 +16,13 @@
 NIBBLE_NAMESPACE_BEGIN
 namespace host {
 namespace detail {
+
+/// How many bytes ahead of what is written memory is asked for.
+constexpr int decode_ahead = 2048;
+
+typedef uint8_t sixteen_codes __attribute__((vector_size(16)));
+typedef uint16_t eight_codes __attribute__((vector_size(16)));
+typedef float four_numbers __attribute__((vector_size(16)));
 
 /// Codes of 32 weights, inside a struct, as vectors in block/lane.hpp are. They stay in registers: what is stored in pieces and
 /// loaded whole waits for all its pieces.
@@ -52,34 +60,42 @@ struct codes_of_32 {
     const vector copies = __builtin_shufflevector(bytes, bytes, int(I / 8)...) & single;
     v |= copies != 0 ? vector{} + uint8_t{16} : vector{};
   }
-  /// Levels from codes: less a constant, or by IQ4's table.
-  template <int Less>
-  NIBBLE_LANE void lower() noexcept {
-    v -= static_cast<uint8_t>(Less);
-  }
+  /// Signed bytes + 128.
+  NIBBLE_LANE void flip() noexcept { v ^= uint8_t{128}; }
+  /// IQ4's numbers + 128.
   template <std::size_t... I>
   NIBBLE_LANE void look_up(std::index_sequence<I...>) noexcept {
-    vector level = vector{} + static_cast<uint8_t>(iq4_values[0]);
-    ((level = v > static_cast<uint8_t>(I) ? vector{} + static_cast<uint8_t>(iq4_values[I + 1]) : level), ...);
-    v = level;
+    vector number = vector{} + static_cast<uint8_t>(iq4_values[0] + 128);
+    ((number = v > static_cast<uint8_t>(I) ? vector{} + static_cast<uint8_t>(iq4_values[I + 1] + 128) : number), ...);
+    v = number;
   }
-  NIBBLE_LANE void store(int8_t* to) const noexcept { std::memcpy(to, &v, sizeof(v)); }
+  NIBBLE_LANE void store(uint8_t* to) const noexcept { std::memcpy(to, &v, sizeof(v)); }
 };
 
-/// Levels of run `Run` of 32 weights of a block.
+/// What is added to levels, and to the integers of scales, so that none is negative.
+template <class Block>
+inline constexpr int level_bias =
+    has_offset<Block>                                                        ? 0
+    : Block::type == block_type::iq4_nl || Block::type == block_type::iq4_xs ? 128
+                                                                             : 1 << (Block::bits - 1);
+template <class Block>
+inline constexpr int scale_bias = Block::type == block_type::q6_k                                        ? 128
+                                  : Block::type == block_type::q3_k || Block::type == block_type::iq4_xs ? 32
+                                                                                                         : 0;
+
+/// Codes of run `Run` of 32 weights of a block: levels + level_bias.
 template <int Run, class Block>
-NIBBLE_LANE void levels_of_run(const Block& b, int8_t* to) noexcept {
+NIBBLE_LANE void codes_of_run(const Block& b, uint8_t* to) noexcept {
   constexpr block_type type = Block::type;
   if constexpr (type == block_type::q8_0) {
-    codes_of_32(reinterpret_cast<const uint8_t*>(b.qs)).store(to);
+    codes_of_32 c(reinterpret_cast<const uint8_t*>(b.qs));
+    c.flip();
+    c.store(to);
   } else if constexpr (Block::weights == 32 || type == block_type::iq4_xs) {
     constexpr auto index = std::make_index_sequence<32>{};
     codes_of_32 c(b.qs + 16 * Run, index);
     if constexpr (Block::bits == 5) c.add_fifth(b.qh, index);
-    if constexpr (type == block_type::iq4_nl || type == block_type::iq4_xs)
-      c.look_up(std::make_index_sequence<15>{});
-    else if constexpr (!has_offset<Block>)
-      c.template lower<(1 << (Block::bits - 1))>();
+    if constexpr (type == block_type::iq4_nl || type == block_type::iq4_xs) c.look_up(std::make_index_sequence<15>{});
     c.store(to);
   } else {
     constexpr int quarter = Run % 4;
@@ -100,72 +116,177 @@ NIBBLE_LANE void levels_of_run(const Block& b, int8_t* to) noexcept {
     if constexpr (type == block_type::q3_k) c.template add<Run, 1, 2>(b.hmask);
     if constexpr (type == block_type::q5_k) c.template add<Run, 1, 4>(b.qh);
     if constexpr (type == block_type::q6_k) c.template add<quarter * 2, 3, 4>(b.qh + Run / 4 * 32);
-    if constexpr (!has_offset<Block>) c.template lower<(1 << (Block::bits - 1))>();
     c.store(to);
   }
 }
 
 template <class Block, std::size_t... Run>
-NIBBLE_LANE void levels_of_block(const Block& b, int8_t* to, std::index_sequence<Run...>) noexcept {
-  (levels_of_run<int(Run)>(b, to + 32 * Run), ...);
+NIBBLE_LANE void codes_of_block(const Block& b, uint8_t* to, std::index_sequence<Run...>) noexcept {
+  (codes_of_run<int(Run)>(b, to + 32 * Run), ...);
 }
 
-/// The integers that d and dmin are multiplied by in group j.
-NIBBLE_LANE int scale_integer(const q2_k& b, int j) noexcept {
-  return b.scales[j] & 15;
+/// 4 bytes as a number, little-endian, and what each of its bytes has in bits [Shift, …).
+NIBBLE_LANE uint32_t four_of(const uint8_t* from) noexcept {
+  uint32_t word;
+  std::memcpy(&word, from, 4);
+  return word;
 }
-NIBBLE_LANE int scale_integer(const q3_k& b, int j) noexcept {
-  return ((b.scales[j % 8] >> j / 8 * 4 & 15) | (b.scales[8 + j % 4] >> j / 4 * 2 & 3) << 4) - 32;
-}
-NIBBLE_LANE int scale_integer(const q4_k& b, int j) noexcept {
-  return nibble::detail::scale_of_12(b.scales, j);
-}
-NIBBLE_LANE int scale_integer(const q5_k& b, int j) noexcept {
-  return nibble::detail::scale_of_12(b.scales, j);
-}
-NIBBLE_LANE int scale_integer(const q6_k& b, int j) noexcept {
-  return b.scales[j];
-}
-NIBBLE_LANE int scale_integer(const iq4_xs& b, int j) noexcept {
-  return ((b.scales_l[j / 2] >> j % 2 * 4 & 15) | (b.scales_h >> 2 * j & 3) << 4) - 32;
-}
-NIBBLE_LANE int minimum_integer(const q2_k& b, int j) noexcept {
-  return b.scales[j] >> 4;
-}
-NIBBLE_LANE int minimum_integer(const q4_k& b, int j) noexcept {
-  return nibble::detail::minimum_of_12(b.scales, j);
-}
-NIBBLE_LANE int minimum_integer(const q5_k& b, int j) noexcept {
-  return nibble::detail::minimum_of_12(b.scales, j);
+template <int Shift, int Mask>
+NIBBLE_LANE uint32_t each(uint32_t word) noexcept {
+  return (word >> Shift) & static_cast<uint32_t>(Mask * 0x01010101);
 }
 
-/// block_group of all groups, with d and dmin made floats once: below 2^-14, where d of real models often is, a processor takes a
-/// hundred cycles for it.
+/// The integers that d and dmin are multiplied by, for all groups of a block: four at a time as the bytes of a number.
 template <class Block>
-NIBBLE_LANE void all_groups(const Block& b, nibble::block_scales* to) noexcept {
-  if constexpr (Block::weights == 32) {
-    to[0] = block_group(b, 0);
+NIBBLE_LANE void group_integers(const Block& b, uint8_t* scales, [[maybe_unused]] uint8_t* minima) noexcept {
+  constexpr block_type type = Block::type;
+  if constexpr (type == block_type::q2_k) {
+    sixteen_codes both;
+    std::memcpy(&both, b.scales, 16);
+    const sixteen_codes low = both & uint8_t{15}, high = both >> 4;
+    std::memcpy(scales, &low, 16);
+    std::memcpy(minima, &high, 16);
+  } else if constexpr (type == block_type::q3_k) {
+    const uint32_t first = four_of(b.scales), second = four_of(b.scales + 4), high = four_of(b.scales + 8);
+    const uint32_t codes[4] = {each<0, 15>(first) | each<0, 3>(high) << 4, each<0, 15>(second) | each<2, 3>(high) << 4,
+                               each<4, 15>(first) | each<4, 3>(high) << 4, each<4, 15>(second) | each<6, 3>(high) << 4};
+    std::memcpy(scales, codes, 16);
+  } else if constexpr (type == block_type::q6_k) {
+    sixteen_codes integers;
+    std::memcpy(&integers, b.scales, 16);
+    integers ^= uint8_t{128};
+    std::memcpy(scales, &integers, 16);
+  } else if constexpr (type == block_type::iq4_xs) {
+    for (int j = 0; j < 8; ++j)
+      scales[j] = static_cast<uint8_t>((b.scales_l[j / 2] >> j % 2 * 4 & 15) | (b.scales_h >> 2 * j & 3) << 4);
   } else {
-    const float d = b.d;
-    for (int j = 0; j < Block::weights / Block::group; ++j) to[j] = {d * static_cast<float>(scale_integer(b, j)), 0.0f};
-    if constexpr (has_offset<Block>) {
-      const float dmin = b.dmin;
-      for (int j = 0; j < Block::weights / Block::group; ++j)
-        to[j].offset = -(dmin * static_cast<float>(minimum_integer(b, j)));
-    }
+    const uint32_t first = four_of(b.scales), second = four_of(b.scales + 4), third = four_of(b.scales + 8);
+    const uint32_t of_scales[2] = {each<0, 63>(first), each<0, 15>(third) | each<6, 3>(first) << 4};
+    const uint32_t of_minima[2] = {each<0, 63>(second), each<4, 15>(third) | each<6, 3>(second) << 4};
+    std::memcpy(scales, of_scales, 8);
+    std::memcpy(minima, of_minima, 8);
   }
 }
 
+/// An fp16 as a float by integers where it is below 2^-14, as d of real models often is: a processor takes a hundred cycles for a float
+/// that small.
+NIBBLE_LANE float scale_value(fp16 d) noexcept {
+  const uint32_t magnitude = d.bits & 0x7fffu;
+  if (magnitude >= 0x0400u) return fp16_value(d.bits);
+  const float size = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+  return (d.bits & 0x8000u) != 0 ? -size : size;
+}
+
+/// 16 codes as floats less Bias: a byte below the upper bytes of 2^23 is 2^23 + code. gcc 12 makes an instruction a lane of bytes that
+/// are converted. @param x 16 / N vectors.
+template <int Bias, int N>
+NIBBLE_LANE void numbers_of(const uint8_t* from, lanes<N>* x) noexcept {
+  sixteen_codes codes;
+  std::memcpy(&codes, from, sizeof(codes));
+  const sixteen_codes none = {};
+  const eight_codes upper = eight_codes{} + uint16_t{0x4b00};
+  const auto low =
+      (eight_codes)__builtin_shufflevector(codes, none, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const auto high =
+      (eight_codes)__builtin_shufflevector(codes, none, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const auto a = (four_numbers)__builtin_shufflevector(low, upper, 0, 8, 1, 9, 2, 10, 3, 11);
+  const auto b = (four_numbers)__builtin_shufflevector(low, upper, 4, 12, 5, 13, 6, 14, 7, 15);
+  const auto c = (four_numbers)__builtin_shufflevector(high, upper, 0, 8, 1, 9, 2, 10, 3, 11);
+  const auto d = (four_numbers)__builtin_shufflevector(high, upper, 4, 12, 5, 13, 6, 14, 7, 15);
+  const lanes<N> bias(8388608.0f + static_cast<float>(Bias));
+  if constexpr (N == 4) {
+    x[0].v = a - bias.v;
+    x[1].v = b - bias.v;
+    x[2].v = c - bias.v;
+    x[3].v = d - bias.v;
+  } else {
+    x[0].v = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7) - bias.v;
+    x[1].v = __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7) - bias.v;
+  }
+}
+
+/// Scale and offset of a block's groups: block_group's.
+template <class Block>
+struct group_scales {
+  static constexpr int count = Block::weights / Block::group;
+  float scale[16], offset[16];  ///< of which `count`
+};
+
+/// unit · (code − Bias) of 16 groups.
+template <int Bias, int N, std::size_t... I>
+NIBBLE_LANE void scaled_groups(const uint8_t* codes, const lanes<N>& unit, float* to,
+                               std::index_sequence<I...>) noexcept {
+  lanes<N> x[16 / N];
+  numbers_of<Bias>(codes, x);
+  ((x[I] = unit * x[I], std::memcpy(to + N * I, &x[I].v, sizeof(x[I].v))), ...);
+}
+
+template <class Block, int N>
+NIBBLE_LANE void all_groups(const Block& b, group_scales<Block>& to) noexcept {
+  constexpr auto index = std::make_index_sequence<16 / N>{};
+  if constexpr (Block::weights == 32) {
+    to.scale[0] = scale_value(b.d);
+    if constexpr (has_offset<Block>) to.offset[0] = scale_value(b.m);
+  } else {
+    uint8_t scales[16] = {}, minima[16] = {};
+    group_integers(b, scales, minima);
+    scaled_groups<scale_bias<Block>>(scales, lanes<N>(scale_value(b.d)), to.scale, index);
+    if constexpr (has_offset<Block>) scaled_groups<0>(minima, lanes<N>(-scale_value(b.dmin)), to.offset, index);
+  }
+}
+
+template <class T, int N>
+NIBBLE_LANE void store_numbers(const lanes<N>& x, T* to) noexcept {
+  if constexpr (std::is_same_v<T, float>) {
+    std::memcpy(to, &x.v, sizeof(x.v));
+  } else {
+    float numbers[N];
+    std::memcpy(numbers, &x.v, sizeof(x.v));
+    for (int i = 0; i < N; ++i) to[i] = static_cast<T>(numbers[i]);
+  }
+}
+
+/// 16 weights of a group.
+template <class Block, int N, class T, std::size_t... I>
+NIBBLE_LANE void decode_sixteen(const uint8_t* codes, const lanes<N>& scale, const lanes<N>& offset, T* to,
+                                std::index_sequence<I...>) noexcept {
+  lanes<N> x[16 / N];
+  numbers_of<level_bias<Block>>(codes, x);
+  ((x[I] = scale * x[I]), ...);
+  if constexpr (has_offset<Block>) ((x[I] = x[I] + offset), ...);
+  (store_numbers(x[I], to + N * I), ...);
+}
+
 /// A block's weights.
-template <class Block, class T>
+template <class Block, int N, class T>
 NIBBLE_LANE void decode_block(const Block& b, T* __restrict to) noexcept {
-  int8_t levels[Block::weights];
-  levels_of_block(b, levels, std::make_index_sequence<Block::weights / 32>{});
-  nibble::block_scales groups[Block::weights / Block::group];
-  all_groups(b, groups);
-  for (int first = 0; first < Block::weights; first += Block::group) {
-    const auto s = groups[first / Block::group];
-    for (int i = 0; i < Block::group; ++i) to[first + i] = static_cast<T>(block_value<Block>(s, levels[first + i]));
+  constexpr auto index = std::make_index_sequence<16 / N>{};
+  uint8_t codes[Block::weights];
+  codes_of_block(b, codes, std::make_index_sequence<Block::weights / 32>{});
+  group_scales<Block> groups;
+  all_groups<Block, N>(b, groups);
+  for (int j = 0; j < group_scales<Block>::count; ++j) {
+    const lanes<N> scale(groups.scale[j]), offset(has_offset<Block> ? groups.offset[j] : 0.0f);
+    const int first = Block::group * j;
+    decode_sixteen<Block>(codes + first, scale, offset, to + first, index);
+    if constexpr (Block::group == 32) decode_sixteen<Block>(codes + first + 16, scale, offset, to + first + 16, index);
+  }
+}
+
+/// `blocks` blocks next to each other, at bytes of any alignment.
+template <class Block, int N, class T>
+NIBBLE_LANE void decode_run(const uint8_t* from, T* to, index_t blocks) noexcept {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(from) % alignof(Block) == 0;
+  for (index_t i = 0; i < blocks; ++i, from += sizeof(Block), to += Block::weights) {
+    for (int line = 0; line < Block::weights * int(sizeof(T)); line += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(to) + decode_ahead + line, 1);
+    if (aligned) {
+      decode_block<Block, N>(*reinterpret_cast<const Block*>(from), to);
+    } else {
+      Block b;
+      std::memcpy(static_cast<void*>(&b), from, sizeof(Block));
+      decode_block<Block, N>(b, to);
+    }
   }
 }
 

@@ -11,6 +11,7 @@
 #include "nibble/block_layout.hpp"
 #include "nibble/core.hpp"
 #include "nibble/host/block/along.hpp"
+#include "nibble/host/block/decode.hpp"
 
 #if defined(__GNUC__)
 #define NIBBLE_LANE_ENTRY(instructions) __attribute__((target(instructions), flatten, noinline))
@@ -88,10 +89,6 @@ NIBBLE_LANE void scatter(int_lanes<N>* units, int count, uint8_t* const* to) noe
 
 template <class Block, int N>
 NIBBLE_LANE void encode_tile(const block_tile& tile) noexcept {
-  if constexpr (goes_along<Block, N>) {
-    for (int j = 0; j < tile.count; ++j) encode_along<N>(tile.from[j], tile.to[j], block_tag<Block>{});
-    return;
-  }
   constexpr int units = sizeof(Block) / 2;
   lanes<N> x[Block::weights], importance[Block::weights];
   int_lanes<N> out[(units + N - 1) / N * N];
@@ -117,6 +114,14 @@ struct four_lanes {
   static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 4>(tile);
   }
+  template <class Block, class T>
+  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+    encode_run<Block, 4>(from, to, blocks);
+  }
+  template <class Block, class T>
+  static void decode(const uint8_t* from, T* to, index_t blocks) noexcept {
+    decode_run<Block, 4>(from, to, blocks);
+  }
 };
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -127,6 +132,16 @@ struct eight_lanes {
   NIBBLE_LANE_ENTRY("avx2")
   static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 8>(tile);
+  }
+  template <class Block, class T>
+  NIBBLE_LANE_ENTRY("avx2")
+  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+    encode_run<Block, 8>(from, to, blocks);
+  }
+  template <class Block, class T>
+  NIBBLE_LANE_ENTRY("avx2")
+  static void decode(const uint8_t* from, T* to, index_t blocks) noexcept {
+    decode_run<Block, 8>(from, to, blocks);
   }
 };
 
@@ -140,6 +155,11 @@ struct sixteen_lanes {
   NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
   static void encode(const block_tile& tile) noexcept {
     encode_tile<Block, 16>(tile);
+  }
+  template <class Block, class T>
+  NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
+  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+    encode_run<Block, 16>(from, to, blocks);
   }
 };
 #endif
