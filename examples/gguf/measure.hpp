@@ -18,8 +18,8 @@ namespace nibble::mistral {
 /// on, or those of 32, and F16.
 std::vector<gguf_type> candidate_types(index_t columns);
 
-/// Weights of a tensor that are encoded to measure its errors, at least 16 rows. On rows of normal and of trained weights an error differs
-/// by some percent from that of all rows, alike for all types; types differ by a factor of 3 to 4 a bit.
+/// Weights of a tensor that are encoded to measure its errors, at least 16 rows. 64 rows of the embedded model's tensors tell the error of
+/// all rows within 1.2 % (root mean square over tensors and types; 3.7 % at most); types differ by a factor of 3 to 4 a bit.
 inline constexpr index_t weights_measured = index_t(1) << 18;
 
 /// A row a tensor of the plan that is not a vector, in the plan's order; weights are divergences (measure_sensitivity) over the relative
