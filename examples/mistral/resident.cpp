@@ -56,6 +56,7 @@ void resident_bytes::release::operator()(std::byte* data) const {
 }
 
 void resident_linear::multiply(matrix<const float> x, matrix<float> y) const {
+  if (blocks.data) return blocks.multiply(x, y);
   std::vector<float> changed;
   if (inputs.how != input_rounding::none) {
     for (index_t row = 0; row < x.rows; ++row) changed.insert(changed.end(), x.row(row), x.row(row) + x.cols);

@@ -2,7 +2,7 @@
 /// @file
 /// A linear held in memory in as few bytes as its checkpoint has it, and multiplied from there: what decoding reads once
 /// for every token. Dense weights keep their dtype; packed ones of every format become one string of codes along each
-/// row, with scales in the dtype they were stored in and zero points one a byte.
+/// row, with scales in the dtype they were stored in and zero points one a byte; those in blocks stay in their file's map.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,7 @@
 #include "nibble/matrix.hpp"
 #include "nibble/scheme.hpp"
 #include "quantization.hpp"
+#include "resident_blocks.hpp"
 
 namespace nibble::mistral {
 
@@ -44,10 +45,12 @@ struct resident_linear {
   resident_bytes weights;      ///< (n, k) of `type`, or 32-bit words (n, ⌈k·bits/32⌉)
   resident_bytes scales;       ///< (n, groups) of `type`
   resident_bytes zeros;        ///< (n, groups), one a byte; none where symmetric
+  mapped_blocks blocks;        ///< in the place of weights, scales and zeros
   std::vector<int32_t> order;  ///< (k), the input that column j of the weights multiplies; empty: input j
 
   index_t bytes() const {
-    return weights.size() + scales.size() + zeros.size() + static_cast<index_t>(order.size() * sizeof(int32_t));
+    return weights.size() + scales.size() + zeros.size() + blocks.bytes +
+           static_cast<index_t>(order.size() * sizeof(int32_t));
   }
   /// y (m, n) = x (m, k) · Wᵀ in fp32, x rounded as `inputs` says; a row of y depends on its row of x alone.
   void multiply(matrix<const float> x, matrix<float> y) const;

@@ -12,6 +12,7 @@
 #include "coded_linear.hpp"
 #include "error.hpp"
 #include "gguf_blocks.hpp"
+#include "gguf_model.hpp"
 #include "nibble/host/pack.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/quantize.hpp"
@@ -167,7 +168,7 @@ class dense_weights : public linear_weights {
   const tensor& weight_;
 };
 
-/// A GGUF file's linear in blocks, or with its rows in pairs: held in memory as fp32.
+/// A GGUF file's linear in blocks, or with its rows in pairs.
 class block_weights : public linear_weights {
  public:
   block_weights(const checkpoint& from, const tensor& weight) : from_(from), weight_(weight) {}
@@ -177,7 +178,24 @@ class block_weights : public linear_weights {
   void rows(index_t first, index_t count, float* out) const override {
     read_floats(weight_, first * inputs(), count * inputs(), out);
   }
-  resident_linear resident() const override { return dense_rows(*this); }
+  resident_linear resident() const override {
+    resident_linear w;
+    w.n = outputs(), w.k = inputs();
+    const gguf_type type = find_gguf_type(weight_.dtype)->type;
+    if (is_block_type(weight_.dtype)) {
+      w.blocks = {weight_.data, type, weight_.bytes, weight_.paired_heads};
+      return w;
+    }
+    w.type = dtype_of_floating(weight_);
+    w.weights = resident_bytes(weight_.bytes);
+    const index_t row_bytes = weight_.bytes / w.n;
+    host::parallel_for(ceil_div(w.n, rows_at_once), [&](index_t tile) {
+      for (index_t row = tile * rows_at_once; row < min(w.n, (tile + 1) * rows_at_once); ++row)
+        std::memcpy(w.weights.data() + row * row_bytes,
+                    weight_.data + paired_row(row, weight_.paired_heads) * row_bytes, static_cast<size_t>(row_bytes));
+    });
+    return w;
+  }
   void release() const override { from_.release(weight_); }
 
  private:

@@ -33,7 +33,8 @@ class linear_weights {
   virtual index_t inputs() const = 0;
   /// Rows [first, first + count) into out (count, inputs()). Thread-safe.
   virtual void rows(index_t first, index_t count, float* out) const = 0;
-  /// All of them in memory, as stored. Leaves mapped pages to release().
+  /// All of them as stored: in memory, or where they are in blocks in the checkpoint's map, which outlives what is returned. Leaves mapped
+  /// pages to release().
   virtual resident_linear resident() const = 0;
   /// Whether it is stored in codes, and where these are integers, what they mean.
   virtual bool packed() const { return false; }
