@@ -94,15 +94,30 @@ template <class Block>
 struct opened_block {
   static constexpr int groups = Block::weights / Block::group;
   alignas(32) int8_t levels[Block::weights];
-  nibble::block_scales scales[groups];
+  group_scales<Block> scales;
 
+  /// In vectors of N floats.
+  template <int N>
   NIBBLE_LANE void open(const Block& block) noexcept {
-    levels_of_block(block, levels, std::make_index_sequence<Block::weights / 32>{});
-    all_groups(block, scales);
+    open_levels(block, std::make_index_sequence<Block::weights / 32>{});
+    all_groups<Block, N>(block, scales);
+  }
+  template <std::size_t... Run>
+  NIBBLE_LANE void open_levels(const Block& block, std::index_sequence<Run...> runs) noexcept {
+    auto* const bytes = reinterpret_cast<uint8_t*>(levels);
+    codes_of_block(block, bytes, runs);
+    if constexpr (level_bias < Block >> 0) (open_run(bytes + 32 * Run), ...);
   }
   /// Adds offsets times totals of the block's groups, the first of which is `first`.
   NIBBLE_LANE void add_offsets(const float* totals, index_t first, float* sums) const noexcept {
-    for (int g = 0; g < groups; ++g) sums[(first + g) % 8] += scales[g].offset * totals[first + g];
+    for (int g = 0; g < groups; ++g) sums[(first + g) % 8] += scales.offset[g] * totals[first + g];
+  }
+
+ private:
+  NIBBLE_LANE static void open_run(uint8_t* bytes) noexcept {
+    codes_of_32 codes(bytes);
+    codes.v -= static_cast<uint8_t>(level_bias<Block>);
+    codes.store(bytes);
   }
 };
 
@@ -123,14 +138,14 @@ struct plain_block_kernel {
     opened_block<Block> block;
     Block copy;
     for (index_t b = 0; b < w.count; ++b) {
-      block.open(block_at(w, b, copy));
+      block.template open<4>(block_at(w, b, copy));
       for (index_t first = 0; first < Block::weights; first += block_run) {
         const index_t at = b * Block::weights + first;
         const float unit = in.units(token)[at / block_run];
         for (index_t l = 0; l < gemm_lanes; ++l) {
           const int32_t pair =
               block.levels[first + 2 * l] * q[at + 2 * l] + block.levels[first + 2 * l + 1] * q[at + 2 * l + 1];
-          sums.lanes[l] += static_cast<float>(pair) * (block.scales[(first + 2 * l) / Block::group].scale * unit);
+          sums.lanes[l] += static_cast<float>(pair) * (block.scales.scale[(first + 2 * l) / Block::group] * unit);
         }
       }
       if constexpr (has_offset<Block>) block.add_offsets(in.totals(token), b * opened_block<Block>::groups, offsets);
@@ -163,8 +178,8 @@ struct avx2_block_kernel {
     for (index_t b = 0; b < w.count; ++b) {
       open(block_at(w, b, copy), block);
       for (index_t first = 0; first < Block::weights; first += block_run)
-        add_run(sums, block.levels + first, block.scales[first / Block::group].scale,
-                block.scales[(first + 16) / Block::group].scale, q, units, b * Block::weights + first, tokens);
+        add_run(sums, block.levels + first, block.scales.scale[first / Block::group],
+                block.scales.scale[(first + 16) / Block::group], q, units, b * Block::weights + first, tokens);
       if constexpr (has_offset<Block>)
         for (int t = 0; t < Tokens; ++t) block.add_offsets(totals[t], b * opened_block<Block>::groups, offsets[t]);
     }
@@ -179,11 +194,11 @@ struct avx2_block_kernel {
   template <class Block>
   NIBBLE_BLOCKS_AVX2 static void open(const Block& from, opened_block<Block>& to) noexcept {
     if constexpr (Block::weights == 32) {
-      levels_of_block(from, to.levels, std::make_index_sequence<1>{});
-      to.scales[0].scale = _cvtsh_ss(from.d.bits);
-      if constexpr (has_offset<Block>) to.scales[0].offset = _cvtsh_ss(from.m.bits);
+      to.open_levels(from, std::make_index_sequence<1>{});
+      to.scales.scale[0] = _cvtsh_ss(from.d.bits);
+      if constexpr (has_offset<Block>) to.scales.offset[0] = _cvtsh_ss(from.m.bits);
     } else {
-      to.open(from);
+      to.template open<8>(from);
     }
   }
   /// 32 inputs from `at` on; the first 16 have the scale `low`.
