@@ -332,3 +332,17 @@ TEST_CASE("a GGUF file's linears are multiplied where they lie, outputs in a che
     }
   }
 }
+
+TEST_CASE("an EXACT file of a checkpoint whose embedding is of no float type is refused by name") {
+  const test::temporary_directory root;
+  test::write_model(small, root / "model");
+  const fs::path file = root / "model/model.safetensors";
+  std::string bytes = test::read_bytes(file);
+  const auto at = bytes.find("\"BF16\"", bytes.find("model.embed_tokens.weight"));
+  bytes.replace(at, 6, "\"I16\" ");
+  test::write_bytes(file, bytes);
+  const auto message = test::refused_by(
+      "gguf_mistral", {"--model", (root / "model").string(), "--output", (root / "a.gguf").string(), "--type", "EXACT"},
+      1);
+  CHECK_THAT(message, Contains("model.embed_tokens.weight") && Contains("I16"));
+}
