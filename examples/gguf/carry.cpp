@@ -178,7 +178,8 @@ void carrier::settle(planned_tensor& t, const linear_weights& linear) {
 }
 
 void carrier::settle(planned_tensor& t, const tensor& stored) const {
-  if (exact_) t.info.type = t.wanted = find_gguf_type(stored.dtype)->type;
+  const gguf_type_info* const type = find_gguf_type(stored.dtype);
+  if (exact_ && type) t.info.type = t.wanted = type->type;  // others are refused when they are read
 }
 
 void carrier::finish(gguf_plan& plan) const {

@@ -12,8 +12,6 @@
 namespace nibble::mistral {
 namespace {
 
-constexpr index_t rows_at_once = 64;
-
 /// Scales of a linear (n, k), as they are stored.
 std::vector<index_t> scale_shape(index_t n, index_t k, const packing& how) {
   if (how.rows < 0) return {1};

@@ -4,6 +4,7 @@
 #include "gguf/carry.hpp"
 
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -299,4 +300,49 @@ TEST_CASE("groups of inputs in an order of their own are told, and their weights
   CHECK_THAT(run["notes"].dump(), Contains("inputs in another order"));
   CHECK(run["carried"] == 0);
   CHECK(equal_linears(root / "packed", root / "a.gguf") == 7);
+}
+
+TEST_CASE("a GGUF file's linears are multiplied where they lie, outputs in a checkpoint's order") {
+  const test::temporary_directory root;
+  test::write_model(small, root / "model");
+  for (const char* type : {"Q4_K_M", "Q8_0", "F16"}) {
+    CAPTURE(type);
+    converted(root / "model", root / "a.gguf", type);
+    const checkpoint files(root / "a.gguf");
+    const config c = read_config(root / "a.gguf");
+    for (const projection p : {projection::q, projection::k, projection::v, projection::down}) {
+      const index_t n = outputs(c, p), k = inputs(c, p);
+      const auto linear = open_linear(files, c, projection_name(0, p), n, k);
+      const resident_linear held = linear->resident();
+      CHECK(held.bytes() == files.at(projection_name(0, p) + ".weight").bytes);
+      const auto w = rows_of(*linear);
+      const auto x = test::random_values(7, "x", 3 * k, 0.0f, 1.0f);
+      std::vector<float> y(static_cast<size_t>(3 * n));
+      held.multiply({x.data(), 3, k}, {y.data(), 3, n});
+      index_t near = 0;
+      for (index_t t = 0; t < 3; ++t)
+        for (index_t i = 0; i < n; ++i) {
+          double exact = 0;
+          for (index_t j = 0; j < k; ++j)
+            exact += static_cast<double>(x[static_cast<size_t>(t * k + j)] * w[static_cast<size_t>(i * k + j)]);
+          // 256 weights below 1/4, inputs below 1: rounding inputs to 2^-15 of a run's largest adds less than 2^-10.
+          near += std::abs(static_cast<double>(y[static_cast<size_t>(t * n + i)]) - exact) < 0x1p-9 ? 1 : 0;
+        }
+      CHECK(near == 3 * n);
+    }
+  }
+}
+
+TEST_CASE("an EXACT file of a checkpoint whose embedding is of no float type is refused by name") {
+  const test::temporary_directory root;
+  test::write_model(small, root / "model");
+  const fs::path file = root / "model/model.safetensors";
+  std::string bytes = test::read_bytes(file);
+  const auto at = bytes.find("\"BF16\"", bytes.find("model.embed_tokens.weight"));
+  bytes.replace(at, 6, "\"I16\" ");
+  test::write_bytes(file, bytes);
+  const auto message = test::refused_by(
+      "gguf_mistral", {"--model", (root / "model").string(), "--output", (root / "a.gguf").string(), "--type", "EXACT"},
+      1);
+  CHECK_THAT(message, Contains("model.embed_tokens.weight") && Contains("I16"));
 }
