@@ -88,14 +88,18 @@ std::string head_name(const config& c) {
   return gguf_name(c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
 }
 
-importance_matrix blank_importance(const config& c, const std::filesystem::path& text, const calibration_set& samples) {
+importance_matrix blank_importance(const checkpoint& files, const config& c, const std::filesystem::path& text,
+                                   const calibration_set& samples) {
   importance_matrix out;
   out.dataset = text.filename().string();
   out.chunks = static_cast<index_t>(samples.sequences.size());
+  files.at("model.embed_tokens.weight", {c.vocabulary, c.hidden});
   for (index_t layer = 0; layer < c.layers; ++layer)
-    for (const layer_input input : layer_inputs)
-      for (const std::string& name : readers_of(layer, input))
-        out.weights[name].assign(static_cast<size_t>(width(c, input)), 1.0f);
+    for (const projection p : projections) {
+      const std::string name = projection_name(layer, p);
+      open_linear(files, c, name, outputs(c, p), inputs(c, p));  // throws before anything as large is asked for
+      out.weights[gguf_name(name + ".weight")].assign(static_cast<size_t>(inputs(c, p)), 1.0f);
+    }
   out.weights[head_name(c)].assign(static_cast<size_t>(c.hidden), 1.0f);
   return out;
 }

@@ -40,8 +40,9 @@ void calibrate(const checkpoint& files, const config& c, const calibration_set& 
                const calibration_listener& told);
 
 /// The importance of every linear's columns before anything is known: 1 each. With it a plan can be made; the same vectors hold
-/// what calibration finds later.
-importance_matrix blank_importance(const config& c, const std::filesystem::path& text, const calibration_set& samples);
+/// what calibration finds later. @throws error naming a tensor that the settings do not fit.
+importance_matrix blank_importance(const checkpoint& files, const config& c, const std::filesystem::path& text,
+                                   const calibration_set& samples);
 
 /// Adds a layer's sums, for each of its linears.
 void add_layer(importance_sums& sums, index_t layer, const layer_statistics& seen);

@@ -50,7 +50,9 @@ struct judged {
 
 /// tr(ΔW·G·ΔWᵀ) when columns are multiplied by s, rows divided, both rounded in blocks of the plan, and undone again.
 double scaled_loss(const judged& linear, block_search_kind search, const host::second_moment& x, const float* s) {
-  const auto& [as, w, divided] = linear;
+  const planned_tensor& as = linear.as;
+  const matrix<const float> w = linear.w;
+  const std::vector<float>* const divided = linear.divided;
   if (!is_blocks(as)) return 0;
   const gguf_type_info& type = info_of(as.info.type);
   const index_t blocks = w.cols / static_cast<index_t>(type.elements);

@@ -188,10 +188,11 @@ std::optional<calibration_set> open_samples(const options& o, std::vector<std::s
 }
 
 /// What --imatrix asks for: an empty one, a file's, or one that calibration will fill.
-std::optional<importance_matrix> open_importance(const options& o, const config& settings,
+std::optional<importance_matrix> open_importance(const options& o, const checkpoint& files, const config& settings,
                                                  const std::optional<calibration_set>& samples) {
   if (o.importance.empty()) return std::nullopt;
-  return o.own_importance() ? blank_importance(settings, o.calibration, *samples) : read_importance(o.importance);
+  return o.own_importance() ? blank_importance(files, settings, o.calibration, *samples)
+                            : read_importance(o.importance);
 }
 
 /// Runs the text through the model: fills the importance that the plan's tensors refer to where `own` is it, and where
@@ -283,7 +284,7 @@ int run(const options& o) {
   const checkpoint files(o.model);
   std::vector<std::string> notes;
   const std::optional<calibration_set> samples = open_samples(o, notes);
-  std::optional<importance_matrix> importance = open_importance(o, settings, samples);
+  std::optional<importance_matrix> importance = open_importance(o, files, settings, samples);
   const std::string name = o.name.empty() ? fs::canonical(o.model).filename().string() : o.name;
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
   plan.notes.insert(plan.notes.begin(), notes.begin(), notes.end());

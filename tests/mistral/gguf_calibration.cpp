@@ -142,7 +142,7 @@ TEST_CASE("importance is the mean square of what each linear reads, over all tok
   }
   const auto& q = found.weights.at("blk.1.attn_q.weight");
   CHECK(*std::max_element(q.begin(), q.end()) > 1.2f * *std::min_element(q.begin(), q.end()));
-  CHECK(blank_importance(c, "t.txt", samples).weights.size() == expected.size());
+  CHECK(blank_importance(files, c, "t.txt", samples).weights.size() == expected.size());
 }
 
 TEST_CASE("--imatrix auto writes the file that the matrix it wrote gives, dense or packed, for any number of threads") {

@@ -54,7 +54,7 @@ struct scaled_model {
   std::vector<layer_statistics> seen;
 
   scaled_model(const fs::path& from, const char* type, bool with_importance) : directory(from) {
-    if (with_importance) importance = blank_importance(c, "t.txt", samples);
+    if (with_importance) importance = blank_importance(files, c, "t.txt", samples);
     plan = plan_as(type);
     calibration_listener told;
     told.correlations = true;
