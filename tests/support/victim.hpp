@@ -28,6 +28,7 @@ inline std::string sentence_of(const std::string& program, const std::string& er
     if (line.rfind("quantizing: layer ", 0) == 0 || line.rfind("evaluating: layer ", 0) == 0 ||
         line.rfind("writing: layer ", 0) == 0 || line.rfind("calibrating: layer ", 0) == 0)
       continue;
+    if (line.rfind("measuring sensitivity: layer ", 0) == 0 || line.rfind("measuring errors: layer ", 0) == 0) continue;
     CHECK(sentence.empty());
     sentence = line;
   }
@@ -61,7 +62,8 @@ struct victim {
       {"generate",
        {"--model", model.string(), "--prompt", "The state of", "--max-new-tokens", "2", "--json",
         (root / "figures.json").string()}},
-      {"perplexity", {"--model", model.string(), "--text", text.string(), "--json", (root / "figures.json").string()}}};
+      {"perplexity", {"--model", model.string(), "--text", text.string(), "--json", (root / "figures.json").string()}},
+      {"gguf_mistral", {"--model", model.string(), "--output", (root / "out.gguf").string(), "--target-bpw", "9"}}};
 
   explicit victim(const tensor_change& change = nullptr, const model_spec& spec = {}) {
     write_model(spec, model, change);
