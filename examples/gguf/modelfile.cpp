@@ -147,9 +147,6 @@ text modelfile_text(const std::filesystem::path& weights, const chat_template* c
     notes.emplace_back("the Modelfile takes prompts as they are: the chat template is none that Ollama's could follow");
     return plain;
   }
-  if (marks->place == system_place::nowhere)
-    notes.emplace_back(
-        "the chat template has no place for system messages; the Modelfile puts them before the first user's");
   text out = from + "TEMPLATE \"\"\"" + told + "\"\"\"\n";
   for (const char* mark : {"[INST]", "[/INST]"}) out += text("PARAMETER stop ") + mark + "\n";
   return out;

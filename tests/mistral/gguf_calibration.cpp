@@ -145,7 +145,9 @@ TEST_CASE("importance is the mean square of what each linear reads, over all tok
   CHECK(blank_importance(files, c, "t.txt", samples).weights.size() == expected.size());
 }
 
-TEST_CASE("--imatrix auto writes the file that the matrix it wrote gives, dense or packed, for any number of threads") {
+TEST_CASE(
+    "option --imatrix auto writes the file that the matrix it wrote gives, dense or packed, for any number of "
+    "threads") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
   fs::path model = root / "model";

@@ -216,7 +216,7 @@ TEST_CASE("scales never leave a linear's input with more output error than it ha
   CHECK(all_after < (with_importance ? 1.0 : 0.95) * all_before);
 }
 
-TEST_CASE("--awq writes a file of as many bits that is nearer to the model, and tells what it did") {
+TEST_CASE("option --awq writes a file of as many bits that is nearer to the model, and tells what it did") {
   const test::temporary_directory root;
   write_loud_model({}, root / "model");
   const auto convert = [&](const char* to, words more) {
@@ -255,7 +255,7 @@ TEST_CASE("--awq writes a file of as many bits that is nearer to the model, and 
   CHECK(read_importance(root / "i.gguf").weights == read_importance(root / "j.gguf").weights);
 }
 
-TEST_CASE("--awq is refused for packed models and for types that round nothing in blocks") {
+TEST_CASE("option --awq is refused for packed models and for types that round nothing in blocks") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
   const words pack = {
