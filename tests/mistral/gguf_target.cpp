@@ -199,3 +199,38 @@ TEST_CASE("noise has the size that it is said to have, and its signs differ from
   CHECK(same > 50);
   CHECK(same < 110);
 }
+
+TEST_CASE("types for a size are chosen under the importance that calibration finds, and scaled by AWQ afterwards") {
+  const test::temporary_directory root;
+  test::model_spec spec;
+  spec.hidden = 256, spec.intermediate = 512, spec.head_dim = 64;
+  test::write_model(spec, root / "model");
+  const words few = {"--target-bpw", "4.5", "--num-calibration-samples", "3", "--max-seq-length", "64"};
+  const auto with = [&](const char* file, words more) {
+    more.insert(more.begin(), few.begin(), few.end());
+    return converted(root / "model", root / file, std::move(more));
+  };
+  const fs::path matrix = root / "matrix.gguf";
+  const auto own = with("own.gguf", {"--imatrix", "auto", "--imatrix-output", matrix.string()});
+  const auto given =
+      converted(root / "model", root / "given.gguf", {"--target-bpw", "4.5", "--imatrix", matrix.string()});
+  CHECK(types_of(given) == types_of(own));
+  CHECK(given["target"]["divergence"] == own["target"]["divergence"]);
+  const auto none = converted(root / "model", root / "none.gguf", {"--target-bpw", "4.5"});
+  CHECK(none["target"]["divergence"] != own["target"]["divergence"]);
+
+  const auto scaled = with("scaled.gguf", {"--imatrix", "auto", "--awq"});
+  CHECK(types_of(scaled) == types_of(own));
+  CHECK(scaled["awq"].size() == 8);
+  CHECK(scaled["bytes"] == own["bytes"]);
+
+  fs::remove(matrix);
+  const auto dry = with("dry.gguf", {"--imatrix", "auto", "--imatrix-output", matrix.string(), "--dry-run"});
+  CHECK(types_of(dry) == types_of(own));
+  CHECK(!fs::exists(matrix));
+  CHECK(!fs::exists(root / "dry.gguf"));
+  const auto other =
+      converted(root / "model", root / "other.gguf",
+                {"--target-bpw", "4.5", "--calibration", test::embedded("text/heldout-persuasion.txt").string()});
+  CHECK(other["target"]["divergence"] != none["target"]["divergence"]);
+}
