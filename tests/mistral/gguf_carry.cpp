@@ -12,6 +12,7 @@
 #include "mistral/forward.hpp"
 #include "mistral/gguf_blocks.hpp"
 #include "mistral/gguf_model.hpp"
+#include "support/gguf_run.hpp"
 #include "support/model.hpp"
 #include "support/program.hpp"
 
@@ -81,14 +82,6 @@ std::vector<float> rows_of(const linear_weights& w) {
 }
 
 /// Runs the program, which is to succeed; its JSON.
-nlohmann::json converted(const fs::path& model, const fs::path& output, const std::string& type) {
-  const auto result = test::run_program("gguf_mistral", {"--model", model.string(), "--output", output.string(),
-                                                         "--overwrite", "--json", "--type", type});
-  CAPTURE(result.err);
-  REQUIRE(result.status == 0);
-  return nlohmann::json::parse(result.out);
-}
-
 void packed_by(const std::string& program, const fs::path& model, const fs::path& output, words more) {
   words arguments = {"--model", model.string(), "--output", output.string(), "--overwrite"};
   arguments.insert(arguments.end(), more.begin(), more.end());
@@ -222,7 +215,7 @@ TEST_CASE(
     CAPTURE(shown);
     options.insert(options.end(), {"--method", "rtn"});
     packed_by(one.program, root / "model", root / "packed", options);
-    const auto run = converted(root / "packed", root / "a.gguf", "EXACT");
+    const auto run = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "EXACT"});
     CHECK(equal_linears(root / "packed", root / "a.gguf") == 7);
     const bool floats = one.type == std::string("F32");
     CHECK(run["carried"] == (floats ? 0 : 7));
@@ -250,21 +243,21 @@ TEST_CASE("a type that holds a checkpoint's codes carries them, and one that rou
   packed_by("awq_mistral", root / "model", root / "packed", {"--scheme", "W4A16", "--method", "rtn"});
   for (const char* type : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}) {
     CAPTURE(type);
-    const auto run = converted(root / "packed", root / "a.gguf", type);
+    const auto run = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", type});
     CHECK(run["carried"] == 7);
     CHECK(run["notes"].empty());
     CHECK(equal_linears(root / "packed", root / "a.gguf") == 7);
     for (const auto& t : run["tensors"])
       CHECK(t["carried"] == (t["name"].get<std::string>().rfind("blk.", 0) == 0 && t["shape"].size() == 2));
   }
-  const auto run = converted(root / "packed", root / "a.gguf", "Q4_K_M");
+  const auto run = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "Q4_K_M"});
   CHECK(run["carried"] == 0);
   CHECK_THAT(run["notes"].dump(), Contains("7 packed linears are rounded a second time") && Contains("to Q4_K") &&
                                       Contains("EXACT would carry the codes of 7 over"));
   CHECK(equal_linears(root / "packed", root / "a.gguf") == 0);
-  CHECK(converted(root / "packed", root / "a.gguf", "F32")["notes"].empty());
-  CHECK(converted(root / "model", root / "a.gguf", "Q4_K_M")["notes"].empty());
-  const auto exact = converted(root / "model", root / "a.gguf", "EXACT");
+  CHECK(test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "F32"})["notes"].empty());
+  CHECK(test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", "Q4_K_M"})["notes"].empty());
+  const auto exact = test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", "EXACT"});
   CHECK(exact["notes"].empty());
   CHECK(gguf_file(root / "a.gguf").get<std::uint32_t>("general.file_type") == 32);  // BF16, as all of it is
 }
@@ -277,13 +270,13 @@ TEST_CASE(
       for (float& value : t.values) value *= 0x1p-22f;
   });
   packed_by("awq_mistral", root / "model", root / "packed", {"--scheme", "W4A16", "--method", "rtn"});
-  const auto rounded = converted(root / "packed", root / "a.gguf", "Q4_0");
+  const auto rounded = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "Q4_0"});
   CHECK(rounded["carried"] == 6);
   CHECK_THAT(rounded["notes"].dump(), Contains("1 packed linear is rounded a second time") &&
                                           Contains("blk.0.ffn_up.weight") &&
                                           Contains("scales that fp16 does not hold"));
   CHECK(equal_linears(root / "packed", root / "a.gguf") == 6);
-  const auto exact = converted(root / "packed", root / "a.gguf", "EXACT");
+  const auto exact = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "EXACT"});
   CHECK(exact["carried"] == 6);
   CHECK_THAT(exact["notes"].dump(), Contains("no block holds the codes of 1 packed linear") && Contains("to F32"));
   CHECK(equal_linears(root / "packed", root / "a.gguf") == 7);
@@ -296,7 +289,7 @@ TEST_CASE("groups of inputs in an order of their own are told, and their weights
   packed_by("gptq_mistral", root / "model", root / "packed",
             {"--scheme", "W4A16", "--format", "gptq", "--actorder", "descending", "--num-calibration-samples", "2",
              "--max-seq-length", "64"});
-  const auto run = converted(root / "packed", root / "a.gguf", "EXACT");
+  const auto run = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "EXACT"});
   CHECK_THAT(run["notes"].dump(), Contains("inputs in another order"));
   CHECK(run["carried"] == 0);
   CHECK(equal_linears(root / "packed", root / "a.gguf") == 7);
@@ -307,7 +300,7 @@ TEST_CASE("a GGUF file's linears are multiplied where they lie, outputs in a che
   test::write_model(small, root / "model");
   for (const char* type : {"Q4_K_M", "Q8_0", "F16"}) {
     CAPTURE(type);
-    converted(root / "model", root / "a.gguf", type);
+    test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", type});
     const checkpoint files(root / "a.gguf");
     const config c = read_config(root / "a.gguf");
     for (const projection p : {projection::q, projection::k, projection::v, projection::down}) {

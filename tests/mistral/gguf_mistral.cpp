@@ -15,6 +15,7 @@
 #include "mistral/gguf_writer.hpp"
 #include "mistral/json.hpp"
 #include "mistral/tokenizer.hpp"
+#include "support/gguf_run.hpp"
 #include "support/limits.hpp"
 #include "support/model.hpp"
 #include "support/program.hpp"
@@ -29,15 +30,6 @@ using words = std::vector<std::string>;
 namespace {
 
 /// Runs the program, which is to succeed; its JSON.
-nlohmann::json converted(const fs::path& model, const fs::path& output, words more) {
-  words arguments = {"--model", model.string(), "--output", output.string(), "--json"};
-  arguments.insert(arguments.end(), more.begin(), more.end());
-  const auto result = test::run_program("gguf_mistral", arguments);
-  CAPTURE(result.err);
-  REQUIRE(result.status == 0);
-  return nlohmann::json::parse(result.out);
-}
-
 std::vector<float> all_of(const tensor& t) {
   std::vector<float> values(static_cast<size_t>(t.size()));
   read_floats(t, 0, t.size(), values.data());
@@ -49,16 +41,6 @@ std::string type_of(const nlohmann::json& run, const std::string& name) {
   for (const auto& t : run["tensors"])
     if (t["name"] == name) return t["type"];
   return "";
-}
-
-/// The program refuses with one sentence and leaves nothing.
-std::string refused(const fs::path& root, words arguments, int status = 1) {
-  arguments.insert(arguments.end(), {"--output", (root / "out.gguf").string()});
-  const std::string before = test::listing(root);
-  const auto result = test::run_program("gguf_mistral", arguments);
-  CHECK(result.status == status);
-  CHECK(test::listing(root) == before);
-  return result.err;
 }
 
 double perplexity_of(const fs::path& model, const fs::path& text) {
@@ -88,7 +70,7 @@ TEST_CASE("a checkpoint as F32 in GGUF is the same model: settings, every weight
   spec.tied = GENERATE(false, true);
   spec.rope_theta = 1e6;
   test::write_model(spec, root / "model");
-  converted(root / "model", root / "a.gguf", {"--type", "F32"});
+  test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", "F32"});
   CHECK(test::listing(root.path()) == "a.Modelfile a.gguf model");
   const config own = read_config(root / "model"), theirs = read_config(root / "a.gguf");
   CHECK(theirs.tied_embeddings == own.tied_embeddings);
@@ -129,7 +111,7 @@ TEST_CASE("rows of q and k are written in pairs and every row in blocks of its t
   test::write_model(spec, root / "model");
   const std::string type = GENERATE(as<std::string>(), "Q4_0", "Q2_K", "Q4_K_M", "IQ4_XS", "Q8_0", "F16", "BF16");
   CAPTURE(type);
-  const auto run = converted(root / "model", root / "a.gguf", {"--type", type});
+  const auto run = test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", type});
   CHECK(run["notes"].empty());
   const gguf_file file(root / "a.gguf");
   const checkpoint before(root / "model"), after(root / "a.gguf");
@@ -172,7 +154,7 @@ TEST_CASE("a checkpoint that our passes packed becomes the GGUF file of the floa
                                         "--method", "rtn", "--group-size", "32"});
   CAPTURE(packed.err);
   REQUIRE(packed.status == 0);
-  converted(root / "packed", root / "a.gguf", {"--type", "F32"});
+  test::converted_to_gguf(root / "packed", root / "a.gguf", {"--type", "F32"});
   const checkpoint before(root / "packed"), after(root / "a.gguf");
   const config c = read_config(root / "packed");
   for (const projection p : projections) {
@@ -194,7 +176,7 @@ TEST_CASE("columns that are no whole blocks get another type, and the user is to
   CHECK_THAT(result.err, Contains("note: 16 of 21 tensors have rows that are no whole blocks") && Contains("Q5_0"));
   CHECK_THAT(result.out, Contains("bits per weight") && Contains("blk.0.ffn_down.weight"));
   CHECK(test::listing(root.path()) == "model");
-  const auto run = converted(root / "model", root / "a.gguf", {});
+  const auto run = test::converted_to_gguf(root / "model", root / "a.gguf", {});
   CHECK(type_of(run, "blk.0.attn_q.weight") == "Q5_0");
   CHECK(type_of(run, "blk.0.ffn_down.weight") == "F16");
   CHECK(type_of(run, "output.weight") == "Q8_0");
@@ -245,9 +227,9 @@ TEST_CASE("each mix gives attn_v, ffn_down, attn_output and the output the types
 TEST_CASE("tokenizer.json and tokenizer.model of one tokenizer give the same tokens, scores and types") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
-  converted(root / "model", root / "of_model.gguf", {"--type", "BF16"});
+  test::converted_to_gguf(root / "model", root / "of_model.gguf", {"--type", "BF16"});
   fs::remove(root / "model/tokenizer.model");
-  converted(root / "model", root / "of_json.gguf", {"--type", "BF16"});
+  test::converted_to_gguf(root / "model", root / "of_json.gguf", {"--type", "BF16"});
   const gguf_file a(root / "of_model.gguf"), b(root / "of_json.gguf");
   CHECK(a.metadata() == b.metadata());
   CHECK(a.get<std::string>("tokenizer.ggml.model") == "llama");
@@ -262,7 +244,7 @@ TEST_CASE("a byte-level tokenizer becomes gpt2 with merges and the pattern's nam
   test::write_weights(spec, root / "model");
   auto file = read_json<nlohmann::json>(test::golden_tokenizer("byte-level.json"));
   test::write_bytes(root / "model/tokenizer.json", file.dump());
-  converted(root / "model", root / "a.gguf", {"--type", "BF16"});
+  test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", "BF16"});
   const gguf_file written(root / "a.gguf");
   CHECK(written.get<std::string>("tokenizer.ggml.model") == "gpt2");
   CHECK(written.get<std::string>("tokenizer.ggml.pre") == "tekken");
@@ -275,7 +257,8 @@ TEST_CASE("a byte-level tokenizer becomes gpt2 with merges and the pattern's nam
   }
   file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "[a-z]+";
   test::write_bytes(root / "model/tokenizer.json", file.dump());
-  CHECK_THAT(refused(root.path(), {"--model", (root / "model").string()}), Contains("neither Tekken's nor Llama 3's"));
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", (root / "model").string()}),
+             Contains("neither Tekken's nor Llama 3's"));
 }
 
 TEST_CASE("an importance matrix weighs columns, and is refused where it is not the model's") {
@@ -288,7 +271,7 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
   write_importance(
       root / "i.gguf", importance_keys,
       {{{name + ".in_sum2", {64, 1}, gguf_type::f32}, sums}, {{name + ".counts", {1, 1}, gguf_type::f32}, {3.0f}}});
-  const auto run = converted(root / "model", root / "a.gguf", options);
+  const auto run = test::converted_to_gguf(root / "model", root / "a.gguf", options);
   CHECK_THAT(run["notes"].dump(), Contains("tells nothing of"));
   const gguf_file file(root / "a.gguf");
   const checkpoint before(root / "model");
@@ -315,7 +298,7 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
   CHECK(error(searched) < 0.98 * error(expected));
   words with_search = options;
   with_search.insert(with_search.end(), {"--search", "exhaustive"});
-  converted(root / "model", root / "searched.gguf", with_search);
+  test::converted_to_gguf(root / "model", root / "searched.gguf", with_search);
   const gguf_file there(root / "searched.gguf");
   CHECK(std::memcmp(searched.data(), there.find_tensor(name)->data, searched.size()) == 0);
   fs::remove(root / "searched.gguf");
@@ -328,7 +311,7 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
                       {{name + ".counts", {1, counts}, gguf_type::f32}, std::vector<float>(counts, 1.0f)}});
     words all = {"--model", (root / "model").string()};
     all.insert(all.end(), options.begin(), options.end());
-    return refused(root.path(), all);
+    return test::refused_gguf(root.path(), all);
   };
   CHECK_THAT(refuses({}, 64, 1.0f, 1), Contains("is no importance matrix"));
   CHECK_THAT(refuses(importance_keys, 32, 1.0f, 1), Contains("of 32 columns") && Contains(name));
@@ -341,8 +324,9 @@ TEST_CASE("an importance matrix weighs columns, and is refused where it is not t
 TEST_CASE("an exhaustive search writes blocks of less error in as many bytes") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
-  const auto plain = converted(root / "model", root / "plain.gguf", {"--type", "Q4_0"});
-  const auto better = converted(root / "model", root / "better.gguf", {"--type", "Q4_0", "--search", "exhaustive"});
+  const auto plain = test::converted_to_gguf(root / "model", root / "plain.gguf", {"--type", "Q4_0"});
+  const auto better =
+      test::converted_to_gguf(root / "model", root / "better.gguf", {"--type", "Q4_0", "--search", "exhaustive"});
   CHECK(plain["search"] == "ggml");
   CHECK(better["search"] == "exhaustive");
   CHECK(plain["bits_per_weight"] == better["bits_per_weight"]);
@@ -361,7 +345,8 @@ TEST_CASE("an exhaustive search writes blocks of less error in as many bytes") {
     return sum;
   };
   CHECK(error(root / "better.gguf") < 0.98 * error(root / "plain.gguf"));
-  CHECK_THAT(refused(root.path(), {"--model", (root / "model").string(), "--search", "best"}, 2), Contains("--search"));
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", (root / "model").string(), "--search", "best"}, 2),
+             Contains("--search"));
 }
 
 TEST_CASE("gguf_mistral refuses what it cannot write in one sentence, and leaves nothing") {
@@ -374,15 +359,16 @@ TEST_CASE("gguf_mistral refuses what it cannot write in one sentence, and leaves
     });
   };
   make(std::numeric_limits<float>::quiet_NaN());
-  CHECK_THAT(refused(root.path(), {"--model", model}),
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", model}),
              Contains("model.layers.1.mlp.up_proj.weight") && Contains("NaN"));
   make(70000.0f);
-  CHECK_THAT(refused(root.path(), {"--model", model, "--type", "F16"}), Contains("beyond what F16 holds"));
-  converted(root / "model", root / "big.gguf", {"--type", "BF16"});
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", model, "--type", "F16"}), Contains("beyond what F16 holds"));
+  test::converted_to_gguf(root / "model", root / "big.gguf", {"--type", "BF16"});
   make(0.0f);
-  CHECK_THAT(refused(root.path(), {"--model", model, "--type", "Q9"}, 2), Contains("Q9 is not one of"));
-  CHECK_THAT(refused(root.path(), {"--model", (root / "none").string()}), Contains("no model directory"));
-  CHECK_THAT(refused(root.path(), {"--model", (root / "big.gguf").string()}), Contains("no model directory"));
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", model, "--type", "Q9"}, 2), Contains("Q9 is not one of"));
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", (root / "none").string()}), Contains("no model directory"));
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", (root / "big.gguf").string()}),
+             Contains("no model directory"));
   CHECK_THAT(test::refused_by("gguf_mistral", {"--model", model, "--output", (root / "a.bin").string()}, 2),
              Contains("must end in .gguf"));
   CHECK_THAT(test::refused_by("gguf_mistral", {"--model", model, "--output", (root / "big.gguf").string()}, 1),
@@ -396,7 +382,7 @@ TEST_CASE("gguf_mistral refuses what it cannot write in one sentence, and leaves
   test::model_spec small;
   small.vocabulary = 2000;
   test::write_model(small, root / "model");
-  CHECK_THAT(refused(root.path(), {"--model", model}), Contains("vocab_size is 2000"));
+  CHECK_THAT(test::refused_gguf(root.path(), {"--model", model}), Contains("vocab_size is 2000"));
 }
 
 TEST_CASE("a GGUF file that a full disk cuts short never appears") {
@@ -416,7 +402,7 @@ TEST_CASE("a GGUF file that a full disk cuts short never appears") {
 TEST_CASE("a GGUF file of another architecture, or of settings that no forward pass here has, is refused by its key") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
-  converted(root / "model", root / "a.gguf", {"--type", "BF16"});
+  test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", "BF16"});
   const gguf_file whole(root / "a.gguf");
   std::vector<gguf_tensor_info> infos(whole.tensors().begin(), whole.tensors().end());
   const auto says = [&](const std::string& key, const gguf_value& value) {

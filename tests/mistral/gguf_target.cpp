@@ -9,7 +9,10 @@
 
 #include "gguf/measure.hpp"
 #include "gguf/sensitivity.hpp"
+#include "mistral/forward.hpp"
 #include "mistral/gguf.hpp"
+#include "mistral/weights.hpp"
+#include "support/gguf_run.hpp"
 #include "support/model.hpp"
 #include "support/program.hpp"
 
@@ -21,29 +24,11 @@ using words = std::vector<std::string>;
 
 namespace {
 
-nlohmann::json converted(const fs::path& model, const fs::path& output, words more) {
-  words arguments = {"--model", model.string(), "--output", output.string(), "--overwrite", "--json"};
-  arguments.insert(arguments.end(), more.begin(), more.end());
-  const auto result = test::run_program("gguf_mistral", arguments);
-  CAPTURE(result.err);
-  REQUIRE(result.status == 0);
-  return nlohmann::json::parse(result.out);
-}
-
 /// Types by tensor.
 std::map<std::string, std::string> types_of(const nlohmann::json& run) {
   std::map<std::string, std::string> out;
   for (const auto& t : run["tensors"]) out[t["name"]] = t["type"];
   return out;
-}
-
-std::string refused(const fs::path& root, words arguments, int status) {
-  arguments.insert(arguments.end(), {"--output", (root / "out.gguf").string()});
-  const std::string before = test::listing(root);
-  const auto result = test::run_program("gguf_mistral", arguments);
-  CHECK(result.status == status);
-  CHECK(test::listing(root) == before);
-  return result.err;
 }
 
 double divergence(const fs::path& model, const fs::path& from) {
@@ -66,7 +51,7 @@ TEST_CASE("a file has at most the size that is asked for, little less, and the l
   double before = std::numeric_limits<double>::infinity();
   std::set<std::string> seen;
   for (const std::uint64_t size : {1'000'000u, 1'103'457u, 1'300'000u, 1'500'001u, 2'300'000u}) {
-    const auto run = converted(root / "model", root / "a.gguf", {"--target-size", std::to_string(size)});
+    const auto run = test::converted_to_gguf(root / "model", root / "a.gguf", {"--target-size", std::to_string(size)});
     CAPTURE(size, run["bytes"].get<std::uint64_t>());
     CHECK(run["bytes"] == fs::file_size(root / "a.gguf"));
     CHECK(run["bytes"].get<std::uint64_t>() <= size);
@@ -85,7 +70,7 @@ TEST_CASE("a file has at most the size that is asked for, little less, and the l
   }
   CHECK(seen.size() > 4);
   for (const char* bits : {"3", "4.25", "5.7"}) {
-    const auto run = converted(root / "model", root / "a.gguf", {"--target-bpw", bits});
+    const auto run = test::converted_to_gguf(root / "model", root / "a.gguf", {"--target-bpw", bits});
     CAPTURE(bits);
     CHECK(run["bits_per_weight"].get<double>() <= std::stod(bits));
     CHECK(run["bits_per_weight"].get<double>() > std::stod(bits) * 0.98);
@@ -96,9 +81,9 @@ TEST_CASE("a file has at most the size that is asked for, little less, and the l
 TEST_CASE("the divergence that is expected of a choice is what comes, and less than a mix has of the same size") {
   const test::temporary_directory root;
   const fs::path model = test::embedded("model");
-  converted(model, root / "mix.gguf", {"--type", "Q3_K_S"});
+  test::converted_to_gguf(model, root / "mix.gguf", {"--type", "Q3_K_S"});
   const auto size = fs::file_size(root / "mix.gguf");
-  const auto run = converted(model, root / "a.gguf", {"--target-size", std::to_string(size)});
+  const auto run = test::converted_to_gguf(model, root / "a.gguf", {"--target-size", std::to_string(size)});
   CHECK(fs::file_size(root / "a.gguf") <= size);
   const double came = divergence(root / "a.gguf", model), expected = run["target"]["divergence"];
   CHECK(came > 0.7 * expected);  // 0.93 was measured on 15 windows
@@ -109,9 +94,9 @@ TEST_CASE("the divergence that is expected of a choice is what comes, and less t
 TEST_CASE("the same file is written by any number of threads") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");
-  converted(root / "model", root / "a.gguf", {"--target-bpw", "6", "--threads", "1"});
+  test::converted_to_gguf(root / "model", root / "a.gguf", {"--target-bpw", "6", "--threads", "1"});
   for (const char* threads : {"2", "5"}) {
-    converted(root / "model", root / "b.gguf", {"--target-bpw", "6", "--threads", threads});
+    test::converted_to_gguf(root / "model", root / "b.gguf", {"--target-bpw", "6", "--threads", threads});
     CHECK(test::read_bytes(root / "a.gguf") == test::read_bytes(root / "b.gguf"));
   }
 }
@@ -127,7 +112,7 @@ TEST_CASE("a tensor gets a type that its columns allow, norms are F32, and the f
   CHECK_THAT(result.out, Contains("blk.0.ffn_down.weight") && Contains("expected KL divergence"));
   CHECK_THAT(result.err, !Contains("in the place of Q8_0") || Contains("2 of 21"));
   CHECK(test::listing(root.path()) == "model");
-  const auto run = converted(root / "model", root / "a.gguf", {"--target-bpw", "5.5"});
+  const auto run = test::converted_to_gguf(root / "model", root / "a.gguf", {"--target-bpw", "5.5"});
   std::map<std::string, std::uint64_t> bytes;
   for (const auto& t : run["tensors"]) {
     const std::string name = t["name"], type = t["type"];
@@ -156,7 +141,7 @@ TEST_CASE("a target that no choice of types meets is refused with the range, and
   test::write_model({}, root / "model");
   const auto says = [&](words more, int status) {
     more.insert(more.end(), {"--model", model});
-    return refused(root.path(), more, status);
+    return test::refused_gguf(root.path(), more, status);
   };
   CHECK_THAT(says({"--target-bpw", "3"}, 1),
              Contains("--target-bpw 3 is less than") && Contains("this model can have 4.5"));
@@ -166,7 +151,7 @@ TEST_CASE("a target that no choice of types meets is refused with the range, and
   CHECK_THAT(says({"--target-size", "5GB"}, 1), Contains("more than F16 takes"));
   // The ends of the range that it tells are met.
   const std::string least = small.substr(small.find("can have ") + 9, small.find(" to ") - small.find("can have ") - 9);
-  const auto run = converted(root / "model", root / "least.gguf", {"--target-size", least});
+  const auto run = test::converted_to_gguf(root / "model", root / "least.gguf", {"--target-size", least});
   CHECK(std::to_string(run["bytes"].get<std::uint64_t>()) == least);
   CHECK_THAT(says({"--target-size", "big"}, 2), Contains("--target-size big is not a size"));
   CHECK_THAT(says({"--target-bpw", "nan"}, 2), Contains("--target-bpw"));
@@ -208,15 +193,15 @@ TEST_CASE("types for a size are chosen under the importance that calibration fin
   const words few = {"--target-bpw", "4.5", "--num-calibration-samples", "3", "--max-seq-length", "64"};
   const auto with = [&](const char* file, words more) {
     more.insert(more.begin(), few.begin(), few.end());
-    return converted(root / "model", root / file, std::move(more));
+    return test::converted_to_gguf(root / "model", root / file, std::move(more));
   };
   const fs::path matrix = root / "matrix.gguf";
   const auto own = with("own.gguf", {"--imatrix", "auto", "--imatrix-output", matrix.string()});
-  const auto given =
-      converted(root / "model", root / "given.gguf", {"--target-bpw", "4.5", "--imatrix", matrix.string()});
+  const auto given = test::converted_to_gguf(root / "model", root / "given.gguf",
+                                             {"--target-bpw", "4.5", "--imatrix", matrix.string()});
   CHECK(types_of(given) == types_of(own));
   CHECK(given["target"]["divergence"] == own["target"]["divergence"]);
-  const auto none = converted(root / "model", root / "none.gguf", {"--target-bpw", "4.5"});
+  const auto none = test::converted_to_gguf(root / "model", root / "none.gguf", {"--target-bpw", "4.5"});
   CHECK(none["target"]["divergence"] != own["target"]["divergence"]);
 
   const auto scaled = with("scaled.gguf", {"--imatrix", "auto", "--awq"});
@@ -229,8 +214,39 @@ TEST_CASE("types for a size are chosen under the importance that calibration fin
   CHECK(types_of(dry) == types_of(own));
   CHECK(!fs::exists(matrix));
   CHECK(!fs::exists(root / "dry.gguf"));
-  const auto other =
-      converted(root / "model", root / "other.gguf",
-                {"--target-bpw", "4.5", "--calibration", test::embedded("text/heldout-persuasion.txt").string()});
+  const auto other = test::converted_to_gguf(
+      root / "model", root / "other.gguf",
+      {"--target-bpw", "4.5", "--calibration", test::embedded("text/heldout-persuasion.txt").string()});
   CHECK(other["target"]["divergence"] != none["target"]["divergence"]);
+}
+
+TEST_CASE(
+    "types for a size of a packed checkpoint hold its weights rounded, or its codes where they are of their type") {
+  const test::temporary_directory root;
+  test::model_spec spec;
+  spec.hidden = 256, spec.intermediate = 512, spec.head_dim = 64;
+  test::write_model(spec, root / "model");
+  REQUIRE(test::run_program("awq_mistral", {"--model", (root / "model").string(), "--output",
+                                            (root / "packed").string(), "--method", "rtn", "--scheme", "W8A16"})
+              .status == 0);
+  const auto run = test::converted_to_gguf(root / "packed", root / "a.gguf", {"--target-bpw", "7.5"});
+  const checkpoint before(root / "packed"), after(root / "a.gguf");
+  const config c = read_config(root / "packed");
+  std::set<std::string> types;
+  for (const auto& t : run["tensors"]) types.insert(t["type"]);
+  CHECK(types.count("Q8_0") == 1);
+  CHECK(types.size() > 3);
+  for (index_t layer = 0; layer < c.layers; ++layer)
+    for (const projection p : projections) {
+      const std::string name = projection_name(layer, p);
+      CAPTURE(name);
+      std::vector<float> own(static_cast<size_t>(outputs(c, p) * inputs(c, p))), theirs = own;
+      open_linear(before, c, name, outputs(c, p), inputs(c, p))->rows(0, outputs(c, p), own.data());
+      open_linear(after, read_config(root / "a.gguf"), name, outputs(c, p), inputs(c, p))
+          ->rows(0, outputs(c, p), theirs.data());
+      double error = 0, square = 0;
+      for (size_t i = 0; i < own.size(); ++i)
+        error += std::pow(double(own[i]) - double(theirs[i]), 2), square += std::pow(double(own[i]), 2);
+      CHECK(error < 0.1 * square);
+    }
 }
