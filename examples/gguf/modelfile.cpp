@@ -2,11 +2,10 @@
 #include "gguf/modelfile.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <ctime>
 #include <optional>
 
 #include "mistral/error.hpp"
+#include "mistral/jinja.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -91,26 +90,12 @@ text replaced(text in, const text& what, const text& by) {
   return in;
 }
 
-/// As chat templates tell it (SOURCE_DATE_EPOCH in the place of now).
-text date(int days_before) {
-  const char* fixed = std::getenv("SOURCE_DATE_EPOCH");
-  std::time_t when = fixed ? static_cast<std::time_t>(std::strtoll(fixed, nullptr, 10)) : std::time(nullptr);
-  when -= std::time_t{86400} * days_before;
-  std::tm parts{};
-  if (fixed)
-    gmtime_r(&when, &parts);
-  else
-    localtime_r(&when, &parts);
-  char said[16];
-  return text(said, std::strftime(said, sizeof(said), "%Y-%m-%d", &parts));
-}
-
 /// Text as a Go template writes it.
 text literal(const text& said) {
   const text braces = "\x01";  // stands for {{ while {{ itself comes in
   text out = replaced(said, "{{", braces);
-  out = replaced(std::move(out), date(0), "{{ currentDate }}");
-  out = replaced(std::move(out), date(1), "{{ yesterdayDate }}");
+  out = replaced(std::move(out), jinja::strftime_now("%Y-%m-%d"), "{{ currentDate }}");
+  out = replaced(std::move(out), jinja::strftime_now("%Y-%m-%d", 1), "{{ yesterdayDate }}");
   return replaced(std::move(out), braces, "{{ \"{{\" }}");
 }
 

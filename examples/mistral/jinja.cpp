@@ -20,6 +20,18 @@
 #include "utf8.hpp"
 
 namespace nibble::mistral::jinja {
+
+std::string strftime_now(const std::string& format, int days_ago) {
+  const char* fixed = std::getenv("SOURCE_DATE_EPOCH");
+  std::time_t seconds =
+      fixed != nullptr ? static_cast<std::time_t>(std::strtoll(fixed, nullptr, 10)) : std::time(nullptr);
+  seconds -= std::time_t{86400} * days_ago;
+  std::tm parts{};
+  if ((fixed != nullptr ? gmtime_r(&seconds, &parts) : localtime_r(&seconds, &parts)) == nullptr) return "";
+  char text[256];
+  return std::string(text, std::strftime(text, sizeof(text), format.c_str(), &parts));
+}
+
 namespace {
 
 using kind = expression::kind;
@@ -90,17 +102,6 @@ std::vector<value> characters(const std::string& text) {
     at += length;
   }
   return out;
-}
-
-/// datetime.now().strftime(format), or the time that SOURCE_DATE_EPOCH tells, so that a run can be repeated.
-std::string now(const std::string& format) {
-  const char* fixed = std::getenv("SOURCE_DATE_EPOCH");
-  const std::time_t seconds =
-      fixed != nullptr ? static_cast<std::time_t>(std::strtoll(fixed, nullptr, 10)) : std::time(nullptr);
-  std::tm parts{};
-  if ((fixed != nullptr ? gmtime_r(&seconds, &parts) : localtime_r(&seconds, &parts)) == nullptr) return "";
-  char text[256];
-  return std::string(text, std::strftime(text, sizeof(text), format.c_str(), &parts));
 }
 
 class evaluator {
@@ -438,7 +439,7 @@ value evaluator::call(const expression& e) {
 
 value evaluator::function(const std::string& name, const expression& e, const std::vector<value>& given) {
   if (name == "raise_exception") throw error(where_ + ": " + string_argument(given, 0, name));
-  if (name == "strftime_now") return now(string_argument(given, 0, name));
+  if (name == "strftime_now") return strftime_now(string_argument(given, 0, name));
   if (name == "namespace") {
     value space = value::object();
     for (size_t i = 0; i < given.size(); ++i) space[e.keywords[i]] = given[i];

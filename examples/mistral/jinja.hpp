@@ -67,4 +67,7 @@ std::vector<statement> parse(std::string_view source, const std::string& where);
 /// what goes beyond this part of the language, naming `where`.
 std::string render(const std::vector<statement>& program, const value& variables, const std::string& where);
 
+/// What templates' strftime_now(format) gives, some days ago: of now, or of what SOURCE_DATE_EPOCH tells, so that a run can be repeated.
+std::string strftime_now(const std::string& format, int days_ago = 0);
+
 }  // namespace nibble::mistral::jinja
