@@ -28,6 +28,7 @@ struct rounded_linear {
     for (nibble::index_t row = 0; row < w.rows; ++row)
       for (nibble::index_t col = 0; col < w.cols; ++col) w.view()(row, col) *= s[static_cast<size_t>(col)];
     nibble::host::fit(std::as_const(w).view(), p.view(), nibble::per_group(group), scheme, nibble::minmax{});
-    nibble::host::quantize(std::as_const(w).view(), std::as_const(p).view(), q.view(), nibble::per_group(group), scheme);
+    nibble::host::quantize(std::as_const(w).view(), std::as_const(p).view(), q.view(), nibble::per_group(group),
+                           scheme);
   }
 };
