@@ -21,7 +21,8 @@ namespace detail {
 template <class Block>
 int level(const ggml::unpacked& u, int i) {
   if (ggml::of_table<Block>) return iq4_values[u.codes[i]];
-  return ggml::minimum_of_block<Block> || ggml::minima_of_groups<Block> ? u.codes[i] : u.codes[i] - (1 << (Block::bits - 1));
+  return ggml::minimum_of_block<Block> || ggml::minima_of_groups<Block> ? u.codes[i]
+                                                                        : u.codes[i] - (1 << (Block::bits - 1));
 }
 template <class Block>
 float scale(const ggml::unpacked& u, int group) {
