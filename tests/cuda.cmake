@@ -10,17 +10,22 @@ file(GLOB device_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/includ
 file(GLOB kernel_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/*.hpp)
 set(cuda_flags -std=c++17 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/kernels -I${PROJECT_SOURCE_DIR}/examples
-               -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a
-               -Werror all-warnings -Xcompiler -Wall,-Wextra -c -o /dev/null)
+               -Werror all-warnings -Xcompiler -Wall,-Wextra,-fsyntax-only -c -o /dev/null)
+set(one_architecture -gencode arch=compute_80,code=compute_80)
+set(oldest_and_newest -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a)
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/empty.cu "")
 foreach(header IN LISTS device_headers kernel_headers launchers device_code)
   add_test(NAME "${header} compiles alone under nvcc"
-           COMMAND ${NIBBLE_NVCC} ${cuda_flags} -include ${header} ${CMAKE_CURRENT_BINARY_DIR}/empty.cu)
+           COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${one_architecture} -include ${header} ${CMAKE_CURRENT_BINARY_DIR}/empty.cu)
 endforeach()
-add_test(NAME "all launchers compile in one program under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${every_launcher})
+add_test(NAME "all launchers compile in one program under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${oldest_and_newest} ${every_launcher})
 file(GLOB sources CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} cuda/*.cu)
 foreach(source IN LISTS sources)
-  add_test(NAME "${source} compiles under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${CMAKE_CURRENT_SOURCE_DIR}/${source})
+  set(architectures ${oldest_and_newest})
+  if(source STREQUAL "cuda/main.cu")  # which has no kernel
+    set(architectures ${one_architecture})
+  endif()
+  add_test(NAME "${source} compiles under nvcc" COMMAND ${NIBBLE_NVCC} ${cuda_flags} ${architectures} ${CMAKE_CURRENT_SOURCE_DIR}/${source})
 endforeach()
 
 file(GLOB kernels CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR} cuda/kernels/*.cu)

@@ -150,6 +150,8 @@ TEST_CASE("the kernel's histogram has the reference's counts in every shape, chu
   for (const index_t chunk : {1, 5, 100, 256}) histogram_agrees<float>(300, 20, chunk);
   for (const index_t offset : {0, 1, 4})
     for (const index_t padding : {0, 1, 4}) histogram_agrees<float>(10, 32, 7, padding, offset);
+  for (const index_t channels : {1, 5, 11, 15})
+    histogram_agrees<bf16>(3, channels, 2, 16 - channels);  // a wide access in part
 }
 
 TEST_CASE("a histogram of a kernel that doubles its range by any power of two loses no count") {
@@ -176,14 +178,15 @@ TEST_CASE("the kernel's ranges are the reference's in every shape, chunk and typ
   for (const index_t chunk : {1, 5, 256}) ranges_agree<float>(300, 20, chunk);
   for (const index_t offset : {0, 1, 4})
     for (const index_t padding : {0, 1, 4}) ranges_agree<float>(10, 32, 7, padding, offset);
-  // One sign each, and nothing finite at all.
-  for (const float value : {2.5f, -2.5f, nothing, infinite, -infinite, -0.0f}) {
-    const owned<float> x(20, 5, value);
-    const found_ranges got = ranges(device_matrix<float>(x), 20);
-    const auto want = reference::channel_ranges(matrix<const float>(x.data.data(), 20, 5));
-    REQUIRE(equal(got.whole, want[0]));
-    for (const value_range& r : got.channels) REQUIRE(equal(r, want[0]));
-  }
+  // One sign each, and nothing finite at all, by single accesses and by wide ones in part.
+  for (const float value : {2.5f, -2.5f, nothing, infinite, -infinite, -0.0f})
+    for (const index_t stride : {5, 8}) {
+      const owned<float> x(20, 5, value);
+      const found_ranges got = ranges(device_matrix<float>(x, stride), 20);
+      const auto want = reference::channel_ranges(matrix<const float>(x.data.data(), 20, 5));
+      REQUIRE(equal(got.whole, want[0]));
+      for (const value_range& r : got.channels) REQUIRE(equal(r, want[0]));
+    }
 }
 
 TEST_CASE("ranges and counts of kernels are the same bytes under every schedule and architecture") {

@@ -11,33 +11,16 @@
 #include "nibble/reference/awq.hpp"
 #include "nibble/reference/gptq.hpp"
 #include "support/activations.hpp"
-#include "support/linears.hpp"
+#include "support/rounded_linear.hpp"
 
 using namespace nibble;
 
 namespace {
 
 /// A scaled linear, rounded to nearest with min-max ranges.
-struct rounded {
-  owned<float> w;
-  std::vector<float> s;
-  index_t group;
-  any_scheme scheme;
-  owned<params> p;
-  owned<uint8_t> q;
+struct rounded : rounded_linear {
+  using rounded_linear::rounded_linear;
 
-  rounded(owned<float> w_, std::vector<float> s_, index_t group_, any_scheme scheme_)
-      : w(std::move(w_)),
-        s(std::move(s_)),
-        group(group_),
-        scheme(scheme_),
-        p(w.rows, per_group(group).across(w.cols), params{}),
-        q(w.rows, w.cols) {
-    for (index_t row = 0; row < w.rows; ++row)
-      for (index_t col = 0; col < w.cols; ++col) w.view()(row, col) *= s[static_cast<size_t>(col)];
-    host::fit(std::as_const(w).view(), p.view(), per_group(group), scheme, minmax{});
-    host::quantize(std::as_const(w).view(), std::as_const(p).view(), q.view(), per_group(group), scheme);
-  }
   void refit(const host::second_moment& x, int rounds) {
     host::refit(std::as_const(w).view(), s.data(), x, std::as_const(q).view(), group, scheme, rounds, p.view());
   }

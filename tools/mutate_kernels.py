@@ -80,7 +80,7 @@ def masked(text):
             text = blank(text, m.start(), m.end())
     for m in re.finditer(r"\bif constexpr (?=\()", text):
         text = blank(text, m.end(), closing(text, m.end()))
-    for m in re.finditer(r"(?<!if )\bconstexpr\b|\bstatic_assert\b", text):
+    for m in re.finditer(r"(?<!if )\bconstexpr\b|\bstatic_assert\b|\bNIBBLE_SHARED\b", text):
         if not text[m.start():m.end()].isspace():
             text = blank(text, m.start(), statement_end(text, m.start()))
     return text
@@ -185,7 +185,8 @@ class Mutator:
             values = ["true", "false"]
         for value in values:
             n = self.add(path, text, begin, "bound", f"{what} is {value}")
-            edits += [(begin, 2, f"(nibble_mutation::is({n}) ? {value} : (", 0), (end, 7, "))", 0)]
+            of_its_type = f"decltype({text[begin:end]}){{{value}}}"  # what a comparison of lanes gives is no bool
+            edits += [(begin, 2, f"(nibble_mutation::is({n}) ? {of_its_type} : (", 0), (end, 7, "))", 0)]
 
     def leave(self, path, text, code, opened, edits):
         closed = closing(code, opened)

@@ -13,10 +13,9 @@
 using namespace nibble;
 using namespace nibble::mistral;
 using json = nlohmann::ordered_json;
+using test::words;
 
 namespace {
-
-using words = std::vector<std::string>;
 
 /// Factor of channel j: base^k with P(k >= m) = 1 / (m + 1)^2, k at most 8: most channels have 1, a few base^4 and more.
 float planted_factor(const std::string& norm, size_t j, float base) {

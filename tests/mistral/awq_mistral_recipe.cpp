@@ -15,10 +15,9 @@
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
+using test::words;
 
 namespace {
-
-using words = std::vector<std::string>;
 
 constexpr packed_format ct = packed_format::compressed_tensors;
 

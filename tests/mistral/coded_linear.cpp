@@ -21,7 +21,7 @@ using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
 using json = nlohmann::ordered_json;
-using words = std::vector<std::string>;
+using test::words;
 
 namespace {
 

@@ -16,7 +16,7 @@ using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
 namespace fs = std::filesystem;
-using words = std::vector<std::string>;
+using test::words;
 
 namespace {
 

@@ -13,15 +13,10 @@ using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
 using json = nlohmann::ordered_json;
+using test::words;
+using test::operator+;
 
 namespace {
-
-using words = std::vector<std::string>;
-
-words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 
 /// A model, and outputs beside it.
 struct workplace {

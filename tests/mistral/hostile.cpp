@@ -146,15 +146,18 @@ TEST_CASE("every program refuses offsets and shapes that overflow or lie outside
 
 TEST_CASE("every program refuses NaN and infinity in any tensor, by its name") {
   const float values[] = {std::numeric_limits<float>::quiet_NaN(), infinite, -infinite};
-  for (const std::string& name : tensor_names())
-    for (const float value : values) {
-      CAPTURE(name, value);
-      // Element 71 of the embedding belongs to BOS, which every text begins with.
-      const victim v([&](test::made_tensor& t) {
-        if (t.name == name) t.values[t.values.size() > 71 ? 71 : 7] = value;
-      });
-      v.refused({name, "NaN", "check the checkpoint"});
-    }
+  const std::vector<std::string> names = tensor_names();
+  for (size_t i = 0; i < names.size(); ++i) {
+    const std::string& name = names[i];
+    const float value =
+        values[(i + i / 10) % std::size(values)];  // nine tensors a layer: another one in the next layer
+    CAPTURE(name, value);
+    // Element 71 of the embedding belongs to BOS, which every text begins with.
+    const victim v([&](test::made_tensor& t) {
+      if (t.name == name) t.values[t.values.size() > 71 ? 71 : 7] = value;
+    });
+    v.refused({name, "NaN", "check the checkpoint"});
+  }
 }
 
 TEST_CASE("every program refuses a tokenizer whose merges name no tokens, or that has more tokens than the model") {

@@ -13,7 +13,7 @@
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
-using words = std::vector<std::string>;
+using test::words;
 
 namespace {
 

@@ -24,16 +24,12 @@
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
+using test::words;
+using test::operator+;
 
 namespace {
 
-using words = std::vector<std::string>;
 using contents = std::map<std::string, std::string>;
-
-words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 
 /// Every file of a directory.
 contents files_of(const test::fs::path& directory) {

@@ -19,15 +19,10 @@ using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
 using json = nlohmann::ordered_json;
+using test::words;
+using test::operator+;
 
 namespace {
-
-using words = std::vector<std::string>;
-
-words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 
 /// One whose linears can be cut into blocks of 128 × 128.
 test::model_spec of_blocks() {

@@ -17,6 +17,14 @@
 
 namespace nibble::test {
 
+/// Arguments, or sentences' parts.
+using words = std::vector<std::string>;
+
+inline words operator+(words a, const words& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
 struct outcome {
   int status = -1;  ///< exit status; −N when signal N ended it
   std::string out, err;
@@ -24,7 +32,7 @@ struct outcome {
 
 /// Runs build/bin/`program` with `arguments` in `directory`; the new process calls `prepare` before it becomes the
 /// program, to limit itself.
-inline outcome run_program(const std::string& program, const std::vector<std::string>& arguments,
+inline outcome run_program(const std::string& program, const words& arguments,
                            const fs::path& directory = fs::current_path(),
                            const std::function<void()>& prepare = nullptr) {
   const temporary_directory streams;
@@ -52,7 +60,7 @@ inline outcome run_program(const std::string& program, const std::vector<std::st
 }
 
 /// Checks that a program refused: this status, one line on stderr that names the program, nothing on stdout.
-inline std::string refused_by(const std::string& program, const std::vector<std::string>& arguments, int status) {
+inline std::string refused_by(const std::string& program, const words& arguments, int status) {
   const outcome result = run_program(program, arguments);
   CHECK(result.status == status);
   CHECK(result.out.empty());

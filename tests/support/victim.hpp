@@ -17,8 +17,6 @@
 
 namespace nibble::test {
 
-using words = std::vector<std::string>;
-
 /// What `err` holds besides notes and progress.
 inline std::string sentence_of(const std::string& program, const std::string& err) {
   std::istringstream lines(err);

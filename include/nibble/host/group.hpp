@@ -21,8 +21,8 @@ NIBBLE_NAMESPACE_BEGIN
 namespace host {
 namespace detail {
 
-constexpr index_t lanes = 16;        ///< partial sums of an error
-constexpr index_t error_run = 1024;  ///< elements whose partial sums stay in float
+constexpr index_t partial_sums = 16;  ///< partial sums of an error
+constexpr index_t error_run = 1024;   ///< elements whose partial sums stay in float
 constexpr index_t large_group = index_t(1) << 18;
 
 /// Least and greatest finite value of a group; low > high when there is none.
@@ -35,12 +35,12 @@ struct range {
   }
 };
 
-/// Least and greatest finite value, kept in lanes.
+/// Least and greatest finite value, kept in partial_sums.
 struct extent {
-  float low[lanes], high[lanes];
+  float low[partial_sums], high[partial_sums];
 
   extent() noexcept {
-    for (index_t j = 0; j < lanes; ++j) {
+    for (index_t j = 0; j < partial_sums; ++j) {
       low[j] = std::numeric_limits<float>::infinity();
       high[j] = -std::numeric_limits<float>::infinity();
     }
@@ -56,14 +56,14 @@ struct extent {
   template <class T>
   void add(const T* x, index_t count) noexcept {
     extent local = *this;  // registers, whatever else points at us
-    const index_t whole = count - count % lanes;
-    for (index_t i = 0; i < whole; i += lanes)
-      for (index_t j = 0; j < lanes; ++j) local.add(load(x[i + j]), j);
+    const index_t whole = count - count % partial_sums;
+    for (index_t i = 0; i < whole; i += partial_sums)
+      for (index_t j = 0; j < partial_sums; ++j) local.add(load(x[i + j]), j);
     for (index_t i = whole; i < count; ++i) local.add(load(x[i]), i - whole);
     *this = local;
   }
   range fold() noexcept {
-    for (index_t half = lanes / 2; half > 0; half /= 2)
+    for (index_t half = partial_sums / 2; half > 0; half /= 2)
       for (index_t j = 0; j < half; ++j) {
         low[j] = min(low[j], low[j + half]);
         high[j] = max(high[j], high[j + half]);
@@ -73,14 +73,14 @@ struct extent {
 };
 
 /// A group's weights as the searches read them: contiguous, padded to whole
-/// lanes; what is not finite has importance 0.
+/// partial_sums; what is not finite has importance 0.
 struct gathered {
   std::vector<float> w, importance;
   index_t count = 0;
   range ends;
 
   void resize(index_t elements) {
-    count = round_up(elements, lanes);
+    count = round_up(elements, partial_sums);
     const auto size = static_cast<std::size_t>(count);
     if (w.size() < size) w.resize(size), importance.resize(size);
     std::fill(w.begin() + elements, w.begin() + count, 0.0f);
@@ -196,18 +196,18 @@ struct powered {
 };
 
 /// Error of at most error_run elements under one candidate. @pre count a
-/// multiple of `lanes`.
+/// multiple of `partial_sums`.
 template <bool ZeroFirst, dtype Compute, class Term>
 inline float run_error(const float* w, const float* importance, index_t count, rounding r, Term term) noexcept {
-  float sum[lanes] = {};
-  for (index_t i = 0; i < count; i += lanes)
-    for (index_t j = 0; j < lanes; ++j) {
+  float sum[partial_sums] = {};
+  for (index_t i = 0; i < count; i += partial_sums)
+    for (index_t j = 0; j < partial_sums; ++j) {
       const float x = w[i + j];
       const float steps = (rounded_steps<ZeroFirst, Compute>(x, r) - 12582912.0f) - r.shift;
       const float distance = round_number<Compute>(steps * r.scale) - x;
       sum[j] += term.term(distance, importance[i + j]);
     }
-  for (index_t half = lanes / 2; half > 0; half /= 2)
+  for (index_t half = partial_sums / 2; half > 0; half /= 2)
     for (index_t j = 0; j < half; ++j) sum[j] += sum[j + half];
   return sum[0];
 }

@@ -48,8 +48,6 @@ __device__ inline integer operator&(integer a, integer b) { return a.v & b.v; }
 __device__ inline integer operator|(integer a, integer b) { return a.v | b.v; }
 __device__ inline integer operator<<(integer a, int count) { return a.v << count; }
 __device__ inline integer operator>>(integer a, int count) { return a.v >> count; }
-__device__ inline truth operator<(integer a, integer b) { return {a.v < b.v}; }
-__device__ inline truth operator>(integer a, integer b) { return {a.v > b.v}; }
 __device__ inline truth operator&(truth a, truth b) { return {a.v && b.v}; }
 __device__ inline truth operator|(truth a, truth b) { return {a.v || b.v}; }
 
@@ -59,7 +57,6 @@ __device__ inline integer select(truth m, integer a, integer b) { return m.v ? a
 __device__ inline number select_less(number x, number y, number a, number b) { return x.v < y.v ? a.v : b.v; }
 __device__ inline integer select_less(number x, number y, integer a, integer b) { return x.v < y.v ? a.v : b.v; }
 __device__ inline integer lesser(integer a, integer b) { return a.v < b.v ? a.v : b.v; }
-__device__ inline integer greater(integer a, integer b) { return a.v > b.v ? a.v : b.v; }
 __device__ inline integer bits_of(number a) { return bit_cast<int32_t>(a.v); }
 __device__ inline number of_bits(integer a) { return bit_cast<float>(a.v); }
 __device__ inline number abs(number a) { return nibble::abs(a.v); }
