@@ -111,8 +111,9 @@ TEST_CASE("a scale is judged by the codes that GPTQ will choose with it, before 
     const std::vector<float> s = some_scale(width(judging.j.model, input));
     const scale_group group = judging.hold(input);
     std::vector<double> judged;
-    for (const projection p : group.linears)
-      judged.push_back(judging.on->scaled_loss(p, judging.task.as(p), s.data()));
+    const std::vector<float> ones(s.size(), 1.0f);
+    for (const projection p : group.linears) judging.on->scaled_loss(p, judging.task.as(p), ones.data());
+    for (const projection p : group.linears) judged.push_back(judging.on->scaled_loss(p, judging.task.as(p), s.data()));
     for (gathered* each : {&judging, &fresh}) fold(each->j.model, group, s, dtype::f32, each->w);
     for (size_t i = 0; i < judged.size(); ++i) {
       const projection p = group.linears[i];
