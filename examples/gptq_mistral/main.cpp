@@ -13,8 +13,8 @@ int main(int argc, char** argv) {
   pass_program program("gptq_mistral", "Quantizes the linear layers of a Mistral or Llama checkpoint with GPTQ.",
                        defaults);
   program.offer_methods({methods::gptq, methods::awq_gptq, methods::rtn},
-                        "GPTQ; the same for weights that AWQ's scales were folded into; or round to nearest with "
-                        "min-max ranges, which needs no calibration");
+                        "GPTQ; the same for weights that AWQ's scales were folded into, chosen by what GPTQ loses with "
+                        "them; or round to nearest with min-max ranges, which needs no calibration");
   program.add_solver();
   program.add_clip();
   program.add_sweeps();

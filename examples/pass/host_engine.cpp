@@ -6,6 +6,7 @@
 #include "pass/engine.hpp"
 #include "pass/host_solver.hpp"
 #include "pass/job.hpp"
+#include "pass/judged_rows.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -144,6 +145,10 @@ class host_arithmetic : public engine {
   }
   double scaled_loss(projection p, const packed& as, const float* s) override {
     const stopwatch watch(times_, phase::scales);
+    if (j_.o.solved()) {
+      const judged_rows rows(held(p), s);
+      return rows.times * solver_.judge(p, rows.scaled(), {s, s + rows.cols}, moment(p), as);
+    }
     double loss = 0;
     with_range_method(
         j_.o.clip, [&](auto method) { loss = host::scaled_loss(held(p), s, moment(p), as.group, as.scheme, method); });

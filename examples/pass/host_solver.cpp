@@ -43,20 +43,20 @@ host::drift& host_solver::drift_of(layer_input input, index_t inputs) {
 }
 
 const host::hessian& host_solver::hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
-                                             index_t group) {
+                                             index_t group, bool judged) {
   const layer_input input = input_of(p);
-  if (hessian_ && of_ == input && group_ == group) return *hessian_;
+  if (hessian_ && of_ == input && group_ == group && judged_ == judged && scale_ == s) return *hessian_;
   hessian_.reset();
   reordered_.reset();
   hessian_.emplace(x, s.data(), group, o_.order, o_.damping);
-  of_ = input, group_ = group;
-  tell(o_, layer_, input, {hessian_->usable(), hessian_->floored(), hessian_->damping()});
+  of_ = input, group_ = group, scale_ = s, judged_ = judged;
+  if (!judged) tell(o_, layer_, input, {hessian_->usable(), hessian_->floored(), hessian_->damping()});
   return *hessian_;
 }
 
 double host_solver::choose(projection p, matrix<const float> w, const std::vector<float>& s, const float* of_row,
                            const host::second_moment& x, const packed& as, quantized_linear& q) {
-  const host::hessian& h = hessian_of(p, s, x, as.group);
+  const host::hessian& h = hessian_of(p, s, x, as.group, false);
   const auto& drift = drifts_[static_cast<size_t>(input_of(p))];
   std::vector<float> moved;
   if (h.usable() && drift && drift->tokens() > 0) {
@@ -65,28 +65,43 @@ double host_solver::choose(projection p, matrix<const float> w, const std::vecto
     host::moved_target(w, s.data(), *drift, h, o_.drift, x.shrinkage(), target);
     w = target;
   }
+  return solve(h, w, s, of_row, x, as, o_.sweeps, q);
+}
+
+double host_solver::judge(projection p, matrix<const float> w, const std::vector<float>& s,
+                          const host::second_moment& x, const packed& as) {
+  quantized_linear q = quantized_linear::blank(w.rows, w.cols, as.group);
+  return solve(hessian_of(p, s, x, as.group, true), w, s, nullptr, x, as, 0, q);
+}
+
+double host_solver::solve(const host::hessian& h, matrix<const float> w, const std::vector<float>& s,
+                          const float* of_row, const host::second_moment& x, const packed& as, int sweeps,
+                          quantized_linear& q) {
   const host::gptq_ranges ranges = ranges_of(o_);
   if (h.usable()) {
     if (ranges == host::gptq_ranges::given) fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::gptq(w, h, ranges, as.scheme, q.param_matrix(), q.code_matrix());
   }
-  return o_.order == activation_order::descending && q.groups > 1 ? improve_in_order(w, s, of_row, x, as, h.usable(), q)
-                                                                  : improve(w, s, of_row, x, as, h.usable(), q);
+  const bool in_order = o_.order == activation_order::descending && q.groups > 1;
+  return in_order ? improve_in_order(w, s, of_row, x, as, h.usable(), sweeps, q)
+                  : improve(w, s, of_row, x, as, h.usable(), sweeps, q);
 }
 
 double host_solver::improve(matrix<const float> w, const std::vector<float>& s, const float* of_row,
-                            const host::second_moment& x, const packed& as, bool solved, quantized_linear& q) const {
+                            const host::second_moment& x, const packed& as, bool solved, int sweeps,
+                            quantized_linear& q) const {
   if (!solved) {
     fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), per_group(as.group), as.scheme);
   }
-  host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, o_.sweeps, q.param_matrix(), q.code_matrix());
+  if (sweeps > 0) host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, sweeps, q.param_matrix(), q.code_matrix());
   return host::codes_loss(w, matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), s.data(),
                           x, as.group, as.scheme, of_row);
 }
 
 double host_solver::improve_in_order(matrix<const float> w, const std::vector<float>& s, const float* of_row,
-                                     const host::second_moment& x, const packed& as, bool solved, quantized_linear& q) {
+                                     const host::second_moment& x, const packed& as, bool solved, int sweeps,
+                                     quantized_linear& q) {
   const std::vector<index_t>& column = hessian_->order().column;
   if (!reordered_) reordered_.emplace(x.reordered(column));
   std::vector<float> weights = columns_in_order(w, column), scales;
@@ -94,7 +109,8 @@ double host_solver::improve_in_order(matrix<const float> w, const std::vector<fl
   quantized_linear sorted = quantized_linear::blank(q.n, q.k, as.group);
   sorted.parameters = q.parameters;
   sorted.codes = columns_in_order(matrix<const uint8_t>(q.code_matrix()), column);
-  const double loss = improve({weights.data(), w.rows, w.cols}, scales, of_row, *reordered_, as, solved, sorted);
+  const double loss =
+      improve({weights.data(), w.rows, w.cols}, scales, of_row, *reordered_, as, solved, sweeps, sorted);
   q.parameters = std::move(sorted.parameters);
   q.group_of.resize(static_cast<size_t>(q.k));
   for (index_t i = 0; i < q.k; ++i) {

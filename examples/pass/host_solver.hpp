@@ -38,16 +38,21 @@ class host_solver {
   /// be mended. @returns tr(ΔW·G'·ΔWᵀ) against the weights that were aimed at, rows times of_row, unless that is null.
   double choose(projection p, matrix<const float> w, const std::vector<float>& s, const float* of_row,
                 const host::second_moment& x, const packed& as, quantized_linear& q);
+  /// tr(ΔW·G'·ΔWᵀ) of the codes that GPTQ alone finds for the rows w, scaled by s: as choose() but for drift and sweeps. Tells nobody.
+  double judge(projection p, matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
+               const packed& as);
 
  private:
+  double solve(const host::hessian& h, matrix<const float> w, const std::vector<float>& s, const float* of_row,
+               const host::second_moment& x, const packed& as, int sweeps, quantized_linear& q);
   /// The rest once codes are found, or rounded to nearest where the Hessian is not usable.
   double improve(matrix<const float> w, const std::vector<float>& s, const float* of_row, const host::second_moment& x,
-                 const packed& as, bool solved, quantized_linear& q) const;
+                 const packed& as, bool solved, int sweeps, quantized_linear& q) const;
   /// The same for groups of the columns in the order of solving.
   double improve_in_order(matrix<const float> w, const std::vector<float>& s, const float* of_row,
-                          const host::second_moment& x, const packed& as, bool solved, quantized_linear& q);
+                          const host::second_moment& x, const packed& as, bool solved, int sweeps, quantized_linear& q);
   const host::hessian& hessian_of(projection p, const std::vector<float>& s, const host::second_moment& x,
-                                  index_t group);
+                                  index_t group, bool judged);
 
   const pass_options& o_;
   index_t layer_ = 0;
@@ -56,6 +61,8 @@ class host_solver {
   std::optional<host::second_moment> reordered_;  ///< what hessian_ was made of, inputs in its order
   layer_input of_ = layer_input::attention;       ///< whose hessian_ is
   index_t group_ = 0;
+  std::vector<float> scale_;  ///< of hessian_
+  bool judged_ = false;       ///< hessian_ is of a scale that is tried
 };
 
 }  // namespace nibble::mistral

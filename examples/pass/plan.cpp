@@ -12,6 +12,7 @@
 #include "mistral/machine.hpp"
 #include "mistral/progress.hpp"
 #include "nibble/host/matmul.hpp"
+#include "pass/judged_rows.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -64,6 +65,12 @@ struct products {
     const int forwards = j.o.drift_followed() ? 3 : j.o.propagate == propagation::quantized ? 2 : 1;
     return of_forward() * forwards + gram * (j.o.drift_followed() ? 3 : 1);
   }
+  /// GPTQ's codes of some rows and their loss; and a factor, which linears that read one input share.
+  double of_judging(projection p) const {
+    const auto n = static_cast<double>(outputs(j.model, p)), k = static_cast<double>(inputs(j.model, p));
+    const bool first = p == projection::q || p == projection::o || p == projection::gate || p == projection::down;
+    return (first ? k * k * k / 3 : 0) + 3 * n * k * k / static_cast<double>(judged_rows::apart(outputs(j.model, p)));
+  }
   /// Candidates, ranges, sweeps and the losses that are reported.
   double of_search(const layer_packing& how) const {
     const bool block = j.o.scales_searched() && j.o.loss == search_loss::block;
@@ -76,7 +83,8 @@ struct products {
       const double loss = 2 * n * k * std::min(k, tokens);
       const bool scaled = j.o.scales_searched() && (p != projection::o || j.model.kv_heads == j.model.heads);
       const bool by_block = block && p != projection::o && p != projection::down;
-      if (scaled && !by_block) all += j.o.grid * loss * (j.o.clip == clip_search::none ? 1 : 1.25);
+      if (scaled && !by_block)
+        all += j.o.grid * (j.o.solved() ? of_judging(p) : loss * (j.o.clip == clip_search::none ? 1 : 1.25));
       if (j.o.clip == clip_search::gram)
         all +=
             range_candidates * 2 * n * k * std::min(packed->group > 0 ? static_cast<double>(packed->group) : k, tokens);

@@ -168,6 +168,32 @@ TEST_CASE("under the same statistics a GPU solves for the host's codes but for o
   CHECK(other * 1000 <= codes);  // measured: none
 }
 
+TEST_CASE("a GPU judges a scale as the host does, and codes that are chosen afterwards know nothing of it") {
+  const problem p(24, 160);
+  for (const activation_order order : {activation_order::none, activation_order::static_groups,
+                                       activation_order::group_aware, activation_order::descending}) {
+    CAPTURE(static_cast<int>(order));
+    const pass_options o = solved(order, clip_search::none, 1);
+    const packed as = packed_as(3, false, 32);
+    on_device gpu(p, o), fresh(p, o);
+    const cuda::input_statistics x = p.statistics(true);
+    host_solver solver(o);
+    solver.begin(3);
+    solver.drift_of(layer_input::attention, p.x.cols) = p.drift();
+    owned<float> w = p.w;
+    const std::vector<float> ones(p.s.size(), 1.0f);
+    const double unscaled = solver.judge(projection::q, p.w.view(), ones, p.moment, as);
+    CHECK(gpu.solver.judge(layer_input::attention, x, p.w.view(), as, ones) == Approx(unscaled).epsilon(0.02));
+    for (index_t row = 0; row < w.rows; ++row)
+      for (index_t col = 0; col < w.cols; ++col) w.view()(row, col) *= p.s[static_cast<size_t>(col)];
+    const matrix<const float> scaled = std::as_const(w).view();
+    const double judged = solver.judge(projection::q, scaled, p.s, p.moment, as);
+    CHECK(std::fabs(judged / unscaled - 1) > 0.05);
+    CHECK(gpu.solver.judge(layer_input::attention, x, scaled, as, p.s) == Approx(judged).epsilon(0.02));
+    CHECK(by_device(gpu, x, p, as).q.codes == by_device(fresh, x, p, as).q.codes);
+  }
+}
+
 TEST_CASE(
     "linears that read one input share its factor, and a linear that is solved in tiles of rows has the same codes") {
   const problem p(33, 96);

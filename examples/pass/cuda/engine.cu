@@ -11,6 +11,7 @@
 #include "pass/cuda/linears.cuh"
 #include "pass/cuda/solver.cuh"
 #include "pass/job.hpp"
+#include "pass/judged_rows.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -127,6 +128,7 @@ class gpu_arithmetic : public engine {
   const std::vector<float>& absolute_mean(layer_input input) const override { return at(input).mean; }
 
   void hold(layer_weights& w, const std::vector<projection>& linears) override {
+    w_ = &w;
     index_t at = 0;
     for (const projection p : linears) {
       const matrix<const float> linear = w.at(j_.model, p);
@@ -146,6 +148,12 @@ class gpu_arithmetic : public engine {
     with_held(p, [&](auto w) { linears_.add_importance(w, as, sum); });
   }
   double scaled_loss(projection p, const packed& as, const float* s) override {
+    if (solver_) {
+      const judged_rows rows(w_->at(j_.model, p), s);
+      linears_.multiply_rows(nullptr, rows.rows);
+      return rows.times *
+             solver_->judge(input_of(p), at(input_of(p)), rows.scaled(), as, std::vector<float>(s, s + rows.cols));
+    }
     linears_.use(at(input_of(p)));
     return with_held(p, [&](auto w) { return linears_.scaled_loss(w, as, j_.o.clip, s); });
   }
@@ -199,6 +207,7 @@ class gpu_arithmetic : public engine {
   device_memory<uint64_t> non_finite_there_;
   bool in_bf16_;
   device_memory<std::byte> held_;
+  const layer_weights* w_ = nullptr;  ///< that held_ was copied from
   device_memory<bf16> clean_;
   cuda::workspace workspace_;
   std::vector<float> data_;

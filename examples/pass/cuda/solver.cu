@@ -118,13 +118,13 @@ void linear_solver::climb(const std::vector<double>& importance) {
 }
 
 /// The factor of an input's Hessian, and the order of its columns, which linears that read the same share.
-void linear_solver::prepare(layer_input input, const input_statistics& x, const packed& as,
-                            const std::vector<float>& s) {
-  if (of_ == input && group_ == as.group) {
+void linear_solver::prepare(layer_input input, const input_statistics& x, const packed& as, const std::vector<float>& s,
+                            bool judged) {
+  if (of_ == input && group_ == as.group && judged_ == judged && given_ == s) {
     search_.use(*used_);
     return;
   }
-  of_ = input, group_ = as.group;
+  of_ = input, group_ = as.group, given_ = s, judged_ = judged;
   std::vector<double> importance(s.size());
   for (size_t j = 0; j < s.size(); ++j)
     importance[j] = static_cast<double>(x.energy[j]) / (static_cast<double>(s[j]) * static_cast<double>(s[j]));
@@ -151,46 +151,61 @@ void linear_solver::prepare(layer_input input, const input_statistics& x, const 
   search_.use(*used_);
   scale_there_ = search_.use_scale(scale_.data());
   climb(importance);
-  tell(o_, layer_, input, found_);
+  if (!judged) tell(o_, layer_, input, found_);
 }
 
 chosen_codes linear_solver::choose_codes(layer_input input, const input_statistics& x, index_t tokens,
                                          matrix<const float> w, const packed& as, const std::vector<float>& s) {
-  prepare(input, x, as, s);
+  prepare(input, x, as, s, false);
   chosen_codes out = search_.choose_codes(
       w, as, scale_,
       [&](matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { round(part, p, codes, tokens, as); },
-      reordered_ ? order_.column.data() : nullptr);
+      column());
   if (reordered_) put_back(order_.column, as.group, out.q);
   return out;
 }
 
+double linear_solver::judge(layer_input input, const input_statistics& x, matrix<const float> w, const packed& as,
+                            const std::vector<float>& s) {
+  prepare(input, x, as, s, true);
+  return search_
+      .choose_codes(
+          w, as, scale_,
+          [&](matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { solve(part, p, codes, as); }, column())
+      .loss;
+}
+
 /// Codes of some rows, which become what is aimed at.
 void linear_solver::round(matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens, const packed& as) {
-  const matrix<const float> weights = w, l = factor();
+  const matrix<const float> weights = w;
   if (found_.usable && used_->followed()) {
     const phase_clock::span span(search_.clock(), phase::codes);
     search_.run(
         [&](void* memory, index_t& bytes) {
           return kernels::moved_target(weights, scale_there_, matrix<const float>(used_->drift_matrix()), tokens,
-                                       order().column, l, state_.data(), o_.drift, o_.shrinkage, w, memory, bytes,
-                                       search_.products());
+                                       order().column, factor(), state_.data(), o_.drift, o_.shrinkage, w, memory,
+                                       bytes, search_.products());
         },
         "find what codes are for");
   }
+  solve(weights, p, codes, as);
+  if (o_.sweeps > 0) refine(weights, p, codes, as);
+}
+
+/// Codes, and parameters, of w as it is.
+void linear_solver::solve(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as) {
   const gptq_ranges ranges = ranges_of(o_);
-  if (!found_.usable || ranges == gptq_ranges::given) search_.find_ranges(weights, p, as, o_.clip);
+  if (!found_.usable || ranges == gptq_ranges::given) search_.find_ranges(w, p, as, o_.clip);
   const phase_clock::span span(search_.clock(), phase::codes);
   if (found_.usable)
     search_.run(
         [&](void* memory, index_t& bytes) {
-          return kernels::gptq(weights, l, order(), as.group, ranges, as.scheme, p, codes, nullptr, memory, bytes,
-                               search_.products());
+          return kernels::gptq(w, matrix<const float>(factor()), order(), as.group, ranges, as.scheme, p, codes,
+                               nullptr, memory, bytes, search_.products());
         },
         "solve for codes");
   else
-    search_.choose_nearest(weights, p, as, codes);
-  if (o_.sweeps > 0) refine(weights, p, codes, as);
+    search_.choose_nearest(w, p, as, codes);
 }
 
 void linear_solver::refine(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as) {

@@ -25,6 +25,9 @@ class linear_solver {
   /// `input`; tells the user where the Hessian had to be mended. The loss is against the weights that were aimed at.
   chosen_codes choose_codes(layer_input input, const input_statistics& x, index_t tokens, matrix<const float> w,
                             const packed& as, const std::vector<float>& s);
+  /// What host_solver::judge() tells of rows w (m, k) on the host.
+  double judge(layer_input input, const input_statistics& x, matrix<const float> w, const packed& as,
+               const std::vector<float>& s);
   /// What became of the last input's Hessian.
   const factoring& found() const { return found_; }
 
@@ -34,10 +37,14 @@ class linear_solver {
   static index_t workspace_bytes(const pass_options& o, index_t rows, index_t k, const packed& as, bool followed);
 
  private:
-  void prepare(layer_input input, const input_statistics& x, const packed& as, const std::vector<float>& s);
+  /// @param judged  for a scale that is only tried: the user is not told.
+  void prepare(layer_input input, const input_statistics& x, const packed& as, const std::vector<float>& s,
+               bool judged);
+  const index_t* column() const { return reordered_ ? order_.column.data() : nullptr; }
   void climb(const std::vector<double>& importance);
   bool factorise(bool floored);
   void round(matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens, const packed& as);
+  void solve(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as);
   void refine(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as);
   kernels::solving_order order() const;
   matrix<float> factor() const { return {factor_.data(), order_.size(), order_.size()}; }
@@ -47,6 +54,8 @@ class linear_solver {
   index_t layer_ = 0;
   std::optional<layer_input> of_;  ///< whose Hessian is factorised
   index_t group_ = 0;
+  std::vector<float> given_;  ///< the scale it was made with
+  bool judged_ = false;       ///< which is only tried
   factoring found_;
   host::column_order order_;
   bool reordered_ = false;  ///< groups are formed in the order of solving, and so all that follows is in it
