@@ -3,7 +3,6 @@
 /// The GPU that a program runs on, if any: --backend and --device. A build without CUDA has none.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
