@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// The whole pass of awq_mistral, or with --method gptq or awq+gptq of gptq_mistral, on random weights of the shape of Mistral-7B or
-/// Mistral-Small-24B, cut to a few layers, by phase, and what that makes for all layers.
-///     bench_awq_pass DIRECTORY [--method awq|gptq|awq+gptq] [--shape 7b|24b] [--layers N] [--samples N] [--length N]
-///                    [OPTION OF THE PROGRAM …]
+/// The whole pass of awq_mistral, or with --method of gptq_mistral or smoothquant_mistral, on random weights of the shape of Mistral-7B
+/// or Mistral-Small-24B, cut to a few layers, by phase, and what that makes for all layers.
+///     bench_awq_pass DIRECTORY [--method awq|gptq|awq+gptq|smoothquant|smoothquant+gptq] [--shape 7b|24b] [--layers N] [--samples N]
+///                    [--length N] [OPTION OF THE PROGRAM …]
 /// DIRECTORY takes 2 GB for a while (24b: 5 GB) and 0.55 GB (1.4 GB) for each layer more than the first.
 #include <algorithm>
 #include <CLI/CLI.hpp>
@@ -29,8 +29,10 @@ int main(int argc, char** argv) {
   index_t layers = 2, samples = 256, length = 512;
   app.add_option("directory", directory, "Where the model and the output go for a while")->required();
   app.add_option("--shape", name)->check(CLI::IsMember({"7b", "24b"}))->capture_default_str();
-  app.add_option("--method", method, "awq: awq_mistral; gptq or awq+gptq: gptq_mistral")
-      ->check(CLI::IsMember({"awq", "gptq", "awq+gptq"}))
+  app.add_option(
+         "--method", method,
+         "awq: awq_mistral; gptq or awq+gptq: gptq_mistral; smoothquant or smoothquant+gptq: smoothquant_mistral")
+      ->check(CLI::IsMember({"awq", "gptq", "awq+gptq", "smoothquant", "smoothquant+gptq"}))
       ->capture_default_str();
   app.add_option("--layers", layers)->check(CLI::Range(index_t(1), index_t(64)))->capture_default_str();
   app.add_option("--samples", samples)->check(CLI::Range(index_t(1), index_t(4096)))->capture_default_str();
@@ -46,7 +48,10 @@ int main(int argc, char** argv) {
        {std::string("--num-calibration-samples"), std::to_string(samples), std::string("--max-seq-length"),
         std::to_string(length), std::string("--method"), method})
     words.push_back(word);
-  const auto figures = run_pass("bench_awq_pass", method == "awq" ? "awq_mistral" : "gptq_mistral", root, words);
+  const char* const program = method == "awq"                       ? "awq_mistral"
+                              : method.rfind("smoothquant", 0) == 0 ? "smoothquant_mistral"
+                                                                    : "gptq_mistral";
+  const auto figures = run_pass("bench_awq_pass", program, root, words);
   const auto& machine = figures.at("machine");
   const auto& seconds = figures.at("seconds");
   const double whole = seconds.at("quantization").get<double>();

@@ -15,7 +15,7 @@ Builds the kernels' tests and benches with nvcc and runs them on the GPU, in pha
   memcheck  compute-sanitizer's memcheck on the quick tests, those that took 3 seconds at most more than the fastest
   racecheck its racecheck on the same
   bench     every bench beside a device copy; JSON to bench/results/GPU-DATE-COMMIT
-  pass      the whole pass of AWQ, and of GPTQ, on two layers of the shapes of Mistral-7B and Mistral-Small-24B, by phase; tables beside
+  pass      the whole pass of AWQ, of GPTQ and of SmoothQuant on two layers of the shapes of Mistral-7B and Mistral-Small-24B, by phase; tables beside
             the JSON
   summary   a table of all that, which ends every other call too
 A phase ends within --limit seconds. What it did not get to is left to the next call, and nothing that passed is done twice
@@ -290,7 +290,7 @@ pass_phase() {
     return
   fi
   mkdir -p "$work/bench"
-  for method in awq gptq; do
+  for method in awq gptq smoothquant; do
     for shape in 7b 24b; do
       [[ ! -f ${text}_${method}_$shape.txt ]] || continue
       : >"$text.part"
@@ -304,7 +304,7 @@ pass_phase() {
       esac
     done
   done
-  remember pass passed "awq and gptq, 7b and 24b"
+  remember pass passed "awq, gptq and smoothquant, 7b and 24b"
   keep_results
 }
 

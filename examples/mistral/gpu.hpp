@@ -3,7 +3,6 @@
 /// The GPU that a program runs on, if any: --backend and --device. A build without CUDA has none.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -69,17 +68,7 @@ inline std::vector<evaluation> evaluate_on(const std::optional<gpu>& on, const b
                                            const std::vector<window>& windows, const evaluation_progress& progress,
                                            index_t activation_bytes,
                                            const std::function<void(const std::string&)>& note) {
-  const bool rounding = std::any_of(models.begin(), models.end(), [](const evaluated_model& m) {
-    const auto how = quantization::read(m.settings, (m.files.directory() / "config.json").string());
-    return how && (how->rounds_inputs() || how->rounds_cache());
-  });
-  if (on && rounding) {
-    const std::string why =
-        "models that round what their linears read, or keys and values, are evaluated on the CPU only";
-    if (o.insists()) throw usage_error(why + "; use --backend cpu");
-    note(why);
-  }
-  if (on && !rounding) {
+  if (on) {
     try {
       const auto scorer = gpu_scorer(on->device);
       const index_t there = min(index_t(1) << 30, static_cast<index_t>(gpu_free_bytes() / 8));

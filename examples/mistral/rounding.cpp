@@ -92,4 +92,8 @@ void unround(const quantized_linear& q, const packing& how, dtype stored, matrix
                    float_scheme_of(stored));
 }
 
+void restore(const quantized_linear& q, const packing& how, dtype stored, matrix<float> w) {
+  is_coded(how) ? unround(q, how, stored, w) : dequantize(q, how.group, scheme_of(how, stored), w);
+}
+
 }  // namespace nibble::mistral

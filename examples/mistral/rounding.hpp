@@ -26,7 +26,9 @@ void round_inputs(matrix<float> x, const rounded_inputs& how);
 /// Codes of w (n, k) in the whole range of each group.
 quantized_linear round_weights(matrix<const float> w, const packing& how, dtype stored);
 
-/// w (n, k) ← what q stands for.
+/// w (n, k) ← what q, of groups of columns as they lie, stands for.
 void unround(const quantized_linear& q, const packing& how, dtype stored, matrix<float> w);
+/// The same of any q.
+void restore(const quantized_linear& q, const packing& how, dtype stored, matrix<float> w);
 
 }  // namespace nibble::mistral

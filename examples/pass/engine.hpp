@@ -8,7 +8,6 @@
 #include <array>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -54,10 +53,10 @@ struct chosen_codes {
   range_kept range;  ///< against min-max ranges of the same weights
 };
 
-/// Tokens that stand for all that were seen of an input of linears.
+/// What was seen of an input of linears, and how many tokens stand for all.
 struct input_sample {
   index_t tokens = 0;          ///< that were seen
-  std::vector<float> rows;     ///< (m, k): every so many-th of them
+  index_t kept = 0;            ///< every so many-th of them
   std::vector<float> largest;  ///< (k): max |x| over all of them
 };
 
@@ -90,11 +89,10 @@ class engine {
   virtual void forget() = 0;
   /// x̄ of an input's channels.
   virtual const std::vector<float>& absolute_mean(layer_input input) const = 0;
-  /// What SmoothQuant looks at. @pre the options ask for it, and the engine is not a GPU's.
-  virtual const input_sample& sample(layer_input input) const {
-    static_cast<void>(input);
-    throw std::logic_error("this engine keeps no samples of inputs");
-  }
+  /// The largest |k|, turned, and the largest |v| that the layer made, NaN and ±inf as 0. @pre the options ask for it.
+  virtual cache_scales largest_cached() const = 0;
+  /// What SmoothQuant looks at. @pre the options ask for it, as for what is told of samples below.
+  virtual const input_sample& sample(layer_input input) const = 0;
 
   /// What the next calls are about: these linears of w as they are now, until w changes or hold() is called again.
   virtual void hold(layer_weights& w, const std::vector<projection>& linears) = 0;
@@ -107,6 +105,19 @@ class engine {
   virtual double scaled_loss(projection p, const packed& as, const float* s) = 0;
   /// Mean squared error of the attention's or the MLP's output on some tokens when what reads `input` is rounded.
   virtual double block_loss(layer_input input, const layer_packing& how, const float* s) = 0;
+
+  /// Output error over the sample, of each held linear, of rounding W·diag(s) in whole ranges as `how` says, and x/s as `inputs`, one a
+  /// linear, say: the mean over its tokens of ‖x'·W'ᵀ − x·Wᵀ‖².
+  virtual std::vector<double> rounded_losses(const layer_packing& how, const std::vector<float>& s,
+                                             const std::vector<rounded_inputs>& inputs) = 0;
+  /// The same of w's linear p, whose columns are scaled by s already, once it is what q stands for; w needs not be held, and of_row is
+  /// as below.
+  virtual double rounded_loss(const layer_weights& w, projection p, const packing& how, const quantized_linear& q,
+                              const std::vector<float>& s, const rounded_inputs& inputs, const float* of_row) = 0;
+  /// Σ_j importance_j·(x_j/s_j − rounded)² of each token of the sample, all of them under one scale: (scales, kept tokens).
+  virtual std::vector<double> input_costs(layer_input input, const std::vector<float>& s,
+                                          const std::vector<double>& importance, code_type type,
+                                          const std::vector<float>& scales) = 0;
 
   /// Codes of w's linear p, whose columns are scaled by s (inputs) already; w needs not be held. @param of_row (outputs) what rows were
   /// divided by, null for 1.

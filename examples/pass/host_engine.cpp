@@ -4,6 +4,7 @@
 
 #include "nibble/host/awq.hpp"
 #include "pass/engine.hpp"
+#include "pass/host_rounding.hpp"
 #include "pass/host_solver.hpp"
 #include "pass/job.hpp"
 #include "pass/judged_rows.hpp"
@@ -42,7 +43,7 @@ range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, co
 
 class host_arithmetic : public engine {
  public:
-  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()), solver_(j.o) {
+  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()), solver_(j.o), rounding_(j.model) {
     sample_starts_ = {0};
     if (j.o.loss != search_loss::block) return;
     for (size_t i = 1; i < tokens_.starts.size(); ++i)
@@ -77,9 +78,7 @@ class host_arithmetic : public engine {
       inputs_[static_cast<size_t>(input)] =
           host::second_moment(width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage);
     const index_t sampled = sample_starts_.back();
-    if (j_.o.smoothed())
-      for (const layer_input input : layer_inputs)
-        samples_[static_cast<size_t>(input)] = {0, {}, std::vector<float>(static_cast<size_t>(width(c, input)), 0.0f)};
+    if (j_.o.smoothed()) rounding_.begin(max(index_t(1), tokens_.tokens() / smoothing_tokens));
     phase_times here{};
     const auto observe = [&](layer_input input, matrix<const float> activations) {
       const stopwatch watch(here, phase::statistics);
@@ -87,7 +86,7 @@ class host_arithmetic : public engine {
         inputs_[static_cast<size_t>(input)].add(activations);
       else
         unfinite_ += host::count_non_finite(activations);
-      if (j_.o.smoothed()) take(activations, samples_[static_cast<size_t>(input)]);
+      if (j_.o.smoothed()) rounding_.take(input, activations);
       if (input != layer_input::attention && input != layer_input::mlp) return;
       auto& sample = input == layer_input::attention ? attention_sample_ : mlp_sample_;
       const auto missing = static_cast<index_t>(static_cast<size_t>(sampled * c.hidden) - sample.size());
@@ -96,6 +95,7 @@ class host_arithmetic : public engine {
     };
     {
       const stopwatch watch(here, phase::forward);
+      if (j_.o.cache_rounded) cached_ = mistral::largest_cached(c, w, x(), tokens_.starts);
       if (j_.o.drift_followed()) {
         gather_both(w, here, observe);
       } else {
@@ -120,7 +120,7 @@ class host_arithmetic : public engine {
   void forget() override {
     inputs_ = {};
     solver_.begin(0);
-    samples_ = {};
+    rounding_.forget();
     for (auto* sample : {&attention_sample_, &mlp_sample_}) *sample = {};
     for (auto* outputs : {&wanted_attention_, &wanted_mlp_}) *outputs = {};
   }
@@ -128,11 +128,15 @@ class host_arithmetic : public engine {
     return inputs_[static_cast<size_t>(input)].absolute_mean();
   }
 
-  const input_sample& sample(layer_input input) const override { return samples_[static_cast<size_t>(input)]; }
+  cache_scales largest_cached() const override { return cached_; }
+  const input_sample& sample(layer_input input) const override { return rounding_.sample(input); }
 
   void hold(layer_weights& w, const std::vector<projection>& linears) override {
     w_ = &w;
     held_ = linears;
+    if (!j_.o.smoothed()) return;
+    const stopwatch watch(times_, phase::scales);
+    rounding_.hold(w, linears);
   }
   double unscaled_loss(projection p, const packed& as) override {
     const stopwatch watch(times_, phase::scales);
@@ -155,6 +159,21 @@ class host_arithmetic : public engine {
     return loss;
   }
   double block_loss(layer_input input, const layer_packing& how, const float* s) override;
+  std::vector<double> rounded_losses(const layer_packing& how, const std::vector<float>& s,
+                                     const std::vector<rounded_inputs>& inputs) override {
+    const stopwatch watch(times_, phase::scales);
+    return rounding_.losses(how, j_.stored, s, inputs);
+  }
+  double rounded_loss(const layer_weights& w, projection p, const packing& how, const quantized_linear& q,
+                      const std::vector<float>& s, const rounded_inputs& inputs, const float* of_row) override {
+    const stopwatch watch(times_, phase::scales);
+    return rounding_.loss(w, p, how, j_.stored, q, s, inputs, of_row);
+  }
+  std::vector<double> input_costs(layer_input input, const std::vector<float>& s, const std::vector<double>& importance,
+                                  code_type type, const std::vector<float>& scales) override {
+    const stopwatch watch(times_, phase::scales);
+    return rounding_.costs(input, s, importance, type, scales);
+  }
   chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as, const std::vector<float>& s,
                             const float* of_row) override;
 
@@ -162,7 +181,6 @@ class host_arithmetic : public engine {
   matrix<float> x() { return {data_.data(), tokens_.tokens(), j_.model.hidden}; }
   /// Those of the original model. @pre j.o.drift_followed()
   matrix<float> original() { return {data_.data() + x().size(), tokens_.tokens(), j_.model.hidden}; }
-  void take(matrix<const float> x, input_sample& into) const;
   void look_at_samples();
   void gather_both(const layer_weights& w, phase_times& here, const observer& observe);
   matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
@@ -173,9 +191,10 @@ class host_arithmetic : public engine {
   batch tokens_;
   std::vector<float> data_;  ///< of x, then of original
   std::array<host::second_moment, 4> inputs_;
-  std::array<input_sample, 4> samples_;
+  cache_scales cached_;
   index_t unfinite_ = 0;  ///< NaN and ±inf among tokens that inputs_ did not see
   host_solver solver_;
+  host_rounding rounding_;  ///< where SmoothQuant looks at samples
   phase_times times_{};
   layer_weights* w_ = nullptr;
   std::vector<projection> held_;
@@ -184,22 +203,12 @@ class host_arithmetic : public engine {
   std::vector<std::vector<float>> wanted_attention_, wanted_mlp_;  ///< outputs of the blocks as they are, by sequence
 };
 
-/// Adds a chunk of tokens x (m, k) to what is known of an input.
-void host_arithmetic::take(matrix<const float> x, input_sample& into) const {
-  host::absolute_maximum(x, into.largest.data());
-  const index_t apart = max(index_t(1), tokens_.tokens() / smoothing_tokens);
-  for (index_t row = (apart - into.tokens % apart) % apart; row < x.rows; row += apart)
-    into.rows.insert(into.rows.end(), x.row(row), x.row(row) + x.cols);
-  into.tokens += x.rows;
-}
-
 /// What is known of the samples stands for all tokens; NaN and ±inf were counted before.
 void host_arithmetic::look_at_samples() {
   for (const layer_input input : layer_inputs) {
-    const std::vector<float>& rows = samples_[static_cast<size_t>(input)].rows;
-    const index_t k = width(j_.model, input), m = static_cast<index_t>(rows.size()) / k;
-    auto& moment = inputs_[static_cast<size_t>(input)] = host::second_moment(k, m, j_.o.shrinkage);
-    moment.add({rows.data(), m, k});
+    const matrix<const float> rows = rounding_.rows(input);
+    auto& moment = inputs_[static_cast<size_t>(input)] = host::second_moment(rows.cols, rows.rows, j_.o.shrinkage);
+    moment.add(rows);
   }
 }
 

@@ -23,53 +23,60 @@ float reach(float scale, code_type type) {
   return scale * (type == code_type::integer ? 127.0f : largest(float_format::e4m3));
 }
 
-/// Costs of the sample's tokens under one scale.
-void costs_of(const scaled_inputs& x, const rounded_inputs& how, std::vector<double>& costs) {
-  host::parallel_for(x.sample.rows, [&](index_t token) {
-    thread_local std::vector<float> rounded;
-    rounded.assign(x.sample.row(token), x.sample.row(token) + x.sample.cols);
-    round_row(rounded.data(), x.sample.cols, how);
-    double sum = 0;
-    for (index_t j = 0; j < x.sample.cols; ++j) {
-      const double off = static_cast<double>(rounded[static_cast<size_t>(j)]) - static_cast<double>(x.sample(token, j));
-      sum += x.importance[j] * off * off;
-    }
-    costs[static_cast<size_t>(token)] = sum;
-  });
-}
-
-double upper_mean(const std::vector<double>& costs) {
-  const auto m = static_cast<double>(costs.size());
+/// @param costs (m)
+double upper_mean(const double* costs, index_t count) {
+  const auto m = static_cast<double>(count);
   double mean = 0, squares = 0;
-  for (const double each : costs) mean += each / m;
-  for (const double each : costs) squares += (each - mean) * (each - mean);
+  for (index_t i = 0; i < count; ++i) mean += costs[i] / m;
+  for (index_t i = 0; i < count; ++i) squares += (costs[i] - mean) * (costs[i] - mean);
   return mean + standard_errors * std::sqrt(squares / (m - 1) / m);
 }
 
 /// What the loudest token that could have been loses by saturation.
 double saturated(const scaled_inputs& x, float most) {
   double sum = 0;
-  for (index_t j = 0; j < x.sample.cols; ++j) {
+  for (size_t j = 0; j < x.largest.size(); ++j) {
     const double over = std::max(0.0, static_cast<double>(x.largest[j]) - static_cast<double>(most));
-    sum += x.importance[j] * over * over;
+    sum += x.weight[j] * over * over;
   }
   return sum;
 }
 
 }  // namespace
 
-float choose_input_scale(const scaled_inputs& x, code_type type, dtype stored) {
-  const float amax = *std::max_element(x.largest, x.largest + x.sample.cols);
+std::vector<double> costs_of(matrix<const float> x, const std::vector<double>& importance, code_type type,
+                             const std::vector<float>& scales) {
+  std::vector<double> costs(scales.size() * static_cast<size_t>(x.rows));
+  for (size_t i = 0; i < scales.size(); ++i)
+    host::parallel_for(x.rows, [&](index_t token) {
+      thread_local std::vector<float> rounded;
+      rounded.assign(x.row(token), x.row(token) + x.cols);
+      round_row(rounded.data(), x.cols, {input_rounding::tensor, type, scales[i]});
+      double sum = 0;
+      for (index_t j = 0; j < x.cols; ++j) {
+        const double off = static_cast<double>(rounded[static_cast<size_t>(j)]) - static_cast<double>(x(token, j));
+        sum += importance[static_cast<size_t>(j)] * off * off;
+      }
+      costs[i * static_cast<size_t>(x.rows) + static_cast<size_t>(token)] = sum;
+    });
+  return costs;
+}
+
+float choose_input_scale(const scaled_inputs& x, code_type type, dtype stored, const input_costs& costs) {
+  static_assert(input_scales_tried == octaves * steps + 1);
+  const float amax = *std::max_element(x.largest.begin(), x.largest.end());
   const float whole = input_scale(amax, type, stored);
-  if (x.sample.rows < 2) return whole;
-  std::vector<double> costs(static_cast<size_t>(x.sample.rows));
+  if (x.sampled < 2) return whole;
+  std::vector<float> scales;
+  for (int i = 0; i <= octaves * steps; ++i)
+    scales.push_back(input_scale(amax * std::exp2(-static_cast<float>(i) / steps), type, stored));
+  const std::vector<double> all = costs(scales);
   float best = whole;
   double least = std::numeric_limits<double>::infinity();
-  for (int i = 0; i <= octaves * steps; ++i) {
-    const float scale = input_scale(amax * std::exp2(-static_cast<float>(i) / steps), type, stored);
-    costs_of(x, {input_rounding::tensor, type, scale}, costs);
-    const double cost = upper_mean(costs) + saturated(x, reach(scale, type)) / static_cast<double>(x.tokens);
-    if (cost < least) least = cost, best = scale;
+  for (size_t i = 0; i < scales.size(); ++i) {
+    const double cost = upper_mean(all.data() + static_cast<index_t>(i) * x.sampled, x.sampled) +
+                        saturated(x, reach(scales[i], type)) / static_cast<double>(x.tokens);
+    if (cost < least) least = cost, best = scales[i];
   }
   return best;
 }

@@ -50,8 +50,6 @@ void job::choose_machine() {
     tell(o, why + ", which takes the GPU's place");
     on.reset();
   };
-  if (on && (o.how.rounds_inputs() || o.how.rounds_cache()))
-    leave("a model that rounds what its linears read, or keys and values, is evaluated on the CPU only", "");
   if (on && o.scales_searched() && o.loss == search_loss::block)
     leave("--loss block is judged on the CPU only", "--loss gram, or ");
 }

@@ -172,10 +172,7 @@ std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& dir
 }
 
 /// fp8 scales of the keys and values that a layer makes of the calibration tokens, as they are stored.
-cache_scales scales_of_cache(const job& j, const layer_weights& w, engine& on) {
-  const std::vector<index_t> starts = j.tokens().starts;
-  const matrix<const float> x(on.get().data(), starts.back(), j.model.hidden);
-  const cache_scales largest = largest_cached(j.model, w, x, starts);
+cache_scales scales_of_cache(const job& j, const cache_scales& largest) {
   return {input_scale(largest.k, code_type::e4m3, j.stored), input_scale(largest.v, code_type::e4m3, j.stored)};
 }
 
@@ -186,8 +183,8 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
   cache_scales cache;
   {
     stopwatch watch(r.seconds.forward);
-    if (j.o.cache_rounded) cache = scales_of_cache(j, w, on);
     on.gather(layer, w, again);
+    if (j.o.cache_rounded) cache = scales_of_cache(j, on.largest_cached());
   }
   if (on.non_finite() > 0)
     throw unusable_model(j.o.model + ": layer " + std::to_string(layer) +

@@ -3,113 +3,67 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "mistral/rounding.hpp"
-#include "nibble/host/matmul.hpp"
+#include "nibble/host/parallel.hpp"
 #include "pass/input_scale.hpp"
 
 namespace nibble::mistral {
-namespace {
 
-/// w · diag(s).
-std::vector<float> scaled(matrix<const float> w, const std::vector<float>& s) {
-  std::vector<float> out(static_cast<size_t>(w.size()));
-  host::parallel_for(w.rows, [&](index_t row) {
-    for (index_t col = 0; col < w.cols; ++col)
-      out[static_cast<size_t>(row * w.cols + col)] = w(row, col) * s[static_cast<size_t>(col)];
+bool scale_in_checkpoint(const layer_packing& how, const std::vector<projection>& linears) {
+  return std::any_of(linears.begin(), linears.end(),
+                     [&](projection p) { return how[static_cast<size_t>(p)]->inputs == input_rounding::tensor; });
+}
+
+std::vector<double> column_energies(const std::vector<matrix<const float>>& linears) {
+  constexpr index_t at_once = 128;
+  const index_t k = linears.front().cols;
+  std::vector<double> sums(static_cast<size_t>(k), 0.0);
+  host::parallel_for(ceil_div(k, at_once), [&](index_t tile) {
+    const index_t first = tile * at_once, last = min(k, first + at_once);
+    for (const auto& w : linears)
+      for (index_t row = 0; row < w.rows; ++row)
+        for (index_t j = first; j < last; ++j)
+          sums[static_cast<size_t>(j)] += static_cast<double>(w(row, j)) * static_cast<double>(w(row, j));
   });
-  return out;
+  return sums;
 }
 
-}  // namespace
-
-std::vector<float> sample_over(const input_sample& sample, const std::vector<float>& s) {
-  std::vector<float> out = sample.rows;
-  const size_t k = s.size();
-  for (size_t i = 0; i < out.size(); ++i) out[i] /= s[i % k];
-  return out;
-}
-
-float input_scale_of(const input_sample& sample, const std::vector<float>& s,
-                     const std::vector<matrix<const float>>& linears, code_type type, dtype stored, bool whole) {
-  const auto k = static_cast<index_t>(s.size());
+float input_scale_of(const layer_task& t, layer_input input, const std::vector<float>& s,
+                     const std::vector<double>& energies, code_type type, bool whole) {
+  const input_sample& sample = t.on.sample(input);
   std::vector<float> largest(s.size());
   for (size_t j = 0; j < s.size(); ++j) largest[j] = sample.largest[j] / s[j];
-  if (whole) return input_scale(*std::max_element(largest.begin(), largest.end()), type, stored);
-  std::vector<double> importance(s.size(), 0.0);
-  for (const auto& w : linears)
-    for (index_t row = 0; row < w.rows; ++row)
-      for (index_t j = 0; j < k; ++j)
-        importance[static_cast<size_t>(j)] += static_cast<double>(w(row, j)) * static_cast<double>(w(row, j));
-  const std::vector<float> x = sample_over(sample, s);
-  const matrix<const float> rows(x.data(), static_cast<index_t>(x.size()) / k, k);
-  return choose_input_scale({rows, largest.data(), sample.tokens, importance.data()}, type, stored);
-}
-
-double output_loss(matrix<const float> x, matrix<const float> w, matrix<const float> wanted, const float* rows) {
-  constexpr index_t edge = host::detail::tile_rows;
-  const index_t across = ceil_div(w.rows, edge);
-  std::vector<double> sums(static_cast<size_t>(ceil_div(x.rows, edge) * across), 0.0);
-  host::detail::single_threaded_blas();
-  host::parallel_for(static_cast<index_t>(sums.size()), [&](index_t tile) {
-    const index_t token = tile / across * edge, row = tile % across * edge;
-    const index_t tokens = min(edge, x.rows - token), outputs = min(edge, w.rows - row);
-    thread_local std::vector<float> buffer;
-    buffer.resize(static_cast<size_t>(edge * edge));
-    const matrix<float> y(buffer.data(), tokens, outputs);
-    host::detail::sgemm(CblasNoTrans, CblasTrans, tokens, outputs, x.cols, x.rows_at(token, tokens),
-                        w.rows_at(row, outputs), 0.0f, y);
-    double sum = 0;
-    for (index_t i = 0; i < tokens; ++i)
-      for (index_t j = 0; j < outputs; ++j) {
-        const double off = static_cast<double>(y(i, j)) - static_cast<double>(wanted(token + i, row + j));
-        const double unit = rows == nullptr ? 1.0 : static_cast<double>(rows[row + j]);
-        sum += off * unit * off * unit;
-      }
-    sums[static_cast<size_t>(tile)] = sum;
-  });
-  return std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(max(x.rows, index_t(1)));
+  if (whole) return input_scale(*std::max_element(largest.begin(), largest.end()), type, t.stored);
+  return choose_input_scale(
+      {sample.kept, std::move(largest), sample.tokens, energies}, type, t.stored,
+      [&](const std::vector<float>& scales) { return t.on.input_costs(input, s, energies, type, scales); });
 }
 
 rounding_judge::rounding_judge(const layer_task& t, layer_input input, const std::vector<projection>& linears,
-                               const layer_weights& w)
-    : t_(t), sample_(t.on.sample(input)) {
-  for (const projection p : linears) {
-    linear one = {*t.how[static_cast<size_t>(p)], w.at(t.c, p), {}};
-    const index_t m = static_cast<index_t>(sample_.rows.size()) / one.w.cols;
-    one.wanted.resize(static_cast<size_t>(m * one.w.rows));
-    host::matmul_nt({sample_.rows.data(), m, one.w.cols}, one.w, {one.wanted.data(), m, one.w.rows});
-    linears_.push_back(std::move(one));
-  }
+                               layer_weights& w)
+    : t_(t), input_(input), linears_(linears) {
+  t.on.hold(w, linears);
+  std::vector<matrix<const float>> views;
+  for (const projection p : linears) views.push_back(std::as_const(w).at(t.c, p));
+  if (scale_in_checkpoint(t.how, linears)) energies_ = column_energies(views);
 }
 
 std::vector<double> rounding_judge::losses(const std::vector<float>& s, bool whole) const {
-  const auto k = static_cast<index_t>(s.size()), m = static_cast<index_t>(sample_.rows.size()) / k;
-  std::vector<std::vector<float>> weights;
-  std::vector<matrix<const float>> views;
-  for (const linear& each : linears_) {
-    weights.push_back(scaled(each.w, s));
-    views.emplace_back(weights.back().data(), each.w.rows, k);
-  }
-  std::vector<double> out;
-  std::vector<float> x, rounded;
-  const packing* rounded_for = nullptr;
-  for (size_t i = 0; i < linears_.size(); ++i) {
-    const packing& how = linears_[i].how;
-    if (rounded_for == nullptr || rounded_for->inputs != how.inputs || rounded_for->type != how.type) {
-      rounded_inputs inputs = {how.inputs, how.type, 0};
-      if (how.inputs == input_rounding::tensor)
-        inputs.scale = input_scale_of(sample_, s, views, how.type, t_.stored, whole);
-      x = sample_over(sample_, s);
-      round_inputs({x.data(), m, k}, inputs);
-      rounded_for = &how;
+  std::vector<double> energies = energies_;
+  for (size_t j = 0; j < energies.size(); ++j) energies[j] *= static_cast<double>(s[j]) * static_cast<double>(s[j]);
+  std::vector<rounded_inputs> inputs;
+  for (const projection p : linears_) {
+    const packing& how = *t_.how[static_cast<size_t>(p)];
+    rounded_inputs next = {how.inputs, how.type, 0};
+    if (how.inputs == input_rounding::tensor) {
+      const bool known = !inputs.empty() && inputs.back().how == how.inputs && inputs.back().type == how.type;
+      next.scale = known ? inputs.back().scale : input_scale_of(t_, input_, s, energies, how.type, whole);
     }
-    rounded.resize(weights[i].size());
-    const matrix<float> w(rounded.data(), views[i].rows, k);
-    unround(round_weights(views[i], how, t_.stored), how, t_.stored, w);
-    out.push_back(output_loss({x.data(), m, k}, matrix<const float>(w), {linears_[i].wanted.data(), m, w.rows}));
+    inputs.push_back(next);
   }
-  return out;
+  return t_.on.rounded_losses(t_.how, s, inputs);
 }
 
 double rounding_judge::loss(const std::vector<float>& s) const {

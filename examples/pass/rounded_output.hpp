@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// What rounding linears and their inputs together does to outputs, measured on a sample of the calibration tokens.
+/// What rounding linears and their inputs together does to outputs, measured by an engine on a sample of the calibration tokens.
 #pragma once
 
 #include <vector>
@@ -9,38 +9,32 @@
 
 namespace nibble::mistral {
 
-/// The sample (m, k) over s: what the linears of an input read once s is folded into what comes before.
-std::vector<float> sample_over(const input_sample& sample, const std::vector<float>& s);
+/// Whether one of some linears, all packed, has a scale of its inputs in the checkpoint.
+bool scale_in_checkpoint(const layer_packing& how, const std::vector<projection>& linears);
 
-/// The scale of what linears w read, each x/s, under input_rounding::tensor (choose_input_scale).
-/// @param linears (n_i, k), scaled by s. @param whole under which nothing that was seen saturates.
-float input_scale_of(const input_sample& sample, const std::vector<float>& s,
-                     const std::vector<matrix<const float>>& linears, code_type type, dtype stored, bool whole = false);
+/// Σ of the squares of each column of linears (n_i, k).
+std::vector<double> column_energies(const std::vector<matrix<const float>>& linears);
 
-/// Mean over the tokens of x (m, k) of ‖rows · (x·wᵀ − wanted)‖². @param wanted (m, n). @param rows (n), or null for 1.
-double output_loss(matrix<const float> x, matrix<const float> w, matrix<const float> wanted,
-                   const float* rows = nullptr);
+/// The scale of what linears read as `input`, each x/s, under input_rounding::tensor (choose_input_scale).
+/// @param energies column_energies of the linears, scaled by s. @param whole under which nothing that was seen saturates.
+float input_scale_of(const layer_task& t, layer_input input, const std::vector<float>& s,
+                     const std::vector<double>& energies, code_type type, bool whole = false);
 
-/// Linears that read one input, and their outputs as they are.
+/// Linears that read one input, held by an engine as they are.
 class rounding_judge {
  public:
   /// @pre `linears` are packed, and nothing was folded into them or what comes before them yet.
-  rounding_judge(const layer_task& t, layer_input input, const std::vector<projection>& linears,
-                 const layer_weights& w);
+  rounding_judge(const layer_task& t, layer_input input, const std::vector<projection>& linears, layer_weights& w);
 
-  /// output_loss of each linear when W·diag(s) and x/s are rounded, weights in whole ranges. @param whole inputs as well.
+  /// engine::rounded_losses of each linear under s. @param whole scales of inputs: such that nothing saturates.
   std::vector<double> losses(const std::vector<float>& s, bool whole = false) const;
   double loss(const std::vector<float>& s) const;
 
  private:
-  struct linear {
-    packing how;
-    matrix<const float> w;
-    std::vector<float> wanted;  ///< (m, n)
-  };
   const layer_task& t_;
-  const input_sample& sample_;
-  std::vector<linear> linears_;
+  layer_input input_;
+  std::vector<projection> linears_;
+  std::vector<double> energies_;  ///< where scales of inputs are in the checkpoint
 };
 
 }  // namespace nibble::mistral

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "mistral/rounding.hpp"
-#include "nibble/host/matmul.hpp"
 #include "pass/layer.hpp"
 #include "pass/layer_state.hpp"
 #include "pass/rounded_output.hpp"
@@ -39,7 +38,9 @@ class layer_smoother {
     std::vector<matrix<const float>> views;
     for (const projection p : linears) views.push_back(std::as_const(w_).at(t_.c, p));
     // Before any of them is rounded: linears of one input share its scale, for engines make one linear of them.
-    for (const projection p : linears) rounded(p) = inputs_of(p, views);
+    std::vector<double> energies;
+    if (scale_in_checkpoint(t_.how, linears)) energies = column_energies(views);
+    for (const projection p : linears) rounded(p) = inputs_of(p, energies);
     for (const projection p : linears) report.linears.push_back(round(p, sink));
   }
 
@@ -47,32 +48,23 @@ class layer_smoother {
   const packing& how(projection p) const { return *t_.how[static_cast<size_t>(p)]; }
   rounded_inputs& rounded(projection p) { return w_.rounded[static_cast<size_t>(p)]; }
 
-  rounded_inputs inputs_of(projection p, const std::vector<matrix<const float>>& linears) const {
+  rounded_inputs inputs_of(projection p, const std::vector<double>& energies) const {
     rounded_inputs out = {how(p).inputs, how(p).type, 0};
     if (out.how != input_rounding::tensor) return out;
     const layer_input input = input_of(p);
-    out.scale = input_scale_of(t_.on.sample(input), scales_.at(input), linears, out.type, t_.stored);
+    out.scale = input_scale_of(t_, input, scales_.at(input), energies, out.type);
     return out;
   }
 
   linear_report round(projection p, const linear_sink& sink) {
-    const layer_input input = input_of(p);
-    const auto& s = scales_.at(input);
+    const auto& s = scales_.at(input_of(p));
     const auto w = w_.at(t_.c, p);
-    std::vector<float> x = sample_over(t_.on.sample(input), s);
-    const index_t m = static_cast<index_t>(x.size()) / w.cols;
-    std::vector<float> wanted(static_cast<size_t>(m * w.rows));
-    host::matmul_nt({x.data(), m, w.cols}, matrix<const float>(w), {wanted.data(), m, w.rows});
     chosen_codes chosen = codes_of(p, s);
     chosen.q.input_scale = rounded(p).scale;
-    if (is_coded(how(p)))
-      unround(chosen.q, how(p), t_.stored, w);
-    else
-      dequantize(chosen.q, how(p).group, scheme_of(how(p), t_.stored), w);
-    sink(p, chosen.q);
-    round_inputs({x.data(), m, w.cols}, rounded(p));
     const float* const rows = scales_.rows[static_cast<size_t>(p)];
-    const double loss = output_loss({x.data(), m, w.cols}, matrix<const float>(w), {wanted.data(), m, w.rows}, rows);
+    const double loss = t_.on.rounded_loss(w_, p, how(p), chosen.q, s, rounded(p), rows);
+    restore(chosen.q, how(p), t_.stored, w);
+    sink(p, chosen.q);
     const original& before = before_[static_cast<size_t>(p)];
     const auto after = count_weights(w, before.weights.unit, rows, s.data());
     return {p, before.rtn_loss, loss, before.weights, after, chosen.range, rounded(p).scale};

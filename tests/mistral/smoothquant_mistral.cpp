@@ -99,8 +99,10 @@ struct loud_once {
   }
   float scale(code_type type = code_type::integer, index_t seen = 0) const {
     const index_t m = static_cast<index_t>(x.size()) / channels;
-    return choose_input_scale({{x.data(), m, channels}, largest.data(), max(seen, m), importance.data()}, type,
-                              dtype::f32);
+    return choose_input_scale({m, largest, max(seen, m), importance}, type, dtype::f32,
+                              [&](const std::vector<float>& scales) {
+                                return costs_of({x.data(), m, channels}, importance, type, scales);
+                              });
   }
 };
 

@@ -243,6 +243,110 @@ TEST_CASE("an observer on the device sees what the host's sees, in the same orde
 
 namespace {
 
+/// A layer that reads its inputs, and keeps keys and values, as it is told to.
+struct rounded_layer {
+  config c;
+  layer_weights w;
+  batch b = random_batch({9, 1, 30}, 300);
+
+  rounded_layer() {
+    model_spec spec;
+    spec.vocabulary = 300, spec.layers = 1, spec.intermediate = 160;
+    const made_model made(spec);
+    c = made.model.c, w = load_layer(made.model.files, c, 0);
+  }
+  std::vector<float> x() const { return random_matrix(b.tokens(), c.hidden, "x").data; }
+  std::vector<float> on_host(const layer_weights& as) const {
+    std::vector<float> out = x();
+    forward_layer(c, as, {out.data(), b.tokens(), c.hidden}, b.starts);
+    return out;
+  }
+  std::vector<float> on_device(const layer_weights& as) const {
+    cuda_forward::forward_pass pass(c, b.starts);
+    std::vector<float> out = x();
+    const matrix<float> there(out.data(), b.tokens(), c.hidden);
+    pass.upload(there);
+    pass.stage(as);
+    pass.forward_layer();
+    pass.download(there);
+    return out;
+  }
+  /// The device is where the host is under `as`, and far from where it is when nothing is rounded. Numbers near a tie go to its other
+  /// side in bf16, which moves them by a step: the more the coarser the steps, as the steps' own errors do.
+  void follows(const layer_weights& as) const {
+    const auto host = on_host(as), device = on_device(as);
+    const double moved = distance(host, on_host(w)), apart = distance(device, host);
+    CAPTURE(moved, apart);
+    CHECK(moved > 2 * rounding_bound(c));
+    CHECK(apart < 0.5 * moved);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("each linear reads on the device what it reads on the host, rounded for it alone") {
+  const rounded_layer layer;
+  for (const projection p : projections)
+    for (const code_type type : {code_type::integer, code_type::e4m3}) {
+      CAPTURE(to_string(p), static_cast<int>(type));
+      layer_weights as = layer.w;
+      // Steps of about the numbers' size: integers, and e4m3's below its least normal number.
+      const float step = p == projection::down ? 0.6f : p == projection::o ? 0.5f : 1.0f;
+      as.rounded[static_cast<size_t>(p)] = {input_rounding::tensor, type,
+                                            type == code_type::integer ? step : step * 512.0f};
+      layer.follows(as);
+    }
+}
+
+TEST_CASE("linears of one input may round it each in its way, by tokens, by pieces of them and by one scale") {
+  const rounded_layer layer;
+  for (const input_rounding how : {input_rounding::token, input_rounding::token_block})
+    for (const code_type type : {code_type::integer, code_type::e4m3}) {
+      layer_weights as = layer.w;
+      for (rounded_inputs& each : as.rounded) each = {how, type, 0};
+      as.rounded[static_cast<size_t>(projection::k)] = {input_rounding::tensor, code_type::integer, 1.0f};
+      as.rounded[static_cast<size_t>(projection::up)] = {};
+      as.rounded[static_cast<size_t>(projection::gate)] = {input_rounding::tensor, code_type::integer, 1.0f};
+      layer.follows(as);
+    }
+}
+
+TEST_CASE("keys and values in fp8 are rounded on the device as on the host, and seen before that") {
+  const rounded_layer layer;
+  const std::vector<float> x = layer.x();
+  const cache_scales largest =
+      largest_cached(layer.c, layer.w, {x.data(), layer.b.tokens(), layer.c.hidden}, layer.b.starts);
+  for (const cache_scales scales : {cache_scales{largest.k * 200, 0}, cache_scales{0, largest.v * 200}}) {
+    CAPTURE(scales.k, scales.v);
+    layer_weights as = layer.w;
+    as.cache = scales;
+    layer.follows(as);
+    cuda_forward::forward_pass pass(layer.c, layer.b.starts);
+    pass.upload({x.data(), layer.b.tokens(), layer.c.hidden});
+    pass.stage(as);
+    double k_seen = 0, v_seen = 0;
+    pass.forward_layer(nullptr, [&](matrix<const bf16> k, matrix<const bf16> v, cudaStream_t in) {
+      succeeds(cudaStreamSynchronize(in));
+      const auto most = [&](matrix<const bf16> of) {
+        double found = 0;
+        for (index_t row = 0; row < of.rows; ++row) {
+          std::vector<bf16> values(static_cast<size_t>(of.cols));
+          succeeds(cudaMemcpy(values.data(), of.row(row), values.size() * sizeof(bf16), cudaMemcpyDeviceToHost));
+          for (const bf16 each : values) found = std::max(found, std::fabs(double{float(each)}));
+        }
+        return found;
+      };
+      CHECK(k.rows == layer.b.tokens());
+      k_seen = most(k), v_seen = most(v);
+    });
+    pass.wait();
+    CHECK(k_seen == Approx(double{largest.k}).epsilon(2 * bf16_rounding));
+    CHECK(v_seen == Approx(double{largest.v}).epsilon(2 * bf16_rounding));
+  }
+}
+
+namespace {
+
 /// What an observer is told, by input and in turn.
 using told = std::vector<std::pair<layer_input, std::vector<float>>>;
 

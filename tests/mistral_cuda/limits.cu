@@ -2,6 +2,7 @@
 /// @file
 /// The forward pass's launchers on the executor: rows more than 2^31 elements apart, and launches that are refused.
 #include "mistral/cuda/attention.cuh"
+#include "mistral/cuda/rounding.cuh"
 #include "mistral/cuda/score.cuh"
 #include "mistral_cuda/support.hpp"
 
@@ -31,6 +32,18 @@ TEST_CASE("embedding, norm, rotation and SwiGLU reach rows more than 2^31 elemen
                                    turned.view(), nullptr) == status::ok);
       REQUIRE(cuda_forward::swiglu(x.const_view(), gated.view(), nullptr) == status::ok);
       return bytes_of(x.download(), normed.download(), turned.download(), gated.download());
+    });
+}
+
+TEST_CASE("rounding reaches rows of activations more than 2^31 elements apart") {
+  const device_array<float> by(std::vector<float>(32, 1.5f));
+  for (const index_t cols : {32, 30})
+    same_near_and_far([&](auto place) {
+      const auto x = place(stored_as<bf16>(random_matrix(5, cols, "x")));
+      const auto y = place(owned<bf16>(5, cols)), off = place(owned<bf16>(5, cols));
+      REQUIRE(cuda_forward::round_activations(x.const_view(), {true, 0, 16, by.data()}, y.view(), off.view(),
+                                              nullptr) == status::ok);
+      return bytes_of(y.download(), off.download());
     });
 }
 
@@ -74,6 +87,9 @@ TEST_CASE("the forward pass's launchers say so when a launch is refused") {
   CHECK(launches_of([&] {
           return cuda_forward::rotate(x.const_view(), heads, starts.data(), 1, angles.const_view(), angles.const_view(),
                                       y.view(), nullptr);
+        }) == 1);
+  CHECK(launches_of([&] {
+          return cuda_forward::round_activations(y.const_view(), {false, 0.5f, 0, nullptr}, y.view(), {}, nullptr);
         }) == 1);
   CHECK(launches_of([&] { return cuda_forward::swiglu(x.const_view(), half.view(), nullptr); }) == 1);
   for (const auto attend : {&cuda_forward::attention_plain, &cuda_forward::attention_mma})

@@ -115,6 +115,26 @@ TEST_CASE("under the same statistics and scales a GPU chooses the host's codes b
   CHECK(other * 10000 <= codes);
 }
 
+TEST_CASE("under the same statistics and scales a GPU chooses the host's int8 codes but for one in ten thousand") {
+  const problem p(96, 128);
+  const cuda::input_statistics x = p.statistics();
+  const owned<float> w = p.scaled();
+  on_device gpu(p);
+  const packed as = packed_as(8, true, -1);
+  index_t codes = 0, other = 0;
+  for (const clip_search clip : {clip_search::none, clip_search::mse, clip_search::gram})
+    for (const int sweeps : {0, 2}) {
+      CAPTURE(static_cast<int>(clip), sweeps);
+      gpu.search.use(x);
+      const chosen_codes chosen = gpu.search.choose_codes(w.view(), as, clip, sweeps, p.s);
+      const quantized_linear expected = host_codes(p, w, as, clip, sweeps);
+      for (size_t i = 0; i < expected.codes.size(); ++i) other += chosen.q.codes[i] != expected.codes[i] ? 1 : 0;
+      codes += w.rows * w.cols;
+    }
+  CAPTURE(codes, other);
+  CHECK(other * 10000 <= codes);
+}
+
 TEST_CASE("a GPU's losses of candidate scales are the host's to half a percent") {
   const problem p(40, 96);
   const cuda::input_statistics x = p.statistics();

@@ -10,6 +10,7 @@
 
 #include "mistral/resume.hpp"
 #include "mistral/safetensors.hpp"
+#include "mistral/weights.hpp"
 #include "mistral_cuda/support.hpp"
 #include "support/program.hpp"
 
@@ -100,8 +101,9 @@ inline double number(const json& of, const char* a, const char* b) {
   return of.at(a).at(b).get<double>();
 }
 
-/// The losses of every linear, to a share of `losses`, and the loudness of every input agree, and so do perplexities, if there are any.
-inline void figures_agree(const json& gpu, const json& cpu, double losses = 0.03) {
+/// The losses of every linear, to a share of `losses`, and the loudness of every input agree, and so do perplexities, if there are any, to
+/// a share of `perplexities`.
+inline void figures_agree(const json& gpu, const json& cpu, double losses = 0.03, double perplexities = 0.002) {
   REQUIRE(gpu.at("layers").size() == cpu.at("layers").size());
   for (size_t layer = 0; layer < cpu.at("layers").size(); ++layer)
     for (const auto& [name, expected] : cpu["layers"][layer]["linears"].items()) {
@@ -120,7 +122,7 @@ inline void figures_agree(const json& gpu, const json& cpu, double losses = 0.03
   if (!cpu["models"][0].contains("perplexity")) return;
   for (size_t model = 0; model < cpu["models"].size(); ++model)
     CHECK(gpu["models"][model].at("perplexity").get<double>() ==
-          Approx(cpu["models"][model].at("perplexity").get<double>()).epsilon(0.002));
+          Approx(cpu["models"][model].at("perplexity").get<double>()).epsilon(perplexities));
 }
 
 /// The same tensors of the same shapes and types, whatever their numbers.
@@ -131,6 +133,20 @@ inline void same_form(const fs::path& a, const fs::path& b) {
     CAPTURE(name);
     CHECK(other.at(name, t.shape).dtype == t.dtype);
   }
+}
+
+/// Every layer has scales of keys and values, and they are within what bf16 leaves of a number after some products.
+inline void cache_agrees(const fs::path& gpu, const fs::path& cpu) {
+  const mistral::checkpoint one(gpu), other(cpu);
+  int scales = 0;
+  for (const auto& [name, t] : other.tensors()) {
+    if (name.find(".k_scale") == name.npos && name.find(".v_scale") == name.npos) continue;
+    CAPTURE(name);
+    const auto found = mistral::read_vector(one, name, 1), expected = mistral::read_vector(other, name, 1);
+    CHECK(found[0] == Approx(expected[0]).epsilon(0.02));
+    ++scales;
+  }
+  CHECK(scales > 0);
 }
 
 inline std::string payload(const fs::path& output) {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 
+#include "mistral/cuda/rounding.cuh"
 #include "mistral/rotary.hpp"
 #include "nibble/host/parallel.hpp"
 #include "nibble/kernels/blas.cuh"
@@ -245,8 +246,8 @@ void forward_pass::download(matrix<float> x) const {
   if (plan_.where == residual::on_host) std::memcpy(x.data, far_.data(), bytes);
 }
 
-void forward_pass::stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
-                         const std::vector<float>& post_norm) {
+forward_pass::slot& forward_pass::stage(const std::function<row_source(projection)>& linear,
+                                        const std::vector<float>& input_norm, const std::vector<float>& post_norm) {
   slot& s = next_slot();
   bf16* to = s.weights.data();  // in the order of `projections`: q, k and v are one matrix, gate and up another
   for (const projection p : projections) {
@@ -257,6 +258,7 @@ void forward_pass::stage(const std::function<row_source(projection)>& linear, co
   copy_norm(s.norms.data() + c_.hidden, post_norm);
   arrived(s);
   staged_ = &s;
+  return s;
 }
 
 void forward_pass::stage(const checkpoint& from, index_t layer) {
@@ -264,14 +266,19 @@ void forward_pass::stage(const checkpoint& from, index_t layer) {
   const auto linear = [&](projection p) -> row_source {
     const std::string name = projection_name(layer, p);
     opened.push_back(open_linear(from, c_, name, outputs(c_, p), inputs(c_, p)));
-    if (from.contains(name + ".weight")) return rows_of(from.at(name + ".weight"), inputs(c_, p));
+    if (!opened.back()->packed()) return rows_of(from.at(name + ".weight"), inputs(c_, p));
     return rounded(inputs(c_, p),
                    [w = opened.back()](index_t first, index_t count, float* out) { w->rows(first, count, out); });
   };
   const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-  stage(linear, read_vector(from, prefix + "input_layernorm.weight", c_.hidden),
-        read_vector(from, prefix + "post_attention_layernorm.weight", c_.hidden));
-  for (const auto& w : opened) w->release();
+  slot& s = stage(linear, read_vector(from, prefix + "input_layernorm.weight", c_.hidden),
+                  read_vector(from, prefix + "post_attention_layernorm.weight", c_.hidden));
+  for (const projection p : projections) {
+    const linear_weights& w = *opened[static_cast<std::size_t>(p)];
+    s.rounded[static_cast<std::size_t>(p)] = w.rounded();
+    w.release();
+  }
+  s.cache = read_cache_scales(from, c_, layer);
 }
 
 void forward_pass::stage(const layer_weights& w) {
@@ -281,33 +288,35 @@ void forward_pass::stage(const layer_weights& w) {
       std::copy_n(all.row(first), static_cast<std::size_t>(count * all.cols), out);
     });
   };
-  stage(linear, w.input_norm, w.post_norm);
+  slot& s = stage(linear, w.input_norm, w.post_norm);
+  s.rounded = w.rounded, s.cache = w.cache;
 }
 
-void forward_pass::forward_layer(const device_observer& observe) {
+void forward_pass::forward_layer(const device_observer& observe, const device_cache_observer& cached) {
   std::vector<turn> turns;
   for (const chunk& part : chunks_) turns.push_back({0, &part, false});
-  turn_observer told;
+  turn_observer told{nullptr, cached};
   if (observe)
-    told = [&](const turn&, layer_input which, matrix<const bf16> activations) {
+    told.of_linears = [&](const turn&, layer_input which, matrix<const bf16> activations) {
       observe(which, activations, compute_);
     };
   run(turns, told);
 }
 
 /// A chunk of the second stream, then the same tokens of the first: what linears read of the one is kept until the other's is there.
-void forward_pass::forward_beside(const device_pair_observer& observe) {
+void forward_pass::forward_beside(const device_pair_observer& observe, const device_cache_observer& cached) {
   if (streams_ < 2) throw error("there is no second stream of activations");
   std::vector<turn> turns;
   for (const chunk& part : chunks_) turns.insert(turns.end(), {{1, &part, false}, {0, &part, true}});
-  run(turns, [&](const turn& of, layer_input which, matrix<const bf16> activations) {
+  const auto keep_or_tell = [&](const turn& of, layer_input which, matrix<const bf16> activations) {
     const index_t from = read_by_linears(c_)[static_cast<std::size_t>(which)] * of.part->tokens;
     const auto kept = view(kept_.data() + from, activations.rows, activations.cols);
     if (of.stream == 0) return observe(which, kept, activations, compute_);
     check(cudaMemcpyAsync(kept.data, activations.data, static_cast<std::size_t>(kept.size()) * sizeof(bf16),
                           cudaMemcpyDeviceToDevice, compute_),
           "keep activations");
-  });
+  };
+  run(turns, {keep_or_tell, cached});
 }
 
 void forward_pass::run(const std::vector<turn>& turns, const turn_observer& observe) {
@@ -365,21 +374,14 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   const chunk& part = *of.part;
   const index_t m = part.tokens, hidden = c_.hidden, qkv_cols = qkv_width(c_);
   const auto normed = view(normed_.data(), m, hidden);
+  const auto aside = view(narrow_.data(), m, hidden);  // of nothing while q, k and v, or gate and up, are multiplied
   const auto tell = [&](layer_input which, matrix<const bf16> activations) {
-    if (observe) observe(of, which, activations);
+    if (observe.of_linears) observe.of_linears(of, which, activations);
   };
-  const bf16* w = s.weights.data();
-  const auto multiply = [&](matrix<const bf16> by, float beta, matrix<float> to) {
-    check(kernels::matmul<bf16>(blas_, by, kernels::reading::plain, view(w, to.cols, by.cols),
-                                kernels::reading::transposed, beta, to),
-          "multiply by a linear's weights");
-    w += to.cols * by.cols;
-  };
-
   check(rms_norm(rows, s.norms.data(), c_.rms_norm_eps, normed, compute_), "normalise");
   tell(layer_input::attention, normed);
   const auto qkv = wide(m, qkv_cols);
-  multiply(normed, 0.0f, qkv);
+  multiply(s, projection::q, projection::v, normed, aside, 0.0f, qkv);
   const auto turned = view(narrow_.data(), m, qkv_cols);
   const auto attended = view(narrow_.data() + m * qkv_cols, m, c_.q_width());
   const index_t* const starts = starts_there_.data() + part.starts;
@@ -387,19 +389,59 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   check(rotate(qkv, heads_, starts, part.sequences, view<const float>(cosine_.data(), cosine_.size() / half, half),
                view<const float>(sine_.data(), sine_.size() / half, half), turned, compute_),
         "embed positions");
+  if (observe.of_cache && of.stream == 0) {
+    const matrix<const bf16> all = turned;
+    observe.of_cache(all.cols_at(c_.q_width(), c_.kv_width()), all.cols_at(c_.q_width() + c_.kv_width(), c_.kv_width()),
+                     compute_);
+  }
+  round_cache(s, turned);
   check(attention(turned, heads_, starts, part.sequences, part.longest, c_.sliding_window, attended, compute_),
         "attend");
   tell(layer_input::o, attended);
-  multiply(attended, 1.0f, rows);  // the residual is what is there
+  multiply(s, projection::o, projection::o, attended, attended, 1.0f, rows);  // the residual is what is there
 
   check(rms_norm(rows, s.norms.data() + hidden, c_.rms_norm_eps, normed, compute_), "normalise");
   tell(layer_input::mlp, normed);
   const auto gate_up = wide(m, 2 * c_.intermediate);
-  multiply(normed, 0.0f, gate_up);
+  multiply(s, projection::gate, projection::up, normed, aside, 0.0f, gate_up);
   const auto gated = view(narrow_.data(), m, c_.intermediate);
   check(swiglu(gate_up, gated, compute_), "gate");
   tell(layer_input::down, gated);
-  if (!of.stays) multiply(gated, 1.0f, rows);
+  if (!of.stays) multiply(s, projection::down, projection::down, gated, gated, 1.0f, rows);
+}
+
+/// to = beta · to + x (m, k) · the weights of linears that read it, as each rounds it, in `room` (m, k), which is used up, and may be x
+/// where one linear reads it: those that round alike are one product.
+void forward_pass::multiply(const slot& s, projection first, projection last, matrix<bf16> x, matrix<bf16> room,
+                            float beta, matrix<float> to) {
+  const auto index = [](projection p) { return static_cast<std::size_t>(p); };
+  const bf16* w = s.weights.data();
+  for (std::size_t p = 0; p < index(first); ++p) w += outputs(c_, projections[p]) * inputs(c_, projections[p]);
+  index_t col = 0;
+  for (std::size_t p = index(first), next = p; p <= index(last); p = next) {
+    const rounded_inputs& how = s.rounded[p];
+    index_t n = 0;
+    for (; next <= index(last) && s.rounded[next] == how; ++next) n += outputs(c_, projections[next]);
+    const bool rounds = how.how != input_rounding::none;
+    if (rounds) check(round_activations(x, rounding_on_device(how), room, {}, compute_), "round what a linear reads");
+    check(kernels::matmul<bf16>(blas_, rounds ? room : x, kernels::reading::plain, view(w, n, x.cols),
+                                kernels::reading::transposed, beta, to.cols_at(col, n)),
+          "multiply by a linear's weights");
+    w += n * x.cols, col += n;
+  }
+}
+
+/// Keys and values as an engine keeps them.
+void forward_pass::round_cache(const slot& s, matrix<bf16> turned) {
+  const auto round = [&](float scale, index_t first) {
+    const matrix<bf16> part = turned.cols_at(first, c_.kv_width());
+    if (scale > 0)
+      check(round_activations(part, rounding_on_device({input_rounding::tensor, code_type::e4m3, scale}), part, {},
+                              compute_),
+            "round keys and values");
+  };
+  round(s.cache.k, c_.q_width());
+  round(s.cache.v, c_.q_width() + c_.kv_width());
 }
 
 void forward_pass::norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first,

@@ -49,6 +49,8 @@ using device_observer = std::function<void(layer_input, matrix<const bf16>, cuda
 /// As that, of both residual streams of a batch: `beside` is what the same linears read of the second.
 using device_pair_observer =
     std::function<void(layer_input, matrix<const bf16> beside, matrix<const bf16>, cudaStream_t)>;
+/// As that, of the keys, turned to their positions, and the values of a chunk's tokens, each (tokens, kv_width).
+using device_cache_observer = std::function<void(matrix<const bf16> k, matrix<const bf16> v, cudaStream_t)>;
 
 class forward_pass {
  public:
@@ -85,11 +87,11 @@ class forward_pass {
   /// way. Mapped pages are let go.
   void stage(const checkpoint& from, index_t layer);
   void stage(const layer_weights& w);
-  /// x through the layer staged last, asynchronous; a second stream stays.
-  void forward_layer(const device_observer& observe = nullptr);
+  /// x through the layer staged last, asynchronous; a second stream stays. `cached` sees x's keys and values before they are rounded.
+  void forward_layer(const device_observer& observe = nullptr, const device_cache_observer& cached = nullptr);
   /// The second stream through the layer staged last; x stays, and `observe` is told what linears would read of both. Asynchronous.
   /// @pre there are two streams.
-  void forward_beside(const device_pair_observer& observe);
+  void forward_beside(const device_pair_observer& observe, const device_cache_observer& cached = nullptr);
 
   /// `score` of forward.hpp for the rows in `rows`, in their order; waits for the device.
   /// @param reference_x on the device, its rows as x's.
@@ -101,6 +103,8 @@ class forward_pass {
   struct slot {
     device_memory<bf16> weights;
     device_memory<float> norms;
+    std::array<rounded_inputs, 7> rounded;  ///< by projection
+    cache_scales cache;
     event copied, used;
   };
   /// Whole sequences that go through a layer at a time.
@@ -114,7 +118,10 @@ class forward_pass {
     const chunk* part;
     bool stays;
   };
-  using turn_observer = std::function<void(const turn&, layer_input, matrix<const bf16>)>;
+  struct turn_observer {
+    std::function<void(const turn&, layer_input, matrix<const bf16>)> of_linears;
+    device_cache_observer of_cache;
+  };
   /// Rows [first, first + count) of a matrix of weights as bf16.
   using row_source = std::function<void(index_t first, index_t count, bf16* out)>;
 
@@ -122,10 +129,13 @@ class forward_pass {
   void arrived(slot& s);
   void copy_rows(bf16* to, index_t rows, index_t cols, const row_source& from);
   void copy_norm(float* to, const std::vector<float>& from);
-  void stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
-             const std::vector<float>& post_norm);
+  slot& stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
+              const std::vector<float>& post_norm);
   void run(const std::vector<turn>& turns, const turn_observer& observe);
   void forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe);
+  void multiply(const slot& s, projection first, projection last, matrix<bf16> x, matrix<bf16> room, float beta,
+                matrix<float> to);
+  void round_cache(const slot& s, matrix<bf16> turned);
   void forward_here(const slot& s, const turn& of, const turn_observer& observe);
   void forward_carried(const slot& s, const std::vector<turn>& turns, const turn_observer& observe);
   index_t first_element(const turn& of) const { return (of.stream * starts_.back() + of.part->first) * c_.hidden; }

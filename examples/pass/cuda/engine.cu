@@ -5,11 +5,15 @@
 /// GPTQ makes up for drift, the forward pass has two residual streams: the quantized model's, and the original's beside it.
 #include "pass/engine.hpp"
 
+#include <algorithm>
+
 #include "mistral/cuda/forward.cuh"
 #include "nibble/kernels/observe.cuh"
 #include "nibble/kernels/target.cuh"
 #include "pass/cuda/linears.cuh"
+#include "pass/cuda/rounded.cuh"
 #include "pass/cuda/solver.cuh"
+#include "pass/input_scale.hpp"
 #include "pass/job.hpp"
 #include "pass/judged_rows.hpp"
 
@@ -41,6 +45,15 @@ index_t held_elements(const config& c) {
       max(elements(c, {projection::q, projection::k, projection::v}), elements(c, {projection::gate, projection::up})),
       max(elements(c, {projection::o}), elements(c, {projection::down})));
 }
+index_t largest_linear(const config& c) {
+  index_t largest = 0;
+  for (const projection p : projections) largest = max(largest, elements(c, {p}));
+  return largest;
+}
+/// Weights whose differences are judged at once: AWQ takes the linears of an input together, SmoothQuant one after another.
+index_t judged_elements(const job& j) {
+  return j.o.smoothed() ? largest_linear(j.model) : held_elements(j.model);
+}
 
 /// Streams of activations.
 index_t streams(const job& j) {
@@ -49,8 +62,8 @@ index_t streams(const job& j) {
 
 search_limits limits_of(const job& j) {
   const config& c = j.model;
-  if (!j.o.solved()) return {held_elements(c), widest(c), gram_panel};
-  search_limits limits(held_elements(c), widest(c), gram_panel, solved_tile);
+  if (!j.o.solved()) return {judged_elements(j), widest(c), gram_panel};
+  search_limits limits(judged_elements(j), widest(c), gram_panel, solved_tile);
   for (index_t layer = 0; layer < c.layers; ++layer) {
     const layer_packing how = j.packings(layer);
     for (const projection p : projections)
@@ -73,16 +86,65 @@ index_t held_bytes(const job& j) {
   return held_elements(j.model) * (exact_in_bf16(j) ? index_t{sizeof(bf16)} : index_t{sizeof(float)});
 }
 
+/// Every so many-th token stands for all.
+index_t tokens_apart(const job& j) {
+  return max(index_t(1), j.samples.tokens() / smoothing_tokens);
+}
+index_t sampled_tokens(const job& j) {
+  return j.o.smoothed() ? ceil_div(j.samples.tokens(), tokens_apart(j)) : 0;
+}
+
+cuda::rounding_limits rounding_limits_of(const job& j) {
+  cuda::rounding_limits limits;
+  if (!j.o.smoothed()) return limits;
+  const config& c = j.model;
+  limits.elements = largest_linear(c), limits.widest = widest(c);
+  limits.tokens = sampled_tokens(j), limits.scales = input_scales_tried;
+  for (index_t layer = 0; layer < c.layers; ++layer) {
+    const layer_packing how = j.packings(layer);
+    for (const projection p : projections) {
+      if (!is_packed(how, p)) continue;
+      const packing& as = *how[static_cast<size_t>(p)];
+      const group_shape g = {as.rows, as.group};
+      limits.outputs = max(limits.outputs, outputs(c, p));
+      limits.groups = max(limits.groups, g.down(outputs(c, p)) * g.across(inputs(c, p)));
+    }
+  }
+  return limits;
+}
+
+/// Of keys, then of values, where their largest are wanted.
+index_t cached_channels(const job& j) {
+  return j.o.cache_rounded ? 2 * j.model.kv_width() : 0;
+}
+
+/// What SmoothQuant looks at.
+struct device_sample {
+  device_memory<bf16> rows;      ///< (sampled tokens, k)
+  device_memory<float> largest;  ///< (k): max |x| over all tokens
+  index_t seen = 0;              ///< tokens
+
+  device_sample(index_t k, index_t tokens) : rows(tokens * k, "a sample of tokens"), largest(k, "statistics") {}
+  matrix<bf16> at() const { return {rows.data(), rows.size() / largest.size(), largest.size()}; }
+  static index_t bytes(index_t k, index_t tokens) {
+    return k * (index_t{sizeof(bf16)} * tokens + index_t{sizeof(float)});
+  }
+};
+
 /// Device memory beside the forward pass's.
 index_t engine_bytes(const job& j) {
   const config& c = j.model;
   const bool followed = j.o.drift_followed();
   index_t bytes = limits_of(j).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
-  for (const layer_input input : layer_inputs) bytes += cuda::input_statistics::bytes(width(c, input), followed);
+  for (const layer_input input : layer_inputs) {
+    bytes += cuda::input_statistics::bytes(width(c, input), followed);
+    if (j.o.smoothed()) bytes += device_sample::bytes(width(c, input), sampled_tokens(j));
+  }
+  if (j.o.smoothed()) bytes += rounding_limits_of(j).bytes();
   if (j.o.solved()) bytes += cuda::linear_solver::bytes(j.o, widest(c), followed);
   if (followed)
     bytes += index_t{2 * sizeof(float)} * min(kernels::detail::drift_tokens, j.samples.tokens()) * widest(c);
-  return bytes;
+  return bytes + index_t{sizeof(float)} * cached_channels(j);
 }
 
 class gpu_arithmetic : public engine {
@@ -94,10 +156,15 @@ class gpu_arithmetic : public engine {
         forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true, streams(j)),
         linears_(limits_of(j), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
+        cached_there_(cached_channels(j), "statistics"),
         in_bf16_(exact_in_bf16(j)),
         held_(held_bytes(j), "the linears that are searched"),
         clean_(min(observed_tokens, tokens_.tokens()) * widest(j.model), "activations") {
-    for (const layer_input input : layer_inputs) inputs_.emplace_back(width(j.model, input), j.o.drift_followed());
+    for (const layer_input input : layer_inputs) {
+      inputs_.emplace_back(width(j.model, input), j.o.drift_followed());
+      if (j.o.smoothed()) sampled_.emplace_back(width(j.model, input), sampled_tokens(j));
+    }
+    if (j.o.smoothed()) rounding_.emplace(rounding_limits_of(j), linears_);
     if (j.o.solved()) solver_.emplace(j.o, widest(j.model), linears_);
   }
 
@@ -124,10 +191,17 @@ class gpu_arithmetic : public engine {
   }
   void gather(index_t layer, const layer_weights& w, bool keep) override;
   index_t non_finite() const override { return non_finite_; }
-  void forget() override { data_ = {}; }
+  void forget() override {
+    data_ = {};
+    samples_ = {};
+  }
+  cache_scales largest_cached() const override { return cached_; }
   const std::vector<float>& absolute_mean(layer_input input) const override { return at(input).mean; }
 
+  const input_sample& sample(layer_input input) const override { return samples_[static_cast<size_t>(input)]; }
+
   void hold(layer_weights& w, const std::vector<projection>& linears) override {
+    holding_ = linears;
     w_ = &w;
     index_t at = 0;
     for (const projection p : linears) {
@@ -160,6 +234,26 @@ class gpu_arithmetic : public engine {
   double block_loss(layer_input, const layer_packing&, const float*) override {
     throw usage_error("--loss block is judged on the CPU only; use --loss gram, or --backend cpu");
   }
+  std::vector<double> rounded_losses(const layer_packing& how, const std::vector<float>& s,
+                                     const std::vector<rounded_inputs>& inputs) override {
+    std::vector<double> out;
+    for (size_t i = 0; i < holding_.size(); ++i) {
+      const projection p = holding_[i];
+      if (i == 0 || !(inputs[i] == inputs[i - 1])) rounding_->use(sample_rows(input_of(p)), s.data(), inputs[i]);
+      out.push_back(
+          with_held(p, [&](auto w) { return rounding_->whole_loss(w, *how[static_cast<size_t>(p)], j_.stored); }));
+    }
+    return out;
+  }
+  double rounded_loss(const layer_weights& w, projection p, const packing& how, const quantized_linear& q,
+                      const std::vector<float>& s, const rounded_inputs& inputs, const float* of_row) override {
+    rounding_->use(sample_rows(input_of(p)), s.data(), inputs);
+    return rounding_->loss(w.at(j_.model, p), how, j_.stored, q, of_row);
+  }
+  std::vector<double> input_costs(layer_input input, const std::vector<float>& s, const std::vector<double>& importance,
+                                  code_type type, const std::vector<float>& scales) override {
+    return rounding_->costs(sample_rows(input), s.data(), importance, type, scales);
+  }
   chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as, const std::vector<float>& s,
                             const float* of_row) override {
     linears_.multiply_rows(of_row, outputs(j_.model, p));
@@ -176,15 +270,17 @@ class gpu_arithmetic : public engine {
     return in_bf16_ ? f(matrix<const bf16>(reinterpret_cast<const bf16*>(held_.data()) + at, n, k))
                     : f(matrix<const float>(reinterpret_cast<const float*>(held_.data()) + at, n, k));
   }
+  matrix<const bf16> sample_rows(layer_input input) const { return sampled_[static_cast<size_t>(input)].at(); }
   const cuda::input_statistics& at(layer_input input) const { return inputs_[static_cast<size_t>(input)]; }
   cudaStream_t stream() const { return forward_.compute(); }
-  void run_staged(const cuda::device_observer& observer = nullptr) {
+  void run_staged(const cuda::device_observer& observer = nullptr,
+                  const cuda::device_cache_observer& cached = nullptr) {
     staged_ = -1;
     const cuda::phase_clock::span span(linears_.clock(), phase::forward);
-    forward_.forward_layer(observer);
+    forward_.forward_layer(observer, cached);
   }
   /// Both streams, of which the quantized model's stays where it is.
-  void run_beside();
+  void run_beside(const cuda::device_cache_observer& cached);
   template <class T>
   void clear(const device_memory<T>& memory) {
     check(cudaMemsetAsync(memory.data(), 0, static_cast<size_t>(memory.size()) * sizeof(T), stream()),
@@ -195,6 +291,10 @@ class gpu_arithmetic : public engine {
     return data_.data();
   }
   void observe(layer_input input, matrix<const bf16> x);
+  void observe_cached(matrix<const bf16> k, matrix<const bf16> v);
+  void add_to_gram(matrix<const bf16> x, kernels::statistics sums, const cuda::input_statistics& to);
+  void take(matrix<const bf16> x, device_sample& into);
+  void look_at_sample(layer_input input);
   void finish(cuda::input_statistics& each);
 
   const job& j_;
@@ -203,15 +303,22 @@ class gpu_arithmetic : public engine {
   cuda::forward_pass forward_;
   cuda::linear_search linears_;
   std::optional<cuda::linear_solver> solver_;
+  std::optional<cuda::rounding_search> rounding_;
   std::vector<cuda::input_statistics> inputs_;  ///< by layer_input
+  std::vector<device_sample> sampled_;          ///< by layer_input, where SmoothQuant looks at samples
+  std::array<input_sample, 4> samples_;         ///< what the host asks of them
   device_memory<uint64_t> non_finite_there_;
+  device_memory<float>
+      cached_there_;  ///< by channel: the largest |k|, then the largest |v|; nothing where they are not wanted
   bool in_bf16_;
   device_memory<std::byte> held_;
   const layer_weights* w_ = nullptr;  ///< that held_ was copied from
   device_memory<bf16> clean_;
   cuda::workspace workspace_;
   std::vector<float> data_;
+  std::vector<projection> holding_;
   std::array<index_t, 7> held_at_{};
+  cache_scales cached_;
   index_t non_finite_ = 0, staged_ = -1;
 };
 
@@ -223,31 +330,46 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
     clear(each.magnitudes);
     if (each.followed()) clear(each.drift);
   }
+  for (device_sample& each : sampled_) {
+    clear(each.largest);
+    each.seen = 0;
+  }
   clear(non_finite_there_);
+  clear(cached_there_);
   const bool beside = j_.o.drift_followed(), back = keep && !beside;
   if (back) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
   if (staged_ != layer) forward_.stage(j_.files, layer);
+  cuda::device_cache_observer of_cache;
+  if (j_.o.cache_rounded)
+    of_cache = [&](matrix<const bf16> k, matrix<const bf16> v, cudaStream_t) { observe_cached(k, v); };
   if (beside)
-    run_beside();
+    run_beside(of_cache);
   else
-    run_staged([&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); });
+    run_staged([&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, of_cache);
   if (back) {
     forward_.upload({data_.data(), tokens_.tokens(), j_.model.hidden});  // data_ lives until the next layer
   } else if (!keep && layer + 1 < j_.model.layers) {
     forward_.stage(j_.files, layer + 1);  // its copy runs under this layer's arithmetic
     staged_ = layer + 1;
   }
+  if (j_.o.smoothed())
+    for (const layer_input input : layer_inputs) look_at_sample(input);
   for (cuda::input_statistics& each : inputs_) finish(each);
   uint64_t count = 0;
+  std::vector<float> cached(static_cast<size_t>(cached_there_.size()));
   linears_.copy_back(&count, non_finite_there_.data(), 1);
+  linears_.copy_back(cached.data(), cached_there_.data(), cached_there_.size());
   linears_.wait();
   non_finite_ = static_cast<index_t>(count);
+  if (cached.empty()) return;
+  const auto values = cached.begin() + j_.model.kv_width();
+  cached_ = {*std::max_element(cached.begin(), values), *std::max_element(values, cached.end())};
 }
 
-void gpu_arithmetic::run_beside() {
+void gpu_arithmetic::run_beside(const cuda::device_cache_observer& cached) {
   staged_ = -1;
   const cuda::phase_clock::span span(linears_.clock(), phase::forward);
-  forward_.forward_beside([&](layer_input input, matrix<const bf16> original, matrix<const bf16> x, cudaStream_t) {
+  const auto compare = [&](layer_input input, matrix<const bf16> original, matrix<const bf16> x, cudaStream_t) {
     observe(input, x);
     const cuda::phase_clock::span statistics(linears_.clock(), phase::statistics);
     workspace_.run(
@@ -255,16 +377,36 @@ void gpu_arithmetic::run_beside() {
           return kernels::drift(original, x, at(input).drift_matrix(), memory, bytes, forward_.products());
         },
         "add up the drift of inputs");
-  });
+  };
+  forward_.forward_beside(compare, cached);
 }
 
-/// Each token is cleaned of what is not finite and counted in one pass, then added to the Gram matrix.
+void gpu_arithmetic::observe_cached(matrix<const bf16> k, matrix<const bf16> v) {
+  const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
+  check(kernels::absolute_maximum(k, cached_there_.data(), stream()), "observe keys");
+  check(kernels::absolute_maximum(v, cached_there_.data() + k.cols, stream()), "observe values");
+}
+
+/// Each token is seen once for sums, maxima and what is not finite, of which it is cleaned before it goes into a Gram matrix.
 void gpu_arithmetic::observe(layer_input input, matrix<const bf16> x) {
   const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
-  const cuda::input_statistics& to = at(input);
   kernels::statistics sums;
-  sums.absolute_sum = to.magnitudes.data();
   sums.non_finite = non_finite_there_.data();
+  if (j_.o.smoothed()) {
+    device_sample& sample = sampled_[static_cast<size_t>(input)];
+    sums.absolute_maximum = sample.largest.data();
+    take(x, sample);
+  }
+  if (j_.o.correlations_seen()) {
+    sums.absolute_sum = at(input).magnitudes.data();
+    return add_to_gram(x, sums, at(input));
+  }
+  workspace_.run(
+      [&](void* memory, index_t& bytes) { return kernels::observe(x, sums, matrix<bf16>(), memory, bytes, stream()); },
+      "observe activations");
+}
+
+void gpu_arithmetic::add_to_gram(matrix<const bf16> x, kernels::statistics sums, const cuda::input_statistics& to) {
   for (index_t token = 0; token < x.rows; token += observed_tokens) {
     const auto part = x.rows_at(token, min(observed_tokens, x.rows - token));
     const matrix<bf16> clean(clean_.data(), part.rows, part.cols);
@@ -276,8 +418,36 @@ void gpu_arithmetic::observe(layer_input input, matrix<const bf16> x) {
   }
 }
 
+/// The tokens of x, which follow those that were seen, that are in the sample.
+void gpu_arithmetic::take(matrix<const bf16> x, device_sample& into) {
+  const index_t apart = tokens_apart(j_), first = (apart - into.seen % apart) % apart;
+  if (first < x.rows) {
+    const matrix<bf16> to = into.at().rows_at((into.seen + first) / apart, ceil_div(x.rows - first, apart));
+    const auto bytes = [](index_t count) { return static_cast<size_t>(count) * sizeof(bf16); };
+    check(cudaMemcpy2DAsync(to.data, bytes(to.stride), x.row(first), bytes(apart * x.stride), bytes(x.cols),
+                            static_cast<size_t>(to.rows), cudaMemcpyDeviceToDevice, stream()),
+          "keep a sample of tokens");
+  }
+  into.seen += x.rows;
+}
+
+/// What the host asks of it; and where Gram matrices are not of all tokens, the sample's.
+void gpu_arithmetic::look_at_sample(layer_input input) {
+  const device_sample& from = sampled_[static_cast<size_t>(input)];
+  if (!j_.o.correlations_seen()) {
+    const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
+    kernels::statistics sums;
+    sums.absolute_sum = at(input).magnitudes.data();
+    add_to_gram(from.at(), sums, at(input));
+  }
+  input_sample& to = samples_[static_cast<size_t>(input)];
+  to.tokens = from.seen, to.kept = from.at().rows;
+  to.largest.resize(static_cast<size_t>(from.largest.size()));
+  linears_.copy_back(to.largest.data(), from.largest.data(), from.largest.size());
+}
+
 void gpu_arithmetic::finish(cuda::input_statistics& each) {
-  const auto tokens = static_cast<double>(tokens_.tokens());
+  const auto tokens = static_cast<double>(j_.o.correlations_seen() ? tokens_.tokens() : sampled_tokens(j_));
   {
     const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
     check(kernels::mirror(each.gram_matrix(), static_cast<float>(1.0 / tokens), j_.o.shrinkage, each.diagonal.data(),

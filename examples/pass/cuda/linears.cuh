@@ -44,7 +44,7 @@ class workspace {
   void run(F&& launcher, const char* what) {
     index_t bytes = 0;
     check(launcher(nullptr, bytes), what);
-    reserve(memory_, bytes, "a workspace");
+    reserve(memory_, max(bytes, index_t(1)), "a workspace");  // null would ask again
     check(launcher(static_cast<void*>(memory_.data()), bytes), what);
   }
   template <class T>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mistral/cuda/detail/attention_mma.cuh"
+#include "mistral/cuda/detail/rounding.cuh"
 #include "mistral/cuda/detail/score.cuh"
 
 using namespace nibble;
@@ -15,7 +16,9 @@ using rows_policy = tuned<policies::rows, 80>;
   template __global__ void steps::rotate_kernel<rows_policy, Items>(matrix<const float>, steps::head_layout,      \
                                                                     const index_t*, index_t, matrix<const float>, \
                                                                     matrix<const float>, matrix<bf16>);           \
-  template __global__ void steps::swiglu_kernel<rows_policy, Items>(matrix<const float>, matrix<bf16>);
+  template __global__ void steps::swiglu_kernel<rows_policy, Items>(matrix<const float>, matrix<bf16>);           \
+  template __global__ void steps::round_kernel<rows_policy, Items>(                                               \
+      matrix<const bf16>, nibble::mistral::cuda::activation_rounding, matrix<bf16>, matrix<bf16>);
 
 NIBBLE_INSTANTIATE(1)
 NIBBLE_INSTANTIATE(4)

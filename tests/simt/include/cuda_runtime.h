@@ -164,6 +164,15 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
   if (in != nullptr && kind == cudaMemcpyDeviceToHost && !simt::pinned_heap.holds(to)) simt::finish(in);
   return cudaSuccess;
 }
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                                     std::size_t bytes, std::size_t rows, cudaMemcpyKind kind,
+                                     cudaStream_t in = nullptr) {
+  if (bytes > to_pitch || bytes > from_pitch) return cudaErrorInvalidValue;
+  for (std::size_t row = 0; row < rows; ++row)
+    cudaMemcpyAsync(static_cast<std::byte*>(to) + row * to_pitch,
+                    static_cast<const std::byte*>(from) + row * from_pitch, bytes, kind, in);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemset(void* p, int value, std::size_t bytes) {
   if (bytes > 0) std::memset(p, value, bytes);
   return cudaSuccess;
