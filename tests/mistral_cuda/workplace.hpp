@@ -17,7 +17,6 @@
 namespace nibble::test {
 
 using json = nlohmann::ordered_json;
-using words = std::vector<std::string>;
 
 /// The program that has a GPU.
 inline std::string on_gpu(const std::string& program) {
@@ -35,11 +34,6 @@ inline void killed_once_there(const fs::path& file) {
   while (::getppid() == program && !fs::exists(file)) ::usleep(200);
   if (::getppid() == program) ::kill(program, SIGKILL);
   ::_exit(0);
-}
-
-inline words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
 }
 
 struct workplace {
