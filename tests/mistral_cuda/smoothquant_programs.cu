@@ -64,10 +64,10 @@ TEST_CASE(
 
 TEST_CASE("scales of inputs, fp8 weights and keys and values in fp8 are found on a GPU as on the CPU") {
   const workplace w("smoothquant_mistral");
-  const words how = {"--smoothing-strength", "0.5", "--evaluate", w.text.string(), "--allow-overlap"};
-  agrees(w, words{"--scheme", "FP8", "--kv-cache", "fp8"} + how);
+  const words evaluated = {"--evaluate", w.text.string(), "--allow-overlap"};
+  agrees(w, words{"--scheme", "FP8", "--kv-cache", "fp8", "--smoothing-strength", "0.5"} + evaluated);
   cache_agrees(w.root / "gpu", w.root / "cpu");
-  agrees(w, words{"--scheme", "W8A8_STATIC"} + how);
+  agrees(w, {"--scheme", "W8A8_STATIC", "--smoothing-strength", "0.5"});
 }
 
 TEST_CASE("smoothed integers are found by searched ranges and sweeps, or by GPTQ, on a GPU too") {
