@@ -256,37 +256,6 @@ TEST_CASE("blocks of structs are the same as blocks of bytes") {
   CHECK(back.data == plain.data);
 }
 
-TEST_CASE("blocks of any bytes become the reference's numbers in every storage type") {
-  std::mt19937 engine(11);
-  for (const block_type type : block_types) {
-    CAPTURE(block_name(type));
-    const index_t width = row_bytes(512, type);
-    owned<uint8_t> from(33, width);
-    for (auto& byte : from.data) byte = static_cast<uint8_t>(engine());
-    const auto same = [&](auto zero) {
-      using T = decltype(zero);
-      owned<T> expected(33, 512), got(33, 512);
-      reference::dequantize_blocks(std::as_const(from).view(), expected.view(), type);
-      const auto compare = [&] {
-        for (std::size_t i = 0; i < got.data.size(); ++i) {
-          const auto a = static_cast<float>(got.data[i]), b = static_cast<float>(expected.data[i]);
-          if (!(std::isnan(a) && std::isnan(b))) REQUIRE(bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b));
-        }
-      };
-      host::dequantize_blocks(std::as_const(from).view(), got.view(), type);
-      compare();
-      with_block(type, [&](auto tag) {
-        host::detail::decode_blocks_in<typename decltype(tag)::type, host::detail::four_lanes>(from.data.data(), width,
-                                                                                               got.view());
-      });
-      compare();
-    };
-    same(0.0f);
-    same(bf16(0.0f));
-    same(fp16(0.0f));
-  }
-}
-
 TEST_CASE("blocks do not depend on the number of threads") {
   const auto w = mixed_rows(100, 512, 6);
   const auto importance = column_importance(512);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "nibble/host/parallel.hpp"
+#include "nibble/host/streamed.hpp"
 
 namespace bench {
 
@@ -26,12 +27,31 @@ double seconds(F&& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// One copy of copied_bytes, in pieces of 1 MiB, on all threads.
-inline void copy() {
+/// f(from, to, bytes) over copied_bytes, in pieces of 1 MiB, on all threads.
+template <class F>
+void copy_by(F f) {
   static std::vector<unsigned char> from(copied_bytes, 1), to(copied_bytes, 2);
   constexpr nibble::index_t piece = nibble::index_t(1) << 20;
   nibble::host::parallel_for(copied_bytes / piece,
-                             [](nibble::index_t i) { std::memcpy(&to[i * piece], &from[i * piece], piece); });
+                             [&](nibble::index_t i) { f(&from[i * piece], &to[i * piece], piece); });
+}
+
+inline void copy() {
+  copy_by([](const void* from, void* to, nibble::index_t bytes) { std::memcpy(to, from, bytes); });
+}
+
+/// The same past the caches.
+inline void streamed_copy() {
+  copy_by([](const unsigned char* from, void* to, nibble::index_t bytes) {
+    constexpr int piece = 1024;
+    nibble::host::detail::line_stream<piece> out(to);
+    for (; bytes > 0; bytes -= piece, from += piece) {
+      for (int line = 0; line < piece; line += 64) nibble::host::detail::ask_ahead<false>(from, 2048 + line);
+      std::memcpy(out.next(), from, piece);
+      out.put(piece);
+    }
+    out.finish();
+  });
 }
 
 /// Times f, which reads and writes `bytes`, and the copy by turns; `copy` is f's rate over the copy's, fastest to

@@ -15,6 +15,7 @@
 #include "nibble/host/parallel.hpp"
 #include "nibble/host/quantize.hpp"
 #include "nibble/host/simd.hpp"
+#include "nibble/host/streamed.hpp"
 #include "nibble/matrix.hpp"
 
 NIBBLE_NAMESPACE_BEGIN
@@ -71,14 +72,29 @@ void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
     }
 }
 
-/// Blocks without a search. Rows that follow each other without a gap, here and there, are one.
+/// Blocks next to each other without a search, a batch of the first half and of the second by turns: a processor reads two places at
+/// once faster than one.
+template <class Block, class Lanes, class T>
+void encode_run_along(const T* from, uint8_t* to, index_t blocks) noexcept {
+  constexpr index_t batch = Lanes::count;
+  const index_t half = blocks / (2 * batch) * batch, rest = 2 * half;
+  const auto encode = [&](index_t at, index_t count) {
+    Lanes::template encode_along<Block>(from + 32 * at, to + at * index_t(sizeof(Block)), count);
+  };
+  for (index_t at = 0; at < half; at += batch) {
+    encode(at, batch);
+    encode(half + at, batch);
+  }
+  if (rest < blocks) encode(rest, blocks - rest);
+}
+
+/// Rows that follow each other without a gap, here and there, are one.
 template <class Block, class Lanes, class T>
 void encode_rows_along(matrix<const T> w, uint8_t* blocks, index_t stride) noexcept {
   const index_t across = w.cols / Block::weights;
   if (w.stride == w.cols && stride == across * index_t(sizeof(Block)))
-    return Lanes::template encode_along<Block>(w.data, blocks, w.rows * across);
-  for (index_t row = 0; row < w.rows; ++row)
-    Lanes::template encode_along<Block>(w.row(row), blocks + row * stride, across);
+    return encode_run_along<Block, Lanes>(w.data, blocks, w.rows * across);
+  for (index_t row = 0; row < w.rows; ++row) encode_run_along<Block, Lanes>(w.row(row), blocks + row * stride, across);
 }
 
 /// f(Lanes{}) with the widest vectors of this machine.
@@ -103,22 +119,26 @@ void encode_blocks(matrix<const T> w, uint8_t* blocks, index_t stride, const flo
   });
 }
 
-/// @param stride bytes from a row of blocks to the next.
+/// @param stride bytes from a row of blocks to the next. @param streamed past the caches. Rows that follow each other without a gap, here
+/// and there, are one.
 template <class Block, class Lanes, class T>
-void decode_blocks_in(const uint8_t* blocks, index_t stride, matrix<T> w) {
+void decode_blocks_in(const uint8_t* blocks, index_t stride, matrix<T> w, bool streamed) {
   const index_t across = w.cols / Block::weights, step = rows_at_once(w.cols);
+  const bool whole = w.stride == w.cols && stride == across * index_t(sizeof(Block));
   parallel_for(ceil_div(w.rows, step), [&](index_t tile) {
-    for (index_t row = tile * step; row < min(w.rows, (tile + 1) * step); ++row)
-      Lanes::template decode<Block>(blocks + row * stride, w.row(row), across);
+    const index_t first = tile * step, last = min(w.rows, first + step), joined = whole ? last - first : 1;
+    for (index_t row = first; row < last; row += joined)
+      Lanes::template decode<Block>(blocks + row * stride, w.row(row), joined * across, streamed);
   });
 }
 /// Memory is what holds it up: 16 lanes gain nothing over 8.
 template <class Block, class T>
 void decode_blocks(const uint8_t* blocks, index_t stride, matrix<T> w) {
+  const bool streamed = w.rows * w.cols * index_t(sizeof(T)) >= streamed_bytes;
 #if defined(__GNUC__) && defined(__x86_64__)
-  if (eight_lanes::here()) return decode_blocks_in<Block, eight_lanes>(blocks, stride, w);
+  if (eight_lanes::here()) return decode_blocks_in<Block, eight_lanes>(blocks, stride, w, streamed);
 #endif
-  decode_blocks_in<Block, four_lanes>(blocks, stride, w);
+  decode_blocks_in<Block, four_lanes>(blocks, stride, w, streamed);
 }
 
 }  // namespace detail

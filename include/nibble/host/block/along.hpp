@@ -166,7 +166,7 @@ NIBBLE_LANE void spill(const Vector& from, Number* to) noexcept {
 
 /// How far ahead memory is asked for, in floats and bytes: a batch is too long for a processor to see its end before it is done
 /// computing. Chosen by bench_block.
-constexpr int read_ahead = 2048, write_ahead = 2048;
+constexpr int read_ahead = 512, write_ahead = 2048;
 
 // Comparisons are made by select_less alone below: gcc 12 takes masks that are combined apart into lanes.
 

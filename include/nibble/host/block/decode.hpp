@@ -12,6 +12,7 @@
 #include "nibble/block/lane.hpp"
 #include "nibble/block_layout.hpp"
 #include "nibble/core.hpp"
+#include "nibble/host/streamed.hpp"
 
 NIBBLE_NAMESPACE_BEGIN
 namespace host {
@@ -235,31 +236,20 @@ NIBBLE_LANE void all_groups(const Block& b, group_scales<Block>& to) noexcept {
   }
 }
 
-template <class T, int N>
-NIBBLE_LANE void store_numbers(const lanes<N>& x, T* to) noexcept {
-  if constexpr (std::is_same_v<T, float>) {
-    std::memcpy(to, &x.v, sizeof(x.v));
-  } else {
-    float numbers[N];
-    std::memcpy(numbers, &x.v, sizeof(x.v));
-    for (int i = 0; i < N; ++i) to[i] = static_cast<T>(numbers[i]);
-  }
-}
-
 /// 16 weights of a group.
-template <class Block, int N, class T, std::size_t... I>
-NIBBLE_LANE void decode_sixteen(const uint8_t* codes, const lanes<N>& scale, const lanes<N>& offset, T* to,
+template <class Block, int N, std::size_t... I>
+NIBBLE_LANE void decode_sixteen(const uint8_t* codes, const lanes<N>& scale, const lanes<N>& offset, float* to,
                                 std::index_sequence<I...>) noexcept {
   lanes<N> x[16 / N];
   numbers_of<level_bias<Block>>(codes, x);
   ((x[I] = scale * x[I]), ...);
   if constexpr (has_offset<Block>) ((x[I] = x[I] + offset), ...);
-  (store_numbers(x[I], to + N * I), ...);
+  (std::memcpy(to + N * I, &x[I].v, sizeof(x[I].v)), ...);
 }
 
 /// A block's weights.
-template <class Block, int N, class T>
-NIBBLE_LANE void decode_block(const Block& b, T* __restrict to) noexcept {
+template <class Block, int N>
+NIBBLE_LANE void decode_block(const Block& b, float* __restrict to) noexcept {
   constexpr auto index = std::make_index_sequence<16 / N>{};
   uint8_t codes[Block::weights];
   codes_of_block(b, codes, std::make_index_sequence<Block::weights / 32>{});
@@ -273,21 +263,27 @@ NIBBLE_LANE void decode_block(const Block& b, T* __restrict to) noexcept {
   }
 }
 
-/// `blocks` blocks next to each other, at bytes of any alignment.
+/// `blocks` blocks next to each other, at bytes of any alignment. @param streamed past the caches.
 template <class Block, int N, class T>
-NIBBLE_LANE void decode_run(const uint8_t* from, T* to, index_t blocks) noexcept {
+NIBBLE_LANE void decode_run(const uint8_t* from, T* to, index_t blocks, bool streamed) noexcept {
+  constexpr int bytes = Block::weights * int(sizeof(T));
   const bool aligned = reinterpret_cast<std::uintptr_t>(from) % alignof(Block) == 0;
+  line_stream<256 * int(sizeof(T))> out(to);
+  float numbers[std::is_same_v<T, float> ? 1 : Block::weights];
+  Block copy;
   for (index_t i = 0; i < blocks; ++i, from += sizeof(Block), to += Block::weights) {
-    for (int line = 0; line < Block::weights * int(sizeof(T)); line += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(to) + decode_ahead + line, 1);
-    if (aligned) {
-      decode_block<Block, N>(*reinterpret_cast<const Block*>(from), to);
-    } else {
-      Block b;
-      std::memcpy(static_cast<void*>(&b), from, sizeof(Block));
-      decode_block<Block, N>(b, to);
-    }
+    if (!streamed)
+      for (int line = 0; line < bytes; line += 64) ask_ahead<true>(to, decode_ahead + line);
+    if (!aligned) std::memcpy(static_cast<void*>(&copy), from, sizeof(Block));
+    T* const at = streamed ? static_cast<T*>(out.next()) : to;
+    float* x = numbers;
+    if constexpr (std::is_same_v<T, float>) x = at;
+    decode_block<Block, N>(aligned ? *reinterpret_cast<const Block*>(from) : copy, x);
+    if constexpr (!std::is_same_v<T, float>)
+      for (int w = 0; w < Block::weights; ++w) at[w] = static_cast<T>(x[w]);
+    if (streamed) out.put(bytes);
   }
+  if (streamed) out.finish();
 }
 
 }  // namespace detail

@@ -119,8 +119,8 @@ struct four_lanes {
     encode_run<Block, 4>(from, to, blocks);
   }
   template <class Block, class T>
-  static void decode(const uint8_t* from, T* to, index_t blocks) noexcept {
-    decode_run<Block, 4>(from, to, blocks);
+  static void decode(const uint8_t* from, T* to, index_t blocks, bool streamed) noexcept {
+    decode_run<Block, 4>(from, to, blocks, streamed);
   }
 };
 
@@ -140,8 +140,8 @@ struct eight_lanes {
   }
   template <class Block, class T>
   NIBBLE_LANE_ENTRY("avx2")
-  static void decode(const uint8_t* from, T* to, index_t blocks) noexcept {
-    decode_run<Block, 8>(from, to, blocks);
+  static void decode(const uint8_t* from, T* to, index_t blocks, bool streamed) noexcept {
+    decode_run<Block, 8>(from, to, blocks, streamed);
   }
 };
 
