@@ -35,8 +35,8 @@ inline status round_activations(matrix<const bf16> x, activation_rounding how, m
   if (x.empty()) return status::ok;
   wide = wide && detail::aligned(how.by, 4);
   return detail::by_rows(wide, [&](auto tuned, auto items) {
-    return launch(detail::round_kernel<decltype(tuned), items.value>, x.rows, tuned.value.threads, 0, stream, x, how, y,
-                  off);
+    return launch(detail::round_kernel<decltype(tuned), items.value>, x.rows,
+                  detail::row_threads(tuned, x.cols, items.value), 0, stream, x, how, y, off);
   });
 }
 

@@ -23,6 +23,13 @@ bool aligned(const T* p, index_t items = 1) noexcept {
   return reinterpret_cast<std::size_t>(p) % (sizeof(T) * static_cast<std::size_t>(items)) == 0;
 }
 
+/// Threads of a block that has a row of `cols`, Items to an access: no warp without any.
+template <class Tuned>
+int row_threads(Tuned, index_t cols, int items = 1) noexcept {
+  return static_cast<int>(
+      min(index_t{Tuned::value.threads}, round_up(ceil_div(max(cols, index_t(1)), index_t{items}), index_t(32))));
+}
+
 /// start(tuned, items as a constant) for `rows` blocks, by four elements an access where `wide`.
 template <class F>
 status by_rows(bool wide, F start) {
@@ -45,8 +52,8 @@ inline status embed(matrix<const bf16> table, index_t first_id, const int32_t* i
   if (!aligned(table) || !aligned(x) || !detail::aligned(ids)) return status::misaligned;
   const bool wide = x.cols % 4 == 0 && aligned(table, 4) && aligned(x, 4);
   return detail::by_rows(wide, [&](auto tuned, auto items) {
-    return launch(detail::embed_kernel<decltype(tuned), items.value>, x.rows, tuned.value.threads, 0, stream, table,
-                  first_id, ids, x);
+    return launch(detail::embed_kernel<decltype(tuned), items.value>, x.rows,
+                  detail::row_threads(tuned, x.cols, items.value), 0, stream, table, first_id, ids, x);
   });
 }
 
@@ -59,8 +66,8 @@ inline status rms_norm(matrix<const float> x, const float* weight, float epsilon
   if (!aligned(x) || !aligned(y) || !detail::aligned(weight)) return status::misaligned;
   const bool wide = x.cols % 4 == 0 && aligned(x, 4) && aligned(y, 4) && detail::aligned(weight, 4);
   return detail::by_rows(wide, [&](auto tuned, auto items) {
-    return launch(detail::rms_norm_kernel<decltype(tuned), items.value>, x.rows, tuned.value.threads, 0, stream, x,
-                  weight, epsilon, y);
+    return launch(detail::rms_norm_kernel<decltype(tuned), items.value>, x.rows,
+                  detail::row_threads(tuned, x.cols, items.value), 0, stream, x, weight, epsilon, y);
   });
 }
 
@@ -82,8 +89,9 @@ inline status rotate(matrix<const float> qkv, head_layout heads, const index_t* 
   const bool wide =
       heads.head_dim % 8 == 0 && aligned(qkv, 4) && aligned(out, 4) && aligned(cosine, 4) && aligned(sine, 4);
   return detail::by_rows(wide, [&](auto tuned, auto items) {
-    return launch(detail::rotate_kernel<decltype(tuned), items.value>, qkv.rows, tuned.value.threads, 0, stream, qkv,
-                  heads, starts, sequences, cosine, sine, out);
+    return launch(detail::rotate_kernel<decltype(tuned), items.value>, qkv.rows,
+                  detail::row_threads(tuned, qkv.cols, items.value), 0, stream, qkv, heads, starts, sequences, cosine,
+                  sine, out);
   });
 }
 
@@ -96,8 +104,8 @@ inline status swiglu(matrix<const float> gate_up, matrix<bf16> out, cudaStream_t
   if (!aligned(gate_up) || !aligned(out)) return status::misaligned;
   const bool wide = out.cols % 4 == 0 && aligned(gate_up, 4) && aligned(out, 4);
   return detail::by_rows(wide, [&](auto tuned, auto items) {
-    return launch(detail::swiglu_kernel<decltype(tuned), items.value>, out.rows, tuned.value.threads, 0, stream,
-                  gate_up, out);
+    return launch(detail::swiglu_kernel<decltype(tuned), items.value>, out.rows,
+                  detail::row_threads(tuned, out.cols, items.value), 0, stream, gate_up, out);
   });
 }
 

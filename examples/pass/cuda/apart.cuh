@@ -78,8 +78,8 @@ status apart(matrix<const float> w, matrix<const uint8_t> q, matrix<const P> p, 
   if (!aligned(w) || !aligned(rounded) || !aligned(difference) || !detail::aligned(s) || !detail::aligned(of_row))
     return status::misaligned;
   return dispatch(tuning::rows{}, [&](auto tuned) {
-    return launch(detail::apart_kernel<decltype(tuned), P, Scheme>, w.rows, tuned.value.threads, 0, stream, w, q, p, g,
-                  how, s, of_row, rounded, difference);
+    return launch(detail::apart_kernel<decltype(tuned), P, Scheme>, w.rows, detail::row_threads(tuned, w.cols), 0,
+                  stream, w, q, p, g, how, s, of_row, rounded, difference);
   });
 }
 
@@ -90,7 +90,8 @@ inline status add_squares(matrix<const float> y, double* sums, cudaStream_t stre
   if (sums == nullptr) return status::bad_shape;
   if (!aligned(y) || !detail::aligned(sums)) return status::misaligned;
   return dispatch(tuning::rows{}, [&](auto tuned) {
-    return launch(detail::add_squares_kernel<decltype(tuned)>, y.rows, tuned.value.threads, 0, stream, y, sums);
+    return launch(detail::add_squares_kernel<decltype(tuned)>, y.rows, detail::row_threads(tuned, y.cols), 0, stream, y,
+                  sums);
   });
 }
 
@@ -106,8 +107,8 @@ inline status input_costs(matrix<const bf16> x, const float* by, const double* i
     return status::misaligned;
   if (costs.rows > 2147483647 / costs.cols) return status::too_large;
   return dispatch(tuning::rows{}, [&](auto tuned) {
-    return launch(detail::input_costs_kernel<decltype(tuned)>, costs.size(), tuned.value.threads, 0, stream, x, by,
-                  importance, integers, scales, costs);
+    return launch(detail::input_costs_kernel<decltype(tuned)>, costs.size(), detail::row_threads(tuned, x.cols), 0,
+                  stream, x, by, importance, integers, scales, costs);
   });
 }
 

@@ -50,8 +50,7 @@ __device__ inline float block_max(float x, float* of_warp) {
 template <class Tuned, int Items>
 __global__ void __launch_bounds__(Tuned::value.threads)
     round_kernel(matrix<const bf16> x, activation_rounding how, matrix<bf16> y, matrix<bf16> off) {
-  constexpr int threads = Tuned::value.threads;
-  NIBBLE_SHARED(float, of_warp, threads / 32);
+  NIBBLE_SHARED(float, of_warp, Tuned::value.threads / 32);
   const index_t token = blockIdx.x;
   const auto load = [&](index_t col) {
     const auto stored = load_items<Items>(x.row(token) + col);
@@ -83,7 +82,7 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     }
   };
 
-  const int me = static_cast<int>(threadIdx.x);
+  const int me = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const float most = block_max(largest_in(0, x.cols, me, threads), of_warp);
   if (!is_finite(most)) return store(0, x.cols, me, threads, 0.0f);
   if (how.scale > 0.0f) return store(0, x.cols, me, threads, how.scale);
