@@ -69,17 +69,6 @@ batch random_batch(const std::vector<index_t>& lengths, index_t vocabulary, std:
   return b;
 }
 
-/// Root mean square of a − b, as a share of b's.
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double apart = 0, all = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    apart += std::pow(double{a[i]} - double{b[i]}, 2);
-    all += std::pow(double{b[i]}, 2);
-  }
-  return std::sqrt(apart / all);
-}
-
 /// How far activations may be apart, as a share of their size. What a product reads is rounded to bf16, at most 2^-8 and
 /// 2^-8 / √3 on average, and roundings are independent: a layer's four products leave some √4 · 2^-8 / √3 in what it adds,
 /// layers add up as roots of their number, and norms, attention and the gate keep relative errors about as they are.

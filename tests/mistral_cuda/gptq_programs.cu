@@ -45,12 +45,7 @@ TEST_CASE("gptq_mistral on a GPU writes what it writes on the CPU at 4 bits, and
 #if defined(NIBBLE_SIMT)                           // where nothing but the program takes memory
   const json gpu = json::parse(read_bytes(w.root / "gpu.json"));
   const outcome plan = run_program(on_gpu(w.program), w.options("plan", {"--backend", "cuda", "--dry-run"}));
-  const double megabytes = std::stod(plan.out.substr(plan.out.find("GPU memory") + 10));
-  const double planned = 1e6 * (megabytes + 0.05) - static_cast<double>(mistral::cuda::runtime_bytes);
-  const double taken = gpu.at("machine").at("gpu_bytes").get<double>();
-  CAPTURE(taken, planned);
-  CHECK(taken <= planned);
-  CHECK(taken > 0.8 * planned);
+  memory_as_planned(gpu, plan.out);
 #endif
 }
 
@@ -93,18 +88,7 @@ TEST_CASE("where a Hessian has no factor a GPU does with it what the CPU does, a
 TEST_CASE("a GPU follows the original's activations across an interruption: it goes on to the same bytes") {
   const workplace w("gptq_mistral");
   const words how = {"--backend", "cuda", "--clip", "none", "--sweeps", "0"};
-  w.quantize("out", how);
-  const std::string whole = payload(w.root / "out");
-  fs::remove_all(w.root / "out");
-  const outcome killed =
-      w.run("out", how, [kept = w.root / "out.partial" / mistral::resume_file] { killed_once_there(kept); });
-  CAPTURE(killed.err);
-  REQUIRE(killed.status == -SIGKILL);
-  const outcome rest = w.run("out", how);
-  CAPTURE(rest.err);
-  REQUIRE(rest.status == 0);
-  CHECK_THAT(rest.err, Contains("going on with what an interrupted run left"));
-  CHECK(payload(w.root / "out") == whole);
+  same_after_interruption(w, how);
 }
 
 TEST_CASE("gptq_mistral on a GPU finds the CPU's scales of keys and values, also where drift is followed") {

@@ -43,11 +43,7 @@ TEST_CASE(
   same_form(w.root / "gpu", w.root / "cpu");
   const outcome plan = run_program(on_gpu("awq_mistral"), w.options("plan", {"--backend", "cuda", "--dry-run"}));
 #if defined(NIBBLE_SIMT)  // where nothing but the program takes memory
-  const double megabytes = std::stod(plan.out.substr(plan.out.find("GPU memory") + 10));
-  const double planned = 1e6 * (megabytes + 0.05) - static_cast<double>(cuda::runtime_bytes);
-  const double taken = gpu.at("machine").at("gpu_bytes").get<double>();
-  CHECK(taken <= planned);
-  CHECK(taken > 0.8 * planned);
+  memory_as_planned(gpu, plan.out);
 #endif
   CHECK_THAT(plan.out, Contains("GPU memory") && Contains("not known for " + machine));
 }
@@ -84,18 +80,7 @@ TEST_CASE(
   const workplace w;
   const words how = {"--backend", "cuda",   "--propagate", "quantized", "--n-grid",
                      "1",         "--clip", "none",        "--sweeps",  "0"};
-  w.quantize("out", how);
-  const std::string whole = payload(w.root / "out");
-  fs::remove_all(w.root / "out");
-  const fs::path kept = w.root / "out.partial" / resume_file;
-  const outcome killed = w.run("out", how, [kept] { killed_once_there(kept); });
-  CAPTURE(killed.err);
-  REQUIRE(killed.status == -SIGKILL);
-  const outcome rest = w.run("out", how);
-  CAPTURE(rest.err);
-  REQUIRE(rest.status == 0);
-  CHECK_THAT(rest.err, Contains("going on with what an interrupted run left"));
-  CHECK(payload(w.root / "out") == whole);
+  same_after_interruption(w, how);
 }
 
 TEST_CASE("perplexity on a GPU is the CPU's to 0.2 %, alone and against another model") {

@@ -53,12 +53,7 @@ TEST_CASE(
 #if defined(NIBBLE_SIMT)  // where nothing but the program takes memory
   const json gpu = json::parse(read_bytes(w.root / "gpu.json"));
   const outcome plan = run_program(on_gpu(w.program), w.options("plan", {"--backend", "cuda", "--dry-run"}));
-  const double megabytes = std::stod(plan.out.substr(plan.out.find("GPU memory") + 10));
-  const double planned = 1e6 * (megabytes + 0.05) - static_cast<double>(cuda::runtime_bytes);
-  const double taken = gpu.at("machine").at("gpu_bytes").get<double>();
-  CAPTURE(taken, planned);
-  CHECK(taken <= planned);
-  CHECK(taken > 0.8 * planned);
+  memory_as_planned(gpu, plan.out);
 #endif
 }
 
@@ -84,17 +79,7 @@ TEST_CASE("smoothed integers are found by searched ranges and sweeps, or by GPTQ
 TEST_CASE("a GPU goes on where an interrupted run of SmoothQuant stopped, and writes the same bytes") {
   const workplace w("smoothquant_mistral");
   const words how = {"--backend", "cuda", "--smoothing-strength", "0.5", "--propagate", "quantized"};
-  w.quantize("out", how);
-  const std::string whole = payload(w.root / "out");
-  fs::remove_all(w.root / "out");
-  const outcome killed = w.run("out", how, [kept = w.root / "out.partial" / resume_file] { killed_once_there(kept); });
-  CAPTURE(killed.err);
-  REQUIRE(killed.status == -SIGKILL);
-  const outcome rest = w.run("out", how);
-  CAPTURE(rest.err);
-  REQUIRE(rest.status == 0);
-  CHECK_THAT(rest.err, Contains("going on with what an interrupted run left"));
-  CHECK(payload(w.root / "out") == whole);
+  same_after_interruption(w, how);
 }
 
 #if defined(NIBBLE_SIMT)
@@ -143,16 +128,6 @@ struct sampled {
     return on;
   }
 };
-
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double apart = 0, all = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    apart += std::pow(double{a[i]} - double{b[i]}, 2);
-    all += std::pow(double{b[i]}, 2);
-  }
-  return std::sqrt(apart / all);
-}
 
 }  // namespace
 

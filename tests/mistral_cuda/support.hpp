@@ -3,8 +3,10 @@
 /// What the tests of the forward pass on CUDA share.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "support/device.hpp"
 #include "support/model.hpp"
@@ -33,6 +35,17 @@ owned<T> stored_as(const owned<float>& x) {
 template <class T>
 T* askew(T* p) {
   return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(p) + 1);
+}
+
+/// Root mean square of a − b, as a share of b's.
+inline double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double apart = 0, all = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    apart += std::pow(double{a[i]} - double{b[i]}, 2);
+    all += std::pow(double{b[i]}, 2);
+  }
+  return std::sqrt(apart / all);
 }
 
 }  // namespace nibble::test

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 
+#include "mistral/cuda/forward.cuh"
 #include "mistral/resume.hpp"
 #include "mistral/safetensors.hpp"
 #include "mistral/weights.hpp"
@@ -145,6 +146,33 @@ inline void cache_agrees(const fs::path& gpu, const fs::path& cpu) {
 
 inline std::string payload(const fs::path& output) {
   return read_bytes(output / "model.safetensors");
+}
+
+/// A run that is killed once it kept something, and run again, goes on and writes the bytes of an unbroken one.
+inline void same_after_interruption(const workplace& w, const words& how) {
+  w.quantize("out", how);
+  const std::string whole = payload(w.root / "out");
+  fs::remove_all(w.root / "out");
+  const outcome killed =
+      w.run("out", how, [kept = w.root / "out.partial" / mistral::resume_file] { killed_once_there(kept); });
+  CAPTURE(killed.err);
+  REQUIRE(killed.status == -SIGKILL);
+  const outcome rest = w.run("out", how);
+  CAPTURE(rest.err);
+  REQUIRE(rest.status == 0);
+  CHECK_THAT(rest.err, Catch::Matchers::Contains("going on with what an interrupted run left"));
+  CHECK(payload(w.root / "out") == whole);
+}
+
+/// What a run took of a GPU, by its figures, is what `plan`, that --dry-run printed, said, and not much less. @pre nothing but the program
+/// takes memory, as on the executor.
+inline void memory_as_planned(const json& figures, const std::string& plan) {
+  const double megabytes = std::stod(plan.substr(plan.find("GPU memory") + 10));
+  const double planned = 1e6 * (megabytes + 0.05) - static_cast<double>(mistral::cuda::runtime_bytes);
+  const double taken = figures.at("machine").at("gpu_bytes").get<double>();
+  CAPTURE(taken, planned);
+  CHECK(taken <= planned);
+  CHECK(taken > 0.8 * planned);
 }
 
 }  // namespace nibble::test
