@@ -2,6 +2,7 @@
 /// @file
 /// The vocabulary every row is written in: integer types (NVRTC has no <cstdint>, so they come from here),
 /// `index_t`, the host/device marker, and integer helpers.
+/// Compile with -ffp-contract=off: where a product is fused with a sum, results are no longer the stated ones bit for bit.
 #pragma once
 
 #include "nibble/version.hpp"
