@@ -300,6 +300,8 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
                              nullptr) == status::bad_shape);
   CHECK(kernels::codes_error(all, q.const_view(), {}, s.data(), nullptr, d.view(), 16, four, nullptr) ==
         status::bad_shape);
+  CHECK(kernels::codes_error(all, q.const_view(), p.const_view(), s.data(), askew, d.view(), 16, four, nullptr) ==
+        status::misaligned);
   CHECK(kernels::scaled_error(matrix<const float>(nullptr, 0, 32), s.data(), matrix<float>(nullptr, 0, 32),
                               matrix<params>(), 16, four, nullptr) == status::ok);
 
@@ -316,6 +318,7 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
   CHECK(importance(all, 16, nullptr) == status::bad_shape);
   CHECK(importance({all.data, 4, 32, 31}, 16, sum.data()) == status::bad_shape);
   CHECK(importance({askew, 4, 31}, 16, sum.data()) == status::misaligned);
+  CHECK(importance(all, 16, reinterpret_cast<double*>(askew)) == status::misaligned);
 
   const auto loss_of = [&](matrix<const float> of, matrix<const float> under, double* to) {
     return kernels::gram_loss(of, under, to, nullptr, bytes, blas);
@@ -327,6 +330,7 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
   CHECK(loss_of({nullptr, 4, 32}, g, loss.data()) == status::bad_shape);
   CHECK(loss_of({askew, 4, 32}, g, loss.data()) == status::misaligned);
   CHECK(loss_of(d, {askew, 32, 32}, loss.data()) == status::misaligned);
+  CHECK(loss_of(d, g, reinterpret_cast<double*>(askew)) == status::misaligned);
   const device_array<unsigned char> enough(65536);
   index_t plenty = 65536;
   CHECK(kernels::gram_loss(d.const_view(), g.const_view(), loss.data(), enough.data(), plenty, nullptr) ==

@@ -246,6 +246,9 @@ TEST_CASE("the kernels of distortion refuse what they cannot do, and say why") {
   index_t bytes = 0;
   CHECK(kernels::distortion(all, other, nullptr, nullptr, bytes, nullptr) == status::bad_shape);
   CHECK(kernels::kl_divergence(all, other, nullptr, nullptr) == status::bad_shape);
+  const auto off = [](auto* there) { return reinterpret_cast<decltype(there)>(reinterpret_cast<char*>(there) + 4); };
+  CHECK(kernels::distortion(all, other, off(sums.data()), nullptr, bytes, nullptr) == status::misaligned);
+  CHECK(kernels::kl_divergence(all, other, off(divergence.data()), nullptr) == status::misaligned);
   CHECK(kernels::kl_divergence(all.rows_at(0, 0), other.rows_at(0, 0), nullptr, nullptr) == status::ok);
   refuses_bad_workspaces([&](void* workspace, index_t& size) {
     return kernels::distortion(all, other, sums.data(), workspace, size, nullptr);

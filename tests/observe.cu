@@ -271,6 +271,10 @@ TEST_CASE("observe, gram and mirror refuse what they cannot do, and say why") {
   CHECK(kernels::absolute_sum(all, nullptr, nullptr, bytes, nullptr) == status::bad_shape);
   CHECK(kernels::absolute_maximum(all, nullptr, nullptr) == status::bad_shape);
   CHECK(kernels::count_non_finite(all, nullptr, nullptr) == status::bad_shape);
+  const auto off = [](auto* there) { return reinterpret_cast<decltype(there)>(reinterpret_cast<char*>(there) + 2); };
+  CHECK(kernels::absolute_sum(all, off(sum.data()), nullptr, bytes, nullptr) == status::misaligned);
+  CHECK(kernels::absolute_maximum(all, off(most.data()), nullptr) == status::misaligned);
+  CHECK(kernels::count_non_finite(all, off(bad.data()), nullptr) == status::misaligned);
   CHECK(kernels::count_non_finite(matrix<const float>(all.data, index_t{1} << 60, 1), bad.data(), nullptr) ==
         status::too_large);
   CHECK(kernels::absolute_maximum(matrix<const float>(nullptr, 0, 8), most.data(), nullptr) == status::ok);
@@ -298,6 +302,7 @@ TEST_CASE("observe, gram and mirror refuse what they cannot do, and say why") {
   CHECK(kernels::mirror(g.view(), 1.0f, 1.5f, nullptr, nullptr) == status::bad_shape);
   CHECK(kernels::mirror(g.view(), 1.0f, std::nanf(""), nullptr, nullptr) == status::bad_shape);
   CHECK(kernels::mirror({askew, 8, 8}, 1.0f, 0.5f, nullptr, nullptr) == status::misaligned);
+  CHECK(kernels::mirror(g.view(), 1.0f, 0.5f, askew, nullptr) == status::misaligned);
   CHECK(kernels::mirror({g.view().data, 1500000, 1500000}, 1.0f, 0.5f, nullptr, nullptr) == status::too_large);
   CHECK(kernels::mirror({nullptr, 0, 0}, 1.0f, 0.5f, nullptr, nullptr) == status::ok);
 #if defined(NIBBLE_SIMT)

@@ -30,8 +30,7 @@ template <class T, class To>
 status check_scaled(matrix<T> w, const float* s, matrix<To> out) noexcept {
   if (!well_formed(w) || !well_formed(out) || w.rows != out.rows || w.cols != out.cols) return status::bad_shape;
   if (s == nullptr && !w.empty()) return status::bad_shape;
-  return aligned(w) && aligned(out) && reinterpret_cast<size_t>(s) % sizeof(float) == 0 ? status::ok
-                                                                                        : status::misaligned;
+  return aligned(w) && aligned(out) && aligned(s) ? status::ok : status::misaligned;
 }
 
 /// Elements that one access of 16 bytes moves of the wider of two types.
@@ -79,7 +78,7 @@ status weight_importance(matrix<const T> w, index_t group_size, double* sum, voi
   const status grouped = detail::check_width(group_size, w.cols, width);
   if (grouped != status::ok) return grouped;
   if (!detail::well_formed(w) || (sum == nullptr && w.cols > 0)) return status::bad_shape;
-  if (!detail::aligned(w)) return status::misaligned;
+  if (!detail::aligned(w) || !detail::aligned(sum)) return status::misaligned;
   return dispatch(tuning::awq{}, [&](auto tuned) {
     constexpr auto policy = tuned.value;
     constexpr int wide = 16 / int{sizeof(T)};
@@ -171,7 +170,9 @@ status codes_error(matrix<const T> w, matrix<const uint8_t> q, matrix<const para
   if (checked != status::ok) return checked;
   if (!detail::well_formed(q) || q.rows != w.rows || q.cols != w.cols) return status::bad_shape;
   const status fits = detail::check_groups(p, w.rows, w.cols, per_group(group_size));
-  if (fits != status::ok || w.empty()) return fits;
+  if (fits != status::ok) return fits;
+  if (!detail::aligned(of_row)) return status::misaligned;
+  if (w.empty()) return status::ok;
   return dispatch(tuning::awq{}, [&](auto tuned) {
     constexpr int wide = detail::items_of<T, To>;
     const auto start = [&](auto items, extent3 grid, extent3 block, unsigned across) {
@@ -194,7 +195,7 @@ status gram_loss_of_columns(matrix<const T> difference, matrix<const T> g, index
                             index_t& workspace_bytes, cublasHandle_t blas) {
   if (!detail::well_formed(difference) || !detail::well_formed(g) || loss == nullptr) return status::bad_shape;
   if (g.rows != difference.cols || first < 0 || first > g.rows - g.cols) return status::bad_shape;
-  if (!detail::aligned(difference) || !detail::aligned(g)) return status::misaligned;
+  if (!detail::aligned(difference) || !detail::aligned(g) || !detail::aligned(loss)) return status::misaligned;
   return dispatch(tuning::awq{}, [&](auto tuned) {
     constexpr auto policy = tuned.value;
     const index_t n = difference.rows, k = g.cols, rows = min(n, index_t(policy.loss_rows));

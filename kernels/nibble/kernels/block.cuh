@@ -20,8 +20,7 @@ status check_blocks(matrix<T> w, matrix<U> blocks) noexcept {
   if (!well_formed(w) || !well_formed(blocks)) return status::bad_shape;
   if (w.cols % Block::weights != 0) return status::bad_group;
   if (blocks.rows != w.rows || blocks.cols != w.cols / Block::weights) return status::bad_shape;
-  const bool halves = reinterpret_cast<size_t>(blocks.data) % alignof(Block) == 0;
-  return halves && aligned(w) ? status::ok : status::misaligned;
+  return aligned(blocks.data) && aligned(w) ? status::ok : status::misaligned;
 }
 
 /// Launches what was checked.
@@ -62,7 +61,7 @@ status quantize_blocks(matrix<const T> w, matrix<Block> blocks, const float* imp
   status checked = detail::check_blocks<Block>(w, blocks);
   if (checked != status::ok) return checked;
   if (importance == nullptr && !w.empty()) return status::bad_shape;
-  if (reinterpret_cast<size_t>(importance) % alignof(float) != 0) return status::misaligned;
+  if (!detail::aligned(importance)) return status::misaligned;
   const index_t needed = Block::weights == 32 ? w.rows * index_t{sizeof(float)} : 0;
   checked = detail::check_workspace(workspace, workspace_bytes, needed);
   if (checked != status::ok || workspace == nullptr || w.empty()) return checked;

@@ -25,6 +25,12 @@ bool aligned(matrix<T> m, index_t items = 1) noexcept {
   return address % (sizeof(T) * static_cast<size_t>(items)) == 0 && (m.rows <= 1 || m.stride % items == 0);
 }
 
+/// Whether a T may lie at `pointer`, or there is none.
+template <class T>
+bool aligned(const T* pointer) noexcept {
+  return reinterpret_cast<size_t>(pointer) % alignof(T) == 0;
+}
+
 /// Whether p has the parameters of every group of an (n, k) matrix: params, or a scale.
 /// @returns bad_group for an extent that is neither positive nor −1, bad_shape for parameters of another shape.
 template <class P>

@@ -25,8 +25,7 @@ status clip_under_gram(matrix<const float> w, const float* s, matrix<const float
   if (!detail::well_formed(w) || !detail::well_formed(g) || g.rows != w.cols || g.cols != w.cols || steps < 1)
     return status::bad_shape;
   if (s == nullptr && !w.empty()) return status::bad_shape;
-  if (!detail::aligned(w) || !detail::aligned(g) || reinterpret_cast<size_t>(s) % sizeof(float) != 0)
-    return status::misaligned;
+  if (!detail::aligned(w) || !detail::aligned(g) || !detail::aligned(s)) return status::misaligned;
   if (w.empty()) return status::ok;
   return dispatch(tuning::clip{}, [&](auto tuned) {
     constexpr auto policy = tuned.value;

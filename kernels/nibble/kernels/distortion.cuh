@@ -52,6 +52,7 @@ status distortion(matrix<const T> x, matrix<const U> y, distortion_sums* sums, v
   const status paired = detail::check_pair(x, y);
   if (paired != status::ok) return paired;
   if (sums == nullptr) return status::bad_shape;
+  if (!detail::aligned(sums)) return status::misaligned;
   return dispatch(tuning::distortion{}, [&](auto tuned) {
     constexpr int wide = 16 / int{sizeof(T) < sizeof(U) ? sizeof(U) : sizeof(T)};
     const auto by = [&](auto items) {
@@ -70,6 +71,7 @@ status kl_divergence(matrix<const T> p, matrix<const U> q, double* divergence, c
   const status paired = detail::check_pair(p, q);
   if (paired != status::ok) return paired;
   if (divergence == nullptr && p.rows > 0) return status::bad_shape;
+  if (!detail::aligned(divergence)) return status::misaligned;
   return dispatch(tuning::distortion{}, [&](auto tuned) {
     return launch(detail::kl_divergence_kernel<decltype(tuned), T, U>, p.rows, tuned.value.row_threads, 0, stream, p, q,
                   divergence);

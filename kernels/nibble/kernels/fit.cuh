@@ -30,7 +30,7 @@ template <class T, class Scheme>
 status check_search(matrix<const T> w, matrix<params> p, group_shape g, Scheme s, const float* importance) noexcept {
   const status checked = check_fit(w, p, g, s);
   if (checked != status::ok) return checked;
-  return reinterpret_cast<size_t>(importance) % sizeof(float) == 0 ? status::ok : status::misaligned;
+  return aligned(importance) ? status::ok : status::misaligned;
 }
 
 /// Whether every group's piece of every row can be read by 16-byte accesses from its start.

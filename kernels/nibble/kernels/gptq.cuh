@@ -43,8 +43,7 @@ struct order_cuts {
 /// neighbours.
 inline status check_order(const solving_order& order, index_t k, index_t groups, bool given) noexcept {
   if ((order.column == nullptr) != (order.parameters == nullptr)) return status::bad_shape;
-  for (const void* const of : {order.column, order.parameters, order.on_host})
-    if (reinterpret_cast<size_t>(of) % sizeof(index_t) != 0) return status::misaligned;
+  if (!aligned(order.column) || !aligned(order.parameters) || !aligned(order.on_host)) return status::misaligned;
   if (given || order.parameters == nullptr) return status::ok;
   if (order.on_host == nullptr) return status::bad_shape;
   const order_cuts cuts{k, 1, order.on_host};
@@ -211,8 +210,7 @@ status gptq(matrix<const float> w, matrix<const float> l, const solving_order& o
   if (!detail::well_formed(w) || !detail::well_formed(q) || q.rows != w.rows || q.cols != w.cols)
     return status::bad_shape;
   if (!detail::well_formed(l) || l.rows != w.cols || l.cols != w.cols) return status::bad_shape;
-  if (!detail::aligned(w) || !detail::aligned(l) || reinterpret_cast<size_t>(loss) % sizeof(double) != 0)
-    return status::misaligned;
+  if (!detail::aligned(w) || !detail::aligned(l) || !detail::aligned(loss)) return status::misaligned;
   const bool given = ranges == gptq_ranges::given;
   const status ordered = detail::check_order(order, w.cols, p.cols, given);
   if (ordered != status::ok) return ordered;

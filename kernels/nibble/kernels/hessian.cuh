@@ -60,9 +60,8 @@ inline status factor(matrix<const float> g, const float* s, const index_t* colum
   if (!detail::well_formed(g) || !detail::well_formed(l) || g.cols != k || l.rows != k || l.cols != k)
     return status::bad_shape;
   if (state == nullptr) return status::bad_shape;
-  if (!detail::aligned(g) || !detail::aligned(l) || reinterpret_cast<size_t>(s) % sizeof(float) != 0 ||
-      reinterpret_cast<size_t>(column) % sizeof(index_t) != 0 ||
-      reinterpret_cast<size_t>(state) % alignof(factored) != 0)
+  if (!detail::aligned(g) || !detail::aligned(l) || !detail::aligned(s) || !detail::aligned(column) ||
+      !detail::aligned(state))
     return status::misaligned;
   return dispatch(tuning::factor{}, [&](auto tuned) {
     using policy = decltype(tuned);

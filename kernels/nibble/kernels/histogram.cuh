@@ -31,7 +31,7 @@ status over_observed(matrix<const T> x, F f) {
 template <bool Whole, class T>
 status launch_ranges(matrix<const T> x, value_range* ranges, void* workspace, index_t& bytes, cudaStream_t stream) {
   if (!well_formed(x) || (ranges == nullptr && (Whole || x.cols > 0))) return status::bad_shape;
-  if (!aligned(x) || reinterpret_cast<size_t>(ranges) % alignof(value_range) != 0) return status::misaligned;
+  if (!aligned(x) || !aligned(ranges)) return status::misaligned;
   return dispatch(tuning::histogram{}, [&](auto tuned) {
     using policy = decltype(tuned);
     constexpr auto value = policy::value;
@@ -78,9 +78,7 @@ status launch_search(const histogram_counts* h, index_t count, Rule rule, float*
 
 inline status check_histograms(const histogram_counts* h, index_t count, const float* thresholds) noexcept {
   if (count < 0 || (count > 0 && (h == nullptr || thresholds == nullptr))) return status::bad_shape;
-  const bool fits = reinterpret_cast<size_t>(h) % alignof(histogram_counts) == 0 &&
-                    reinterpret_cast<size_t>(thresholds) % alignof(float) == 0;
-  return fits ? status::ok : status::misaligned;
+  return aligned(h) && aligned(thresholds) ? status::ok : status::misaligned;
 }
 
 }  // namespace detail
@@ -104,7 +102,7 @@ status channel_ranges(matrix<const T> x, value_range* ranges, void* workspace, i
 template <class T>
 status add_to_histogram(matrix<const T> x, histogram_counts* h, cudaStream_t stream) {
   if (!detail::well_formed(x) || h == nullptr) return status::bad_shape;
-  if (!detail::aligned(x) || reinterpret_cast<size_t>(h) % alignof(histogram_counts) != 0) return status::misaligned;
+  if (!detail::aligned(x) || !detail::aligned(h)) return status::misaligned;
   return dispatch(tuning::histogram{}, [&](auto tuned) {
     using policy = decltype(tuned);
     if (x.empty()) return status::ok;

@@ -36,7 +36,7 @@ status write_cache(keys_values<const T> from, const index_t* slots, keys_values<
     if (checked != status::ok) return checked;
   const index_t tokens = from.k.rows;
   if (from.v.rows != tokens || (slots == nullptr && tokens > 0)) return status::bad_shape;
-  if (reinterpret_cast<size_t>(slots) % sizeof(index_t) != 0) return status::misaligned;
+  if (!detail::aligned(slots)) return status::misaligned;
   return dispatch(tuning::fp8{}, [&](auto tuned) {
     constexpr int threads = tuned.value.threads;
     const auto by = [&](auto items) {

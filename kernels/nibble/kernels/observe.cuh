@@ -24,11 +24,12 @@ struct statistics {
 namespace detail {
 
 template <class T>
-status check_observe(matrix<const T> x, matrix<T> clean) noexcept {
+status check_observe(matrix<const T> x, statistics to, matrix<T> clean) noexcept {
   const bool cleans = clean.data != nullptr;
   if (!well_formed(x)) return status::bad_shape;
   if (cleans && (!well_formed(clean) || clean.rows != x.rows || clean.cols != x.cols)) return status::bad_shape;
-  return aligned(x) && aligned(clean) ? status::ok : status::misaligned;
+  const bool all = aligned(to.absolute_sum) && aligned(to.absolute_maximum) && aligned(to.non_finite);
+  return all && aligned(x) && aligned(clean) ? status::ok : status::misaligned;
 }
 
 /// Launches what observe() checked. @param partial (row tiles, k) doubles, only for sums.
@@ -66,7 +67,7 @@ status launch_observe(matrix<const T> x, statistics to, matrix<T> clean, void* p
 template <class T>
 status observe(matrix<const T> x, statistics to, matrix<T> clean, void* workspace, index_t& workspace_bytes,
                cudaStream_t stream) {
-  const status formed = detail::check_observe(x, clean);
+  const status formed = detail::check_observe(x, to, clean);
   if (formed != status::ok) return formed;
   return dispatch(tuning::observe{}, [&](auto tuned) {
     const index_t sums = to.absolute_sum == nullptr ? 0 : ceil_div(x.rows, tuned.value.tokens) * x.cols;
@@ -89,21 +90,21 @@ status absolute_sum(matrix<const T> x, double* sum, void* workspace, index_t& wo
 /// reference::absolute_maximum on device pointers, asynchronous in `stream`. @pre maximum is not negative and no NaN.
 template <class T>
 status absolute_maximum(matrix<const T> x, float* maximum, cudaStream_t stream) {
-  const status formed = detail::check_observe(x, matrix<T>());
-  if (formed != status::ok || (maximum == nullptr && x.cols > 0))
-    return formed != status::ok ? formed : status::bad_shape;
   statistics to;
   to.absolute_maximum = maximum;
+  const status formed = detail::check_observe(x, to, matrix<T>());
+  if (formed != status::ok || (maximum == nullptr && x.cols > 0))
+    return formed != status::ok ? formed : status::bad_shape;
   return detail::launch_observe(x, to, matrix<T>(), nullptr, stream);
 }
 
 /// *count += how many elements of x (m, k) are NaN or ±inf.
 template <class T>
 status count_non_finite(matrix<const T> x, uint64_t* count, cudaStream_t stream) {
-  const status formed = detail::check_observe(x, matrix<T>());
-  if (formed != status::ok || count == nullptr) return formed != status::ok ? formed : status::bad_shape;
   statistics to;
   to.non_finite = count;
+  const status formed = detail::check_observe(x, to, matrix<T>());
+  if (formed != status::ok || count == nullptr) return formed != status::ok ? formed : status::bad_shape;
   return detail::launch_observe(x, to, matrix<T>(), nullptr, stream);
 }
 
@@ -170,7 +171,7 @@ status gram(matrix<const T> x, matrix<float> g, void* workspace, index_t& worksp
 inline status mirror(matrix<float> g, float factor, float shrinkage, float* diagonal, cudaStream_t stream) {
   if (!detail::well_formed(g) || g.rows != g.cols) return status::bad_shape;
   if (!(shrinkage >= 0.0f && shrinkage <= 1.0f)) return status::bad_shape;
-  if (!detail::aligned(g)) return status::misaligned;
+  if (!detail::aligned(g) || !detail::aligned(diagonal)) return status::misaligned;
   if (g.empty()) return status::ok;
   return dispatch(tuning::gram{}, [&](auto tuned) {
     constexpr auto policy = tuned.value;

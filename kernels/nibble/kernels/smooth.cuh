@@ -32,8 +32,7 @@ status check_int8_matmul(matrix<const uint8_t> x, matrix<const float> scales, ma
   if (x.cols != w.cols || x.cols > int8_inputs || y.rows != x.rows || y.cols != w.rows) return status::bad_shape;
   if (scales.cols != 1 || (scales.rows != 1 && scales.rows != x.rows)) return status::bad_shape;
   if (p.cols != 1 || p.rows != w.rows) return status::bad_shape;
-  const bool params_aligned = reinterpret_cast<size_t>(p.data) % alignof(params) == 0;
-  return aligned(scales) && params_aligned && aligned(y) ? status::ok : status::misaligned;
+  return aligned(scales) && aligned(p.data) && aligned(y) ? status::ok : status::misaligned;
 }
 
 /// One tile of an int8_policy as a type that a kernel takes.
@@ -50,8 +49,7 @@ struct int8_tile_of {
 inline status smooth_scales(const float* activation, const float* weight, float alpha, index_t k, float* s,
                             cudaStream_t stream) {
   if (k < 0 || (k > 0 && (activation == nullptr || weight == nullptr || s == nullptr))) return status::bad_shape;
-  for (const float* const each : {activation, weight, static_cast<const float*>(s)})
-    if (reinterpret_cast<size_t>(each) % sizeof(float) != 0) return status::misaligned;
+  if (!detail::aligned(activation) || !detail::aligned(weight) || !detail::aligned(s)) return status::misaligned;
   if (k == 0) return status::ok;
   return dispatch(tuning::smooth{}, [&](auto tuned) {
     constexpr int threads = tuned.value.threads;

@@ -99,8 +99,7 @@ inline status moved_target(matrix<const float> w, const float* s, matrix<const f
     if (!detail::well_formed(square) || square.rows != k || square.cols != k) return status::bad_shape;
   if (state == nullptr || tokens < 1) return status::bad_shape;
   if (!detail::aligned(w) || !detail::aligned(target) || !detail::aligned(sum) || !detail::aligned(l) ||
-      reinterpret_cast<size_t>(s) % sizeof(float) != 0 || reinterpret_cast<size_t>(column) % sizeof(index_t) != 0 ||
-      reinterpret_cast<size_t>(state) % alignof(factored) != 0)
+      !detail::aligned(s) || !detail::aligned(column) || !detail::aligned(state))
     return status::misaligned;
   return dispatch(tuning::gptq{}, [&](auto tuned) {
     using policy = decltype(tuned);
