@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nibble/host/parallel.hpp"
 
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -43,6 +47,26 @@ TEST_CASE("every tile runs once, whatever the number of threads and tiles") {
     }
   }
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // whose shadow memory no limit leaves room for
+TEST_CASE("a pool that gets fewer threads than it asks for does all of the work with them") {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const struct rlimit limit = {rlim_t{1} << 30, rlim_t{1} << 30};  // room for some hundred stacks at most
+    bool fine = ::setrlimit(RLIMIT_AS, &limit) == 0;
+    host::thread_pool pool(4000);
+    const std::vector<int> seen = visits(pool, 10000);
+    fine = fine && pool.size() >= 1 && pool.size() < 4000;
+    fine = fine && std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; });
+    pool.resize(1);
+    ::_exit(fine ? 0 : 1);
+  }
+  int ended = -1;
+  REQUIRE(::waitpid(child, &ended, 0) == child);
+  CHECK(WIFEXITED(ended));
+  CHECK(WEXITSTATUS(ended) == 0);
+}
+#endif
 
 TEST_CASE("a negative count is an empty loop") {
   host::thread_pool pool(2);

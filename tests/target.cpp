@@ -109,6 +109,16 @@ TEST_CASE("a moved target is the solution of the normal equations, whatever the 
       }
 }
 
+TEST_CASE("a moved target without scales is that of scales of 1") {
+  const problem of(90, 33, 17);
+  const std::vector<float> ones(33, 1.0f);
+  const host::hessian h(gathered(of.x, 90, 0.2f), nullptr, 32, activation_order::descending, 0.05f);
+  REQUIRE(h.usable());
+  owned<float> target(17, 33);
+  host::moved_target(of.w.view(), nullptr, of.d, h, 0.75f, 0.2f, target.view());
+  REQUIRE(target.data == of.target(ones, activation_order::descending, 0.75f, 0.2f, 0.05f).data);
+}
+
 TEST_CASE("a target moved all the way misses the original output by least, and by less the further it moves") {
   const problem of(600, 96, 20);
   const std::vector<float> ones(96, 1.0f);

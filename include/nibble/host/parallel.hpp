@@ -20,7 +20,7 @@ namespace host {
 /// started it.
 class thread_pool {
  public:
-  /// @param threads at least 1; the calling thread is one of them.
+  /// @param threads at least 1; the calling thread is one of them. As resize.
   explicit thread_pool(int threads) { resize(threads); }
   thread_pool(const thread_pool&) = delete;
   thread_pool& operator=(const thread_pool&) = delete;
@@ -28,11 +28,14 @@ class thread_pool {
 
   int size() const noexcept { return static_cast<int>(workers_.size()) + 1; }
 
-  /// @pre no loop is running.
+  /// Fewer threads where the system gives no more, as in a container: size() tells. @pre no loop is running.
   void resize(int threads) {
     stop();
     stopping_ = false;
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::exception&) {  // those that there are do the same work
+    }
   }
 
   /// Calls f(tile, thread) for tile in [0, count), thread in [0, size()). Rethrows the first exception a tile threw,

@@ -66,7 +66,7 @@ class drift {
   std::vector<float> data_, clean_, apart_;
 };
 
-/// target (n, k) ← w + share·(w* − w) for w (n, k), whose columns are scaled by s (k) as h's are; d is not.
+/// target (n, k) ← w + share·(w* − w) for w (n, k), whose columns are scaled by s (k), or null for 1, as h's are; d is not.
 /// Where that is not finite, w. @param shrinkage λ, of what is beside the diagonal of d. @pre h.usable(), d.tokens() > 0.
 inline void moved_target(matrix<const float> w, const float* s, const drift& d, const hessian& h, float share,
                          float shrinkage, matrix<float> target) {
@@ -76,12 +76,13 @@ inline void moved_target(matrix<const float> w, const float* s, const drift& d, 
   std::vector<float> ordered(static_cast<size_t>(k * k));
   const matrix<float> o(ordered.data(), k, k);
   const double per_token = static_cast<double>(share) / (h.unit() * static_cast<double>(d.tokens()));
+  const auto scale = [&](index_t at) { return s == nullptr ? 1.0 : static_cast<double>(s[at]); };
   parallel_for(k, [&](index_t row) {
-    const double of_row = per_token / static_cast<double>(s[row]);
+    const double of_row = per_token / scale(row);
     for (index_t i = 0; i < k; ++i) {
       const index_t col = column[static_cast<size_t>(i)];
       const float sum = shrink(d.sum()(row, col), row, col, shrinkage);
-      o(row, i) = static_cast<float>(of_row / static_cast<double>(s[col]) * static_cast<double>(sum));
+      o(row, i) = static_cast<float>(of_row / scale(col) * static_cast<double>(sum));
     }
   });
   detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
