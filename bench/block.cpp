@@ -148,5 +148,6 @@ int main(int argc, char** argv) {
     add("dequantize/" + name, [type](benchmark::State& state) { decode(state, type); });
   }
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -51,5 +51,6 @@ int main(int argc, char** argv) {
   add<bf16>("mse_search (llm-compressor's grid)/bf16/group 128, 512 rows", per_group(128), llm_compressor_grid, false,
             512);
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }

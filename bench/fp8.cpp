@@ -118,5 +118,6 @@ int main(int argc, char** argv) {
   add_blocks<bf16>("nvfp4/bf16", nvfp4_of(0.1f));
   add_reference();
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }

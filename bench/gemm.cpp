@@ -137,5 +137,6 @@ int main(int argc, char** argv) {
   add_dense<host::detail::plain_kernel>("plain");
   add_packed<host::detail::plain_kernel>("plain");
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -110,5 +110,6 @@ int main(int argc, char** argv) {
   add("awq_gemm", layout::awq_gemm{});
   add("awq_gemv", layout::awq_gemv{});
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }

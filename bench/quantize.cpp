@@ -82,5 +82,6 @@ int main(int argc, char** argv) {
   }
   add_reference();
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -110,5 +110,6 @@ int main(int argc, char** argv) {
   add_quantize("quantize_tokens/bf16", quantize<bf16>);
   add_quantize("quantize_tokens/f16", quantize<fp16>);
   benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();
 }
