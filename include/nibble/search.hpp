@@ -18,10 +18,10 @@ struct minmax {};
 /// Σ importance · |x' − x|^norm wins. As in the packages, every operation is rounded to the compute dtype, and so are
 /// the norm itself and the sum's result.
 struct mse_search {
-  int grid = 100;           ///< steps from 1 to 0
-  double max_shrink = 0.2;  ///< share of `grid` that is searched; double, for the number of steps is truncated
-  float norm = 2.4f;
-  int patience = 5;  ///< stop after so many steps in a row in which no group of the *matrix* improved; 0: never
+  int grid = 100;           ///< steps from 1 to 0; at least 1
+  double max_shrink = 0.2;  ///< share of `grid` searched, in [0, 1]; double, for the number of steps is truncated
+  float norm = 2.4f;        ///< above 0
+  int patience = 5;         ///< stop after so many steps in a row in which no group of the *matrix* improved; 0: never
 };
 
 inline constexpr mse_search llm_compressor_grid{100, 0.2, 2.4f, 5};
