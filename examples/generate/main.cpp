@@ -18,6 +18,7 @@
 #include "mistral/text_stream.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
+#include "nibble/version.hpp"
 
 using namespace nibble::mistral;
 using nibble::index_t;
@@ -34,6 +35,7 @@ struct options {
 
 void add_options(CLI::App& app, options& o) {
   app.set_help_flag("--help", "Print this and exit");
+  app.set_version_flag("--version", "nibble " NIBBLE_VERSION, "Print the version and exit");
   app.add_option(
          "--model", o.model,
          "The model's directory: dense, or packed as compressed-tensors, AutoAWQ or GPTQModel has it; or a GGUF "
@@ -219,8 +221,7 @@ int run(const options& o) {
   const auto figures = figures_of(times, loaded.count(), model.weight_bytes());
   if (show) print_figures(figures, times);
   if (!o.print_json) return 0;
-  const std::string json =
-      as_json(o, prompts, answers, text, figures).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string json = json_text(as_json(o, prompts, answers, text, figures));
   if (o.json.empty())
     std::fputs(json.c_str(), stdout);
   else

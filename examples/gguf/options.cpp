@@ -6,6 +6,7 @@
 #include "gguf/carry.hpp"
 #include "gguf/mix.hpp"
 #include "mistral/error.hpp"
+#include "mistral/file.hpp"
 #include "mistral/sizes.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/version.hpp"
@@ -59,7 +60,7 @@ void check_importance_output(const gguf_options& o) {
   const fs::path file = o.importance_output, parent = fs::absolute(file).parent_path();
   if (file.extension() != ".gguf")
     throw usage_error("--imatrix-output must end in .gguf, by which llama.cpp knows the form");
-  if (fs::weakly_canonical(fs::absolute(file)) == fs::weakly_canonical(fs::absolute(o.output)))
+  if (same_file(file, o.output))
     throw usage_error("--imatrix-output and --output name the same file; the matrix needs another");
   if (!fs::is_directory(parent, failed))
     throw error("the matrix " + file.string() + " cannot be made: there is no directory " + parent.string());
@@ -153,6 +154,10 @@ void check_outputs(const gguf_options& o) {
   if (o.output.empty()) throw usage_error("--output is required");
   check_output_file(o);
   check_importance_output(o);
+  if (o.json.empty()) return;
+  for (const fs::path& file : {fs::path(o.output), modelfile_of(o.output), fs::path(o.importance_output)})
+    if (!file.empty() && same_file(o.json, file))
+      throw usage_error("--json would be written over " + file.string() + "; the figures need a file of their own");
 }
 
 }  // namespace nibble::mistral

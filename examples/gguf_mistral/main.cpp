@@ -22,9 +22,11 @@
 #include "mistral/calibration_check.hpp"
 #include "mistral/chat.hpp"
 #include "mistral/gguf_model.hpp"
+#include "mistral/json.hpp"
 #include "mistral/program.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/tokenizer_files.hpp"
+#include "mistral/utf8.hpp"
 #include "nibble/host/parallel.hpp"
 
 using namespace nibble::mistral;
@@ -43,10 +45,11 @@ std::string modelfile_for(const gguf_options& o, std::vector<std::string>& notes
 }
 
 /// The samples to calibrate on, and what is odd about them; nothing where nothing is calibrated.
-std::optional<calibration_set> open_samples(const gguf_options& o, std::vector<std::string>& notes) {
+std::optional<calibration_set> open_samples(const gguf_options& o, nibble::index_t context,
+                                            std::vector<std::string>& notes) {
   if (!o.calibrated()) return std::nullopt;
   calibration_set samples = open_calibration(o.calibration, o.model, o.samples);
-  const auto found = check_calibration(samples, *open_tokenizer(o.model), nullptr, false);
+  const auto found = check_calibration(samples, *open_tokenizer(o.model), context, nullptr, false);
   notes.insert(notes.end(), found.warnings.begin(), found.warnings.end());
   return samples;
 }
@@ -146,9 +149,9 @@ int run(const gguf_options& o) {
   const config settings = read_config(o.model);
   const checkpoint files(o.model);
   std::vector<std::string> notes;
-  const std::optional<calibration_set> samples = open_samples(o, notes);
+  const std::optional<calibration_set> samples = open_samples(o, settings.context, notes);
   std::optional<importance_matrix> importance = open_importance(o, files, settings, samples);
-  const std::string name = o.name.empty() ? fs::canonical(o.model).filename().string() : o.name;
+  const std::string name = utf8_repaired(o.name.empty() ? fs::canonical(o.model).filename().string() : o.name);
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
   plan.notes.insert(plan.notes.begin(), notes.begin(), notes.end());
   if (o.search == "exhaustive") plan.search = block_search_kind::exhaustive;
@@ -189,7 +192,7 @@ int run(const gguf_options& o) {
   if (o.awq) out["awq"] = to_json(scales.found());
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
-  const std::string text = out.dump(2) + "\n";
+  const std::string text = json_text(out);
   if (o.json.empty())
     std::fputs(text.c_str(), stdout);
   else

@@ -33,7 +33,7 @@ std::string overlap_text(const std::filesystem::path& file, const overlap& share
 
 }  // namespace
 
-calibration_findings check_calibration(const calibration_set& set, const tokenizer& tok,
+calibration_findings check_calibration(const calibration_set& set, const tokenizer& tok, index_t context,
                                        const planned_evaluation* planned, bool allow_overlap) {
   calibration_findings out;
   const auto samples = static_cast<index_t>(set.sequences.size());
@@ -42,6 +42,10 @@ calibration_findings check_calibration(const calibration_set& set, const tokeniz
                            std::string(samples == 1 ? "is 1 calibration sample"
                                                     : "are " + std::to_string(samples) + " calibration samples") +
                            "; statistics of fewer than " + std::to_string(few_samples) + " are noisy");
+  if (set.longest() > context)
+    out.warnings.push_back("calibration samples of up to " + std::to_string(set.longest()) +
+                           " tokens are beyond the model's context of " + std::to_string(context) +
+                           ", where its activations are none that it will have; lower --max-seq-length");
   if (planned == nullptr) return out;
   std::vector<index_t> sample_lengths, window_lengths;
   std::vector<std::string> texts;

@@ -28,12 +28,12 @@ struct calibration_findings {
   std::vector<std::string> warnings;  ///< a sentence each, without a stop
 };
 
-/// Warns of fewer than few_samples samples, and of samples whose median length is under a quarter or over four times the
+/// Warns of fewer than few_samples samples, of samples beyond the model's context, and of samples whose median length is under a quarter or over four times the
 /// median length of the windows that are evaluated.
 /// @param planned null: nothing is evaluated.
 /// @throws error telling the share, when the evaluated text reappears in the samples (overlap::reappears) and
 /// `allow_overlap` is false; a warning else.
-calibration_findings check_calibration(const calibration_set& set, const tokenizer& tok,
+calibration_findings check_calibration(const calibration_set& set, const tokenizer& tok, index_t context,
                                        const planned_evaluation* planned, bool allow_overlap);
 
 }  // namespace nibble::mistral

@@ -122,6 +122,15 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
   if (failed) throw error("cannot rename " + from.string() + " to " + to.string() + ": " + failed.message());
 }
 
+bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+  const auto place = [](const std::filesystem::path& name) {
+    std::error_code failed;
+    const auto whole = std::filesystem::weakly_canonical(std::filesystem::absolute(name, failed), failed);
+    return failed ? name.lexically_normal() : whole;
+  };
+  return place(a) == place(b);
+}
+
 removed_at_exit::~removed_at_exit() {
   if (!path.empty()) ::unlink(path.c_str());
 }

@@ -50,6 +50,9 @@ void copy_whole_file(const std::filesystem::path& from, const std::filesystem::p
 /// Renames a file or directory, replacing a file of that name. @throws error naming both.
 void rename_file(const std::filesystem::path& from, const std::filesystem::path& to);
 
+/// Whether two names are of one file, which need not be there.
+bool same_file(const std::filesystem::path& a, const std::filesystem::path& b);
+
 /// Removes a file, if there is one, when it goes out of scope.
 struct removed_at_exit {
   std::filesystem::path path;  ///< empty: none

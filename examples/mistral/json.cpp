@@ -117,6 +117,10 @@ Json parse_json(std::string_view text, const std::string& where) {
   return value;
 }
 
+std::string json_text(const nlohmann::ordered_json& json) {
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
 template nlohmann::ordered_json parse_json<nlohmann::ordered_json>(std::string_view, const std::string&);
 template nlohmann::json parse_json<nlohmann::json>(std::string_view, const std::string&);
 

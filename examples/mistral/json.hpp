@@ -45,6 +45,9 @@ std::string excerpt(const Json& value) {
   return text.size() <= 60 ? text : text.substr(0, 57) + "...";
 }
 
+/// `json` as the text of a file. Names of files may be no UTF-8, which JSON has to be: what is none is replaced.
+std::string json_text(const nlohmann::ordered_json& json);
+
 /// Whether `value` is a T: bool, an integer type (a JSON integer in its range), a floating-point type, std::string.
 template <class T, class Json>
 bool json_is(const Json& value) {

@@ -297,6 +297,16 @@ std::uint64_t packed_bytes(index_t n, index_t k, const packing& how, dtype scale
   return 0;
 }
 
+void check_storable(const std::string& name, const tensor& t, const std::string& type) {
+  constexpr index_t piece = slice / 64;
+  host::parallel_for(ceil_div(t.size(), piece), [&](index_t i) {
+    std::vector<float> values(static_cast<size_t>(min(piece, t.size() - i * piece)));
+    std::vector<std::byte> bytes;
+    read_floats(t, i * piece, static_cast<index_t>(values.size()), values.data());
+    append(name, parse_dtype(type), values.data(), static_cast<index_t>(values.size()), bytes);
+  });
+}
+
 void write_tensor(safetensors_writer& out, const std::string& name, const tensor& t, const std::string& type) {
   const dtype target = parse_dtype(type);
   const bool same = t.dtype == type;

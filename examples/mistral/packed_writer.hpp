@@ -62,6 +62,9 @@ void write_packed(safetensors_writer& out, const std::string& name, const quanti
 /// Bytes that write_packed adds for a linear (n, k).
 std::uint64_t packed_bytes(index_t n, index_t k, const packing& how, dtype scales);
 
+/// @throws error as write_tensor does, of a tensor that is to be written later.
+void check_storable(const std::string& name, const tensor& t, const std::string& type);
+
 /// Copies a tensor, converted to `type` ("BF16", "F16", "F32") where it differs.
 /// @throws error naming the tensor when a value is not finite, or too large for `type`.
 void write_tensor(safetensors_writer& out, const std::string& name, const tensor& t, const std::string& type);

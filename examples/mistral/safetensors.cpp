@@ -223,6 +223,10 @@ index_t tensor::size() const {
   return elements;
 }
 
+bool is_floating(const tensor& t) {
+  return t.dtype == "F32" || t.dtype == "F16" || t.dtype == "BF16";
+}
+
 struct checkpoint::impl {
   fs::path directory;
   std::vector<std::unique_ptr<mapped_file>> files;

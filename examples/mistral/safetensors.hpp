@@ -33,6 +33,9 @@ struct tensor {
   index_t size() const;  ///< elements
 };
 
+/// Whether it holds weights as they are computed with: F32, F16 or BF16.
+bool is_floating(const tensor& t);
+
 /// Bytes that a tensor of `dtype` and `shape` takes in a file; `where` names it in messages.
 /// @throws error for a dtype that safetensors does not have, or a product beyond 64 bits. @pre extents >= 0.
 std::uint64_t stored_bytes(const std::string& where, std::string_view dtype, const std::vector<index_t>& shape);

@@ -39,7 +39,7 @@ resident_bytes copied(const std::byte* data, index_t bytes) {
 }
 
 const tensor& floating(const tensor& t) {
-  if (t.dtype != "F32" && t.dtype != "F16" && t.dtype != "BF16")
+  if (!is_floating(t))
     throw error(t.file.string() + ": the tensor \"" + t.name + "\" has dtype " + t.dtype +
                 " where F32, F16 or BF16 is needed");
   return t;

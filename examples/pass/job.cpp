@@ -21,7 +21,7 @@ config read_dense_config(const std::filesystem::path& model) {
 }
 
 const tensor& floating(const tensor& t) {
-  if (t.dtype == "F32" || t.dtype == "F16" || t.dtype == "BF16") return t;
+  if (is_floating(t)) return t;
   throw error(t.file.string() + ": the tensor \"" + t.name + "\" has dtype " + t.dtype +
               ", but only weights of F32, F16 or BF16 can be quantized");
 }
@@ -73,7 +73,7 @@ void job::read_samples() {
   samples = read_calibration(o.calibration, *tok, chat.get(), {o.samples, o.max_length, o.seed});
   read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const planned_evaluation planned = {o.evaluate, text, windows};
-  findings = check_calibration(samples, *tok, o.evaluate.empty() ? nullptr : &planned, o.allow_overlap);
+  findings = check_calibration(samples, *tok, model.context, o.evaluate.empty() ? nullptr : &planned, o.allow_overlap);
 }
 
 /// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.

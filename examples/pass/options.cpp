@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "mistral/error.hpp"
+#include "mistral/file.hpp"
 #include "mistral/recipe.hpp"
 
 namespace nibble::mistral {
@@ -228,7 +229,7 @@ std::vector<std::string> check(pass_options& o) {
       throw usage_error("--drift makes up for what quantized layers do: use it with --propagate quantized");
     o.drift = 0;
   }
-  if (!o.report.empty() && o.report == o.json)
+  if (!o.report.empty() && !o.json.empty() && same_file(o.report, o.json))
     throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");
   if (o.max_regression >= 0 && o.evaluate.empty())
     throw usage_error("--max-regression compares perplexities: give it a text with --evaluate");

@@ -58,13 +58,29 @@ void write_layer_rest(const job& j, index_t layer, const layer_weights& w, safet
   }
 }
 
-/// Everything that belongs to no layer: embedding, last norm, head.
-void write_rest(const job& j, safetensors_writer& out) {
+/// f(name, tensor) of everything that belongs to no layer: embedding, last norm, head, and what the model has no use for.
+template <class F>
+void for_rest(const job& j, F&& f) {
   for (const auto& [name, t] : j.files.tensors()) {
     if (name.rfind("model.layers.", 0) == 0) continue;
-    write_tensor(out, name, t, safetensors_dtype(j.stored));
+    f(name, t);
     j.files.release(t);
   }
+}
+
+/// What write_rest would refuse, before hours are spent on layers.
+void check_rest(const job& j) {
+  for_rest(j, [&](const std::string& name, const tensor& t) {
+    if (is_floating(t)) check_storable(name, t, safetensors_dtype(j.stored));
+  });
+}
+
+/// What is no weight stays as it is.
+void write_rest(const job& j, safetensors_writer& out) {
+  for_rest(j, [&](const std::string& name, const tensor& t) {
+    if (is_floating(t)) return write_tensor(out, name, t, safetensors_dtype(j.stored));
+    out.add(name, t.dtype, t.shape, t.data, static_cast<std::uint64_t>(t.bytes));
+  });
 }
 
 /// Bits a weight of the quantized linears takes, scales and zero points included.
@@ -417,6 +433,7 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
 std::string plan_of(const pass_options& o) {
   const job j(o);
   j.warn();
+  check_rest(j);
   check_output(o.output, o.model, o.overwrite);
   const plan p = plan_run(j);
   check_room(p, j);
@@ -435,6 +452,7 @@ pass_result run_pass(const pass_options& o) {
   resumable_run run(out, key_of(j), o.restart);
   const bool going_on = !run.state().is_null();
   try {
+    if (!going_on) check_rest(j);
     return run_pass(j, out, run);
   } catch (const unusable_model&) {
     run.forget();

@@ -13,11 +13,13 @@
 
 #include "mistral/backend.hpp"
 #include "mistral/generation.hpp"
+#include "mistral/json.hpp"
 #include "mistral/program.hpp"
 #include "mistral/questions.hpp"
 #include "mistral/results.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/host/parallel.hpp"
+#include "nibble/version.hpp"
 
 using namespace nibble::mistral;
 
@@ -41,6 +43,7 @@ struct opened_model {
 void add_options(CLI::App& app, options& o) {
   constexpr std::uint64_t longest = 1'000'000'000;
   app.set_help_flag("--help", "Print this and exit");
+  app.set_version_flag("--version", "nibble " NIBBLE_VERSION, "Print the version and exit");
   app.add_option("--model", o.model,
                  "The model's directory: dense, or packed as compressed-tensors, AutoAWQ or GPTQModel has it; or a "
                  "GGUF file; required")
@@ -198,7 +201,7 @@ int run(const options& o) {
   if (!o.print_json || !o.json.empty()) print(o, f);
   if (!o.print_json) return 0;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  const std::string json = as_json(o, f, seconds.count()).dump(2) + "\n";
+  const std::string json = json_text(as_json(o, f, seconds.count()));
   if (o.json.empty())
     std::fputs(json.c_str(), stdout);
   else

@@ -7,6 +7,7 @@
 #include <linux/capability.h>
 
 #include <catch2/catch.hpp>
+#include <cstring>
 #include <limits>
 #include <sstream>
 
@@ -308,6 +309,35 @@ TEST_CASE("NaN and infinity in any tensor are refused by name, whether the metho
   CHECK_THAT(w.refused(1, {}), Contains("model.layers.1.self_attn.v_proj.weight") && Contains("NaN"));
   const workplace kept({}, planted("model.layers.1.self_attn.v_proj.weight", not_a_number));
   CHECK_THAT(kept.refused(1, {"--method", "rtn", "--ignore", "lm_head,re:.*v_proj"}), Contains("v_proj"));
+}
+
+TEST_CASE("NaN in what belongs to no layer is refused before the first layer, and by a dry run") {
+  for (const char* name : {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}) {
+    const workplace w({}, planted(name, not_a_number));
+    const auto result = test::run_program("awq_mistral", merged(w.usual, {"--method", "rtn"}));
+    CHECK(result.status == 1);
+    CHECK_THAT(result.err, Contains(name) && !Contains("quantizing"));
+    CHECK_THAT(w.refused(1, {"--dry-run"}), Contains(name));
+  }
+}
+
+TEST_CASE("a tensor outside the layers that is no weight stays as it is") {
+  const workplace w;
+  const std::string file = (w.model / "model.safetensors").string(), bytes = test::read_bytes(file);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof(length));
+  json header = json::parse(bytes.substr(8, length));
+  const std::uint64_t end = bytes.size() - 8 - length;
+  header["model.position_ids"] = {{"dtype", "I64"}, {"shape", {2}}, {"data_offsets", {end, end + 16}}};
+  const std::string text = header.dump(), data = "0123456789abcdef";
+  length = text.size();
+  test::write_bytes(
+      file, std::string(reinterpret_cast<const char*>(&length), 8) + text + bytes.substr(bytes.size() - end) + data);
+  REQUIRE(test::run_program("awq_mistral", merged(w.usual, {"--method", "rtn"})).status == 0);
+  const mistral::checkpoint made(w.out);
+  const auto& kept = made.at("model.position_ids", {2});
+  CHECK(kept.dtype == "I64");
+  CHECK(std::string(reinterpret_cast<const char*>(kept.data), static_cast<size_t>(kept.bytes)) == data);
 }
 
 TEST_CASE("a model whose activations overflow is refused, and the layer named") {

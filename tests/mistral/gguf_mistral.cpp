@@ -385,6 +385,31 @@ TEST_CASE("gguf_mistral refuses what it cannot write in one sentence, and leaves
   CHECK_THAT(test::refused_gguf(root.path(), {"--model", model}), Contains("vocab_size is 2000"));
 }
 
+TEST_CASE("figures are not written over the GGUF file, its Modelfile or the matrix, however their names are spelt") {
+  const test::temporary_directory root;
+  test::write_model({}, root / "model");
+  const std::string model = (root / "model").string(), output = (root / "a.gguf").string();
+  const auto refused = [&](const std::string& json, words more = {}) {
+    more.insert(more.end(), {"--model", model, "--output", output, "--json", (root / json).string()});
+    return test::refused_by("gguf_mistral", more, 2);
+  };
+  CHECK_THAT(refused("a.gguf"), Contains("--json") && Contains(output));
+  CHECK_THAT(refused("model/../a.gguf"), Contains(output));
+  CHECK_THAT(refused("a.Modelfile"), Contains("a.Modelfile"));
+  CHECK_THAT(refused("m.gguf", {"--imatrix", "auto", "--imatrix-output", (root / "m.gguf").string()}),
+             Contains("m.gguf"));
+  CHECK(test::listing(root.path()) == "model");
+}
+
+TEST_CASE("a model's directory whose name is no UTF-8 has a GGUF file and figures all the same") {
+  const test::temporary_directory root;
+  test::write_model({}, root / "m\xff");
+  const auto run = test::converted_to_gguf(root / "m\xff", root / "a.gguf", {"--type", "F16"});
+  CHECK(run["output"] == (root / "a.gguf").string());
+  const gguf_file file(root / "a.gguf");
+  CHECK(std::get<std::string>(*file.find("general.name")) == "m\xef\xbf\xbd");
+}
+
 TEST_CASE("a GGUF file that a full disk cuts short never appears") {
   const test::temporary_directory root;
   test::write_model({}, root / "model");

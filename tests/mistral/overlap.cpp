@@ -71,7 +71,7 @@ struct fixture {
   }
   calibration_findings found(const calibration_set& set, bool allow = false) const {
     const planned_evaluation planned = {"text.jsonl", text, windows};
-    return check_calibration(set, *tok, &planned, allow);
+    return check_calibration(set, *tok, 512, &planned, allow);
   }
 };
 
@@ -151,7 +151,15 @@ TEST_CASE_METHOD(fixture, "fewer than 64 samples and samples of quite another le
   const auto longer = found(samples_of(*tok, {sample}, 64)).warnings;
   REQUIRE(longer.size() == 1);
   CHECK_THAT(longer[0], Contains("much longer"));
-  CHECK(check_calibration(samples_of(*tok, {sample}, 64), *tok, nullptr, false).warnings.empty());
+  CHECK(check_calibration(samples_of(*tok, {sample}, 64), *tok, 512, nullptr, false).warnings.empty());
+}
+
+TEST_CASE_METHOD(fixture, "samples beyond the model's context are told of, and one as long as it is not") {
+  const auto set = samples_of(*tok, {distinct("people ", 0, 50)}, 64);
+  CHECK(check_calibration(set, *tok, set.longest(), nullptr, false).warnings.empty());
+  const auto beyond = check_calibration(set, *tok, set.longest() - 1, nullptr, false).warnings;
+  REQUIRE(beyond.size() == 1);
+  CHECK_THAT(beyond[0], Contains(std::to_string(set.longest() - 1)) && Contains("--max-seq-length"));
 }
 
 TEST_CASE("the program with its own texts has nothing to tell, and refuses to be judged by what it calibrated on") {

@@ -286,6 +286,16 @@ TEST_CASE("perplexity prints its figures, and writes them as JSON") {
   const auto printed = test::run_program("perplexity", arguments);
   CHECK(printed.status == 0);
   CHECK(json::parse(printed.out)["perplexity"] == file["perplexity"]);
+  test::write_bytes(work / "t\xff.txt", test::read_bytes(speeches).substr(0, 4000));  // a name that is no UTF-8
+  const auto named = test::run_program(
+      "perplexity", {"--model", embedded.string(), "--text", work / "t\xff.txt", "--max-windows", "1", "--json"});
+  CHECK(named.status == 0);
+  CHECK(json::parse(named.out)["windows"] == 1);
+  for (const char* program : {"perplexity", "generate"}) {
+    const auto version = test::run_program(program, {"--version"});
+    CHECK(version.status == 0);
+    CHECK_THAT(version.out, Contains("nibble "));
+  }
   const auto help = test::run_program("perplexity", {"--help"});
   CHECK(help.status == 0);
   for (const char* option :

@@ -265,6 +265,7 @@ TEST_CASE("a report that cannot be written is refused before the work, by name, 
   CHECK_THAT(refused(root.path() / "no/report.html", 1), Contains("no/report.html"));
   CHECK_THAT(refused(root.path() / "directory", 1), Contains("directory"));
   CHECK_THAT(refused(root.path() / "run.json", 2), Contains("--report") && Contains("--json"));
+  CHECK_THAT(refused(root.path() / "." / "run.json", 2), Contains("--report") && Contains("--json"));
   CHECK_THAT(refused(root.path() / "out", 2), Contains("which is replaced as a whole"));
   CHECK_THAT(refused(root.path() / "out/./report.html", 2), Contains("which is replaced as a whole"));
 }
