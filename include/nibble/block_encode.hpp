@@ -286,11 +286,9 @@ NIBBLE_LANE void encode(const block_input<V>& in, typename V::integers* units, b
     units[54] = half_bits(fit.scale);
     for (int j = 0; j < 16; ++j) stored[j] = integers(centred_code(fit, scales[j], 32));
   } else {
-    for (int j = 0; j < 16; j += 4) {
-      V found[64];
-      swept<16, 4>(in.x + 16 * j, 4, found, scales + j);
-      for (int i = 0; i < 64; ++i) codes[16 * j + i] = integers(found[i]);
-    }
+    V found[256];
+    swept_where_moving<16, 16, 4>(in.x, 4, found, scales);
+    for (int i = 0; i < 256; ++i) codes[i] = integers(found[i]);
     const V max = largest<16>(scales), inverse = V(-32.0f) / max;
     const typename V::mask none = max == V::zero();
     units[54] = half_bits(select(none, V::zero(), V(1.0f) / inverse));

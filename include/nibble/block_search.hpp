@@ -89,51 +89,120 @@ NIBBLE_LANE void centred(const V* x, const V* w, int nmax, centred_fit<V>& fit) 
   fit.scale = select(fit.zero, V::zero(), fit.scale);
 }
 
-/// A level that may move: the sums without it, and with what is then best for it; it moves where (Σwxl)² / Σwl² grows. Without the
-/// level Σwxl has to be positive, and Σwl² as well if Before; else Σwl² with the new one.
+/// The sums without one level, and the level that is then best for its weight.
+template <class V>
+struct better_level {
+  V xl, ll, to;
+  NIBBLE_LANE better_level(const V& x, const V& w, const V& wx, int low, int high, const V& l,
+                           const moments<V>& sums) noexcept
+      : xl(sums.xl - wx * l), ll(sums.ll - w * l * l), to(level(x * ll / xl, low, high)) {}
+};
+
+/// A level that may move: it does where (Σwxl)² / Σwl² grows. Without the level Σwxl has to be positive, and Σwl² as well if Before; else
+/// Σwl² with the new one. @returns not 0 where it moved.
 template <bool Before, class V>
-NIBBLE_LANE typename V::mask move_level(const V& x, const V& w, const V& wx, int low, int high, V& l,
-                                        moments<V>& sums) noexcept {
-  const V xl = sums.xl - wx * l, ll = sums.ll - w * l * l;
-  const V to = level(x * ll / xl, low, high);
-  const V new_xl = xl + wx * to, new_ll = ll + w * to * to;
-  const typename V::mask better = (xl > V::zero()) & ((Before ? ll : new_ll) > V::zero()) & (to != l) &
-                                  (new_xl * new_xl * sums.ll > sums.xl * sums.xl * new_ll);
-  l = select(better, to, l);
-  sums.xl = select(better, new_xl, sums.xl);
-  sums.ll = select(better, new_ll, sums.ll);
-  return better;
+NIBBLE_LANE typename V::integers move_level(const V& x, const V& w, const V& wx, int low, int high, V& l,
+                                            moments<V>& sums) noexcept {
+  const better_level<V> other(x, w, wx, low, high, l, sums);
+  const V xl = other.xl + wx * other.to, ll = other.ll + w * other.to * other.to;
+  // three conditions one after another: gcc 12 takes masks that are combined apart into lanes
+  const V now = select_less(V::zero(), other.xl, xl * xl * sums.ll, V::zero());
+  const V before = select_less(V::zero(), Before ? other.ll : ll, sums.xl * sums.xl * ll, now);
+  const V to = select_less(before, now, other.to, l);
+  sums.xl = select_unequal(to, l, xl, sums.xl);
+  sums.ll = select_unequal(to, l, ll, sums.ll);
+  const typename V::integers moved = bits_of(to) - bits_of(l);
+  l = to;
+  return moved;
 }
 
-/// As `centred`, with w = x², for Together groups next to each other, whose moves are taken by turns: each waits for a division.
-/// Codes are l + nmax. A level is moved only while Σwxl without it is positive, that is, where the largest weight is negative: the scale has its
-/// sign reversed. At most 5 sweeps; a lane in which nothing moves stays as it is in further ones.
-template <int Size, int Together, class V>
-NIBBLE_LANE void swept(const V* x, int nmax, V* codes, V* scales) noexcept {
-  typename V::mask zero[Together];
-  V w[Size * Together], wx[Size * Together];
-  moments<V> sums[Together];
-  for (int j = 0; j < Together; ++j) {
-    const V max = largest<Size>(x + Size * j), inverse = V(static_cast<float>(-nmax)) / max;
-    zero[j] = abs(max) < V(least_maximum);
-    for (int i = Size * j; i < Size * (j + 1); ++i) {
+/// A group of `swept`: levels of its one trial, then moved.
+template <int Size, class V>
+struct swept_group {
+  using I = typename V::integers;
+  V w[Size], wx[Size], levels[Size], max;
+  moments<V> sums;
+
+  NIBBLE_LANE void start(const V* x, int nmax) noexcept {
+    max = largest<Size>(x);
+    const V inverse = V(static_cast<float>(-nmax)) / max;
+    for (int i = 0; i < Size; ++i) {
       w[i] = x[i] * x[i];
       wx[i] = w[i] * x[i];
-      codes[i] = level(inverse * x[i], -nmax, nmax - 1);
-      sums[j].add(w[i], wx[i], codes[i]);
+      levels[i] = level(inverse * x[i], -nmax, nmax - 1);
+      sums.add(w[i], wx[i], levels[i]);
     }
   }
+  NIBBLE_LANE I move(const V& x, int i, int nmax) noexcept {
+    return move_level<false>(x, w[i], wx[i], -nmax, nmax - 1, levels[i], sums);
+  }
+  /// Not 0 where another level would be best for some weight, as things are. None moves where the largest weight is positive: every term of
+  /// Σwxl has the scale's sign, and so has the sum without one of them.
+  NIBBLE_LANE I may_move(const V* x, int nmax) const noexcept {
+    I other(0);
+    for (int i = 0; i < Size; ++i) {
+      const better_level<V> best(x[i], w[i], wx[i], -nmax, nmax - 1, levels[i], sums);
+      other = other | (bits_of(best.to) - bits_of(levels[i]));
+    }
+    return select_less(max, V::zero(), other, I(0));
+  }
+  /// Codes are levels + nmax.
+  NIBBLE_LANE void finish(int nmax, V* codes, V& scale) noexcept {
+    const typename V::mask zero = abs(max) < V(least_maximum);
+    sums.xl = select(zero, V::zero(), sums.xl);
+    scale = sums.scale();
+    for (int i = 0; i < Size; ++i) codes[i] = select(zero, V::zero(), levels[i] + V(static_cast<float>(nmax)));
+  }
+};
+
+/// As `centred`, with w = x², for Together groups next to each other, whose moves are taken by turns: each waits for a division. At most 5
+/// sweeps; a lane in which nothing moves stays as it is in further ones.
+template <int Size, int Together, class V>
+NIBBLE_LANE void swept(const V* x, int nmax, V* codes, V* scales) noexcept {
+  using I = typename V::integers;
+  swept_group<Size, V> groups[Together];
+  for (int j = 0; j < Together; ++j) groups[j].start(x + Size * j, nmax);
   for (int sweep = 0; sweep < 5; ++sweep) {
-    typename V::mask moved = V::zero() != V::zero();
+    I moved(0);
     for (int i = 0; i < Size; ++i)
-      for (int at = i; at < Size * Together; at += Size)
-        moved = moved | move_level<false>(x[at], w[at], wx[at], -nmax, nmax - 1, codes[at], sums[at / Size]);
+      for (int j = 0; j < Together; ++j) moved = moved | groups[j].move(x[Size * j + i], i, nmax);
     if (!any(moved)) break;
   }
-  for (int j = 0; j < Together; ++j) {
-    scales[j] = select(zero[j], V::zero(), sums[j].scale());
-    for (int i = Size * j; i < Size * (j + 1); ++i)
-      codes[i] = select(zero[j], V::zero(), codes[i] + V(static_cast<float>(nmax)));
+  for (int j = 0; j < Together; ++j) groups[j].finish(nmax, codes + Size * j, scales[j]);
+}
+
+/// `swept` of Groups groups. In four of five no level moves, which a look at all levels tells without waiting; the others are
+/// packed into full vectors, Together at a time.
+template <int Size, int Groups, int Together, class V>
+NIBBLE_LANE void swept_where_moving(const V* x, int nmax, V* codes, V* scales) noexcept {
+  constexpr int lanes = V::count, at_once = Together * lanes;
+  int waiting[Groups * lanes + 1], count = 0;  // group · lanes + lane
+  for (int j = 0; j < Groups; ++j) {
+    swept_group<Size, V> group;
+    group.start(x + Size * j, nmax);
+    const typename V::integers moving = group.may_move(x + Size * j, nmax);
+    for (int lane = 0; lane < lanes; ++lane) {
+      waiting[count] = j * lanes + lane;
+      count += get_lane(moving, lane) != 0;
+    }
+    group.finish(nmax, codes + Size * j, scales[j]);
+  }
+  for (int first = 0; first < count; first += at_once) {
+    V packed[Size * Together], found[Size * Together], found_scales[Together];
+    const int* const these = waiting + first;
+    const int some = count - first < at_once ? count - first : at_once;
+    for (int k = 0; k < at_once; ++k) {
+      const int from = these[k < some ? k : 0];
+      for (int i = 0; i < Size; ++i)
+        set_lane(packed[k / lanes * Size + i], k % lanes, get_lane(x[from / lanes * Size + i], from % lanes));
+    }
+    swept<Size, Together>(packed, nmax, found, found_scales);
+    for (int k = 0; k < some; ++k) {
+      const int to = these[k] / lanes, lane = these[k] % lanes;
+      set_lane(scales[to], lane, get_lane(found_scales[k / lanes], k % lanes));
+      for (int i = 0; i < Size; ++i)
+        set_lane(codes[to * Size + i], lane, get_lane(found[k / lanes * Size + i], k % lanes));
+    }
   }
 }
 
@@ -261,7 +330,7 @@ NIBBLE_LANE V unsigned_levels(const V* x, const V* w, int nmax, V* l) noexcept {
     sums.add(w[i], wx[i], l[i]);
   }
   for (int sweep = 0; sweep < 5; ++sweep) {
-    typename V::mask moved = V::zero() != V::zero();
+    typename V::integers moved(0);
     for (int i = 0; i < Size; ++i) moved = moved | move_level<true>(x[i], w[i], wx[i], lowest, nmax, l[i], sums);
     if (!any(moved)) break;
   }

@@ -88,6 +88,22 @@ struct lanes {
   }
 };
 
+/// One lane of a vector in memory.
+template <template <int> class Lanes, int N>
+NIBBLE_LANE auto get_lane(const Lanes<N>& a, int lane) noexcept {
+  if constexpr (N == 1)
+    return a.v;
+  else
+    return a.v[lane];
+}
+template <template <int> class Lanes, int N, class Number>
+NIBBLE_LANE void set_lane(Lanes<N>& a, int lane, Number x) noexcept {
+  if constexpr (N == 1)
+    a.v = x;
+  else
+    a.v[lane] = x;
+}
+
 // clang-format off
 #define NIBBLE_LANE_OPERATION(lane_kind, symbol)                                                                  \
   template <int N>                                                                                                \
@@ -156,6 +172,15 @@ NIBBLE_LANE int_lanes<N> select_less(const lanes<N>& x, const lanes<N>& y, const
   return r;
 }
 
+/// Lane by lane x != y ? a : b; select(x != y, a, b) in one instruction.
+template <int N>
+NIBBLE_LANE lanes<N> select_unequal(const lanes<N>& x, const lanes<N>& y, const lanes<N>& a,
+                                    const lanes<N>& b) noexcept {
+  lanes<N> r;
+  r.v = x.v != y.v ? a.v : b.v;
+  return r;
+}
+
 /// Lane by lane m ? a : b.
 template <int N>
 NIBBLE_LANE lanes<N> select(const lane_mask<N>& m, const lanes<N>& a, const lanes<N>& b) noexcept {
@@ -184,14 +209,14 @@ NIBBLE_LANE int_lanes<N> greater(const int_lanes<N>& a, const int_lanes<N>& b) n
   return r;
 }
 
-/// Whether any lane's condition holds.
-template <int N>
-NIBBLE_LANE bool any(const lane_mask<N>& m) noexcept {
+/// Whether any lane's condition holds, or is not 0.
+template <template <int> class Lanes, int N>
+NIBBLE_LANE bool any(const Lanes<N>& a) noexcept {
   if constexpr (N == 1) {
-    return m.v;
+    return a.v != 0;
   } else {
     uint64_t parts[N / 2], all = 0;
-    __builtin_memcpy(parts, &m.v, sizeof(parts));
+    __builtin_memcpy(parts, &a.v, sizeof(parts));
     for (int i = 0; i < N / 2; ++i) all |= parts[i];
     return all != 0;
   }

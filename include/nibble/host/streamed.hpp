@@ -11,6 +11,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "nibble/block/lane.hpp"
 #include "nibble/core.hpp"
 #include "nibble/math.hpp"
 
@@ -22,9 +23,10 @@ constexpr index_t streamed_bytes = index_t(32) << 20;
 
 namespace detail {
 
-/// Asks for the line `bytes` after `at`, which may be no one's.
+/// Asks for the line `bytes` after `at`, which may be no one's. Always inline: gcc 12 takes a function that does only this for one without
+/// effect, and leaves out its calls.
 template <bool Write>
-inline void ask_ahead(const void* at, int bytes) noexcept {
+NIBBLE_LANE void ask_ahead(const void* at, int bytes) noexcept {
 #if defined(__GNUC__)
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + static_cast<unsigned>(bytes)),
                      Write);

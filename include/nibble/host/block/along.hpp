@@ -6,6 +6,10 @@
 /// the first.
 #pragma once
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -237,7 +241,7 @@ NIBBLE_LANE void batch_scales(const float* x, batch_scale<N>& to) noexcept {
   }
 }
 
-/// Integers of N weights, and bytes of 16, under the scale of their block.
+/// Integers of N weights under the scale of their block. Rounding may make one more than there are codes.
 template <class Block, int N>
 NIBBLE_LANE int_lanes<N> integers_of(const lanes<N>& x, const code_scale<N>& s) noexcept {
   using V = lanes<N>;
@@ -247,21 +251,26 @@ NIBBLE_LANE int_lanes<N> integers_of(const lanes<N>& x, const code_scale<N>& s) 
     // the float below ½: ties go away from zero
     return truncated(ratio + of_bits((bits_of(ratio) & I(-2147483647 - 1)) | I(0x3effffff)));
   } else if constexpr (has_offset<Block>) {
-    return lesser(truncated((x - s.low) * s.inverse + V(0.5f)), I((1 << Block::bits) - 1));
+    return truncated((x - s.low) * s.inverse + V(0.5f));
   } else {
-    return lesser(truncated(x * s.inverse + s.offset), I((1 << Block::bits) - 1));
+    return truncated(x * s.inverse + s.offset);
   }
+}
+/// Codes of 16 weights.
+template <class Block, int N, std::size_t... I>
+NIBBLE_LANE sixteen_bytes bytes_of(const float* x, const code_scale<N>& s, std::index_sequence<I...>) noexcept {
+  const int_lanes<N> integers[] = {integers_of<Block>(loaded<N>(x + N * I), s)...};
+  const sixteen_bytes bytes = low_bytes<Block::type == block_type::q8_0>(integers);
+  if constexpr (Block::type == block_type::q8_0) return bytes;
+  const sixteen_bytes most = sixteen_bytes{} + static_cast<uint8_t>((1 << Block::bits) - 1);
+  return (sixteen_bytes)_mm_min_epu8((__m128i)bytes, (__m128i)most);
 }
 /// Two nibbles a byte, the same in fewer instructions.
 template <class Block>
 NIBBLE_LANE sixteen_bytes nibbles_of(const float* x, const code_scale<16>& s) noexcept {
-  const int_lanes<16> both = integers_of<Block>(loaded<16>(x), s) | integers_of<Block>(loaded<16>(x + 16), s) << 4;
+  const int_lanes<16> most(15), both = lesser(integers_of<Block>(loaded<16>(x), s), most) |
+                                       lesser(integers_of<Block>(loaded<16>(x + 16), s), most) << 4;
   return low_bytes<false>(&both);
-}
-template <class Block, int N, std::size_t... I>
-NIBBLE_LANE sixteen_bytes bytes_of(const float* x, const code_scale<N>& s, std::index_sequence<I...>) noexcept {
-  const int_lanes<N> integers[] = {integers_of<Block>(loaded<N>(x + N * I), s)...};
-  return low_bytes<Block::type == block_type::q8_0>(integers);
 }
 
 /// Codes of a block's halves to where they lie in it.

@@ -263,27 +263,39 @@ NIBBLE_LANE void decode_block(const Block& b, float* __restrict to) noexcept {
   }
 }
 
-/// `blocks` blocks next to each other, at bytes of any alignment. @param streamed past the caches.
+/// A block at bytes of any alignment.
+template <class Block, int N, class T>
+NIBBLE_LANE void decode_at(const uint8_t* from, bool aligned, T* to) noexcept {
+  Block copy;
+  if (!aligned) std::memcpy(static_cast<void*>(&copy), from, sizeof(Block));
+  const Block& b = aligned ? *reinterpret_cast<const Block*>(from) : copy;
+  if constexpr (std::is_same_v<T, float>) {
+    decode_block<Block, N>(b, to);
+  } else {
+    float numbers[Block::weights];
+    decode_block<Block, N>(b, numbers);
+    for (int w = 0; w < Block::weights; ++w) to[w] = static_cast<T>(numbers[w]);
+  }
+}
+
+/// `blocks` blocks next to each other. @param streamed past the caches.
 template <class Block, int N, class T>
 NIBBLE_LANE void decode_run(const uint8_t* from, T* to, index_t blocks, bool streamed) noexcept {
   constexpr int bytes = Block::weights * int(sizeof(T));
   const bool aligned = reinterpret_cast<std::uintptr_t>(from) % alignof(Block) == 0;
-  line_stream<256 * int(sizeof(T))> out(to);
-  float numbers[std::is_same_v<T, float> ? 1 : Block::weights];
-  Block copy;
-  for (index_t i = 0; i < blocks; ++i, from += sizeof(Block), to += Block::weights) {
-    if (!streamed)
+  if (!streamed) {
+    for (index_t i = 0; i < blocks; ++i, from += sizeof(Block), to += Block::weights) {
       for (int line = 0; line < bytes; line += 64) ask_ahead<true>(to, decode_ahead + line);
-    if (!aligned) std::memcpy(static_cast<void*>(&copy), from, sizeof(Block));
-    T* const at = streamed ? static_cast<T*>(out.next()) : to;
-    float* x = numbers;
-    if constexpr (std::is_same_v<T, float>) x = at;
-    decode_block<Block, N>(aligned ? *reinterpret_cast<const Block*>(from) : copy, x);
-    if constexpr (!std::is_same_v<T, float>)
-      for (int w = 0; w < Block::weights; ++w) at[w] = static_cast<T>(x[w]);
-    if (streamed) out.put(bytes);
+      decode_at<Block, N>(from, aligned, to);
+    }
+    return;
   }
-  if (streamed) out.finish();
+  line_stream<256 * int(sizeof(T))> out(to);
+  for (index_t i = 0; i < blocks; ++i, from += sizeof(Block)) {
+    decode_at<Block, N>(from, aligned, static_cast<T*>(out.next()));
+    out.put(bytes);
+  }
+  out.finish();
 }
 
 }  // namespace detail

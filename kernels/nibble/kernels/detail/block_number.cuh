@@ -52,10 +52,12 @@ __device__ inline truth operator&(truth a, truth b) { return {a.v && b.v}; }
 __device__ inline truth operator|(truth a, truth b) { return {a.v || b.v}; }
 
 __device__ inline bool any(truth m) { return m.v; }
+__device__ inline bool any(integer a) { return a.v != 0; }
 __device__ inline number select(truth m, number a, number b) { return m.v ? a.v : b.v; }
 __device__ inline integer select(truth m, integer a, integer b) { return m.v ? a.v : b.v; }
 __device__ inline number select_less(number x, number y, number a, number b) { return x.v < y.v ? a.v : b.v; }
 __device__ inline integer select_less(number x, number y, integer a, integer b) { return x.v < y.v ? a.v : b.v; }
+__device__ inline number select_unequal(number x, number y, number a, number b) { return x.v != y.v ? a.v : b.v; }
 __device__ inline integer lesser(integer a, integer b) { return a.v < b.v ? a.v : b.v; }
 __device__ inline integer bits_of(number a) { return bit_cast<int32_t>(a.v); }
 __device__ inline number of_bits(integer a) { return bit_cast<float>(a.v); }
