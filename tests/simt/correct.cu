@@ -145,7 +145,7 @@ TEST_CASE("a tree reduction over many blocks") {
   const index_t blocks = 9;
   const device_array<float> x(counting<float>(blocks * 256, 101));
   const auto host = x.download();
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_array<float> out(blocks);
     REQUIRE(launch(tree_sum, blocks, 256, 0, nullptr, x.data(), out.data()) == status::ok);
     const auto sums = out.download();
@@ -160,7 +160,7 @@ TEST_CASE("a scan by shuffles") {
     const auto host = x.download();
     std::vector<int32_t> expected(host.size());
     std::partial_sum(host.begin(), host.end(), expected.begin());
-    under_schedules(schedules, [&] {
+    under_every_schedule(schedules, [&] {
       device_array<int32_t> out(size);
       REQUIRE(launch(scan, 1, size, 0, nullptr, x.data(), out.data()) == status::ok);
       REQUIRE(out.download() == expected);
@@ -173,7 +173,7 @@ TEST_CASE("a histogram by atomics in shared and global memory") {
   std::vector<uint32_t> expected(256);
   for (std::size_t i = 0; i < bytes.size(); ++i) ++expected[bytes[i] = static_cast<uint8_t>(i * i % 251)];
   const device_array<uint8_t> x(bytes);
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_array<uint32_t> counts(std::vector<uint32_t>(256));
     REQUIRE(launch(histogram, 3, 256, 0, nullptr, x.data(), x.size(), counts.data()) == status::ok);
     REQUIRE(counts.download() == expected);
@@ -183,7 +183,7 @@ TEST_CASE("a histogram by atomics in shared and global memory") {
 TEST_CASE("a transposition by tiles") {
   const auto host = weights<float>(70, 45);
   const device_matrix<float> x(host, 47);
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_matrix<float> y(45, 70, 71);
     REQUIRE(launch(transpose, {2, 3}, {32, 8}, 0, nullptr, x.const_view(), y.view()) == status::ok);
     const auto got = y.download();
@@ -195,7 +195,7 @@ TEST_CASE("a transposition by tiles") {
 TEMPLATE_TEST_CASE("a matmul by ldmatrix and mma", "", fp16, bf16) {
   const device_array<TestType> a(counting<TestType>(256, 13)), b(counting<TestType>(128, 11));
   const auto host_a = a.download(), host_b = b.download();
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_array<float> c(128);
     REQUIRE(launch(small_matmul<TestType>, 1, 32, 0, nullptr, a.data(), b.data(), c.data()) == status::ok);
     const auto got = c.download();
@@ -211,7 +211,7 @@ TEMPLATE_TEST_CASE("a matmul by ldmatrix and mma", "", fp16, bf16) {
 TEST_CASE("a matmul of int8") {
   const device_array<int8_t> a(counting<int8_t>(512, 127)), b(counting<int8_t>(256, 113));
   const auto host_a = a.download(), host_b = b.download();
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_array<int32_t> c(128);
     REQUIRE(launch(small_int8, 1, 32, 0, nullptr, a.data(), b.data(), c.data()) == status::ok);
     const auto got = c.download();
@@ -229,7 +229,7 @@ TEST_CASE("copies through two buffers") {
   const index_t threads = 64, count = threads * 4 * stages;
   const device_array<float> x(counting<float>(count, 1000));
   const auto host = x.download();
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_array<float> out(count);
     const index_t shared = 2 * threads * 16;
     REQUIRE(launch(two_buffers, 1, threads, shared, nullptr, x.data(), out.data(), stages) == status::ok);
@@ -239,7 +239,7 @@ TEST_CASE("copies through two buffers") {
 }
 
 TEST_CASE("votes and shuffles in halves of a warp") {
-  under_schedules(schedules, [&] {
+  under_every_schedule(schedules, [&] {
     device_array<uint32_t> out(32);
     REQUIRE(launch(half_warps, 1, 32, 0, nullptr, out.data()) == status::ok);
     const auto got = out.download();

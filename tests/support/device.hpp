@@ -142,7 +142,7 @@ class device_matrix {
 /// Runs f, which launches and checks, several times: under other schedules on the executor, and on a GPU twice, for results
 /// must not depend on the run.
 template <class F>
-void under_schedules(int count, F f) {
+void under_every_schedule(int count, F f) {
 #if defined(NIBBLE_SIMT)
   for (unsigned schedule = 1; schedule <= static_cast<unsigned>(count); ++schedule) {
     CAPTURE(schedule);
@@ -152,6 +152,15 @@ void under_schedules(int count, F f) {
 #else
   for (int run = 0; run < (count < 2 ? count : 2); ++run) f();
 #endif
+}
+
+/// The same, under a sanitizer once: it is accesses that are watched there, and a wrong one is told under any schedule.
+template <class F>
+void under_schedules(int count, F f) {
+#if defined(NIBBLE_SIMT_ASAN) || defined(NIBBLE_SIMT_TSAN)
+  count = 1;
+#endif
+  under_every_schedule(count, f);
 }
 
 /// Runs f once for each architecture that tunings tell apart: on a GPU for its own only.
