@@ -98,6 +98,17 @@ TEST_CASE("gptq_mistral writes the same bytes whatever the number of threads, fo
   }
 }
 
+TEST_CASE("GPTQ after AWQ's search is GPTQ alone, byte for byte, where no scale is all there is to choose from") {
+  const workplace w;
+  for (const char* order : {"none", "static", "group-aware"}) {
+    CAPTURE(order);
+    const words shared = {"--group-size", "32", "--overwrite", "--actorder", order, "--method"};
+    w.quantize("alone", shared + words{"gptq"});
+    w.quantize("after", shared + words{"awq+gptq", "--n-grid", "1"});
+    CHECK((w.weights("alone") == w.weights("after")));
+  }
+}
+
 TEST_CASE("no option of gptq_mistral is ignored") {
   const workplace w;
   std::vector<std::string> seen;
