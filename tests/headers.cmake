@@ -45,7 +45,7 @@ file(GLOB mistral_launchers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/exa
 file(GLOB device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/kernels
      ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/detail/*.cuh ${PROJECT_SOURCE_DIR}/kernels/nibble/kernels/tuning/*.cuh)
 file(GLOB mistral_device_code CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/examples
-     ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/detail/*.cuh)
+     ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/detail/*.cuh ${PROJECT_SOURCE_DIR}/examples/pass/cuda/detail/*.cuh)
 set(every_launcher ${CMAKE_CURRENT_BINARY_DIR}/every_launcher.cu)
 set(every_mistral_launcher ${CMAKE_CURRENT_BINARY_DIR}/every_mistral_launcher.cu)
 set(every_kernel ${CMAKE_CURRENT_BINARY_DIR}/every_kernel.cu)

@@ -5,9 +5,10 @@
 Copies the repository SOURCE to TREE with every mutation of every kernel built in, each asleep until the environment's
 NIBBLE_MUTANT is its number, so that one build tries them all. LIST gets a line for each: number, file, line, kind, key, tabs
 between. A key tells the mutation by its text, so that it outlives other edits of the file. With ROWS, names with commas between,
-tests of other rows stay out. Tests of the examples' kernels become rows like others; those that want more of the examples stay out.
+tests of other rows stay out. Tests of the examples' kernels become rows like others: those whose first header is the launchers' of
+a file of kernels, which want nothing else of the examples that would have to be linked.
 
-What is mutated, in kernels/nibble/kernels/detail and examples/mistral/cuda/detail, by the text alone:
+What is mutated, in kernels/nibble/kernels/detail and examples/*/cuda/detail, by the text alone:
   wait   a barrier, warp_barrier, fence or cp_async_wait is left out.
   bound  a comparison by < > <= >= as part of a condition. In an `if` that leaves (return, continue, break) it is false, in other `if`s
          true: the check is gone. In the condition of a loop its right side is one more. Elsewhere (?:, a bool, an argument) it is
@@ -24,7 +25,7 @@ import re
 import subprocess
 import sys
 
-FOLDERS = ("kernels/nibble/kernels/detail/", "examples/mistral/cuda/detail/")
+FOLDERS = ("kernels/nibble/kernels/detail/", "examples/mistral/cuda/detail/", "examples/pass/cuda/detail/")
 NOT_RUN = {"device.cuh", "arithmetic.cuh", "mma.cuh"}
 HOOK = """
 #ifndef NIBBLE_MUTATION_HOOK
@@ -227,9 +228,8 @@ def main():
         if f.startswith(FOLDERS) and f.endswith(".cuh") and os.path.basename(f) not in NOT_RUN:
             data = mutator.mutate(f, data.decode()).encode()
         elif is_test := re.fullmatch(r"tests/(?:(mistral_cuda|simt)/)?(\w+)\.cu", f):
-            of = re.search(rb'"mistral/cuda/(\w+)\.cuh"', data)
-            known = of and os.path.isfile(os.path.join(source, FOLDERS[1], of[1].decode() + ".cuh"))
-            known = known and b"round_inputs(" not in data  # a function of the examples' library, which is not built here
+            of = re.search(rb'"((?:mistral|pass)/cuda/)(\w+\.cuh)"', data)
+            known = of and os.path.isfile(os.path.join(source, "examples", of[1].decode(), "detail", of[2].decode()))
             if is_test[1] == "simt" or is_test[1] and not known or rows and is_test[2] not in rows:
                 continue
             at = f"tests/{is_test[2]}.cu"

@@ -10,7 +10,7 @@ host::awq_result search_awq_scale(const layer_task& t, const scale_group& group,
     t.on.add_importance(p, t.as(p), sums.data());
     rows += outputs(t.c, p);
   }
-  const bool by_block = t.o.loss == search_loss::block && group.norm != nullptr;
+  const bool by_block = t.o.blocks_judged() && group.norm != nullptr;
   const auto loss = [&](const float* s) {
     if (by_block) return t.on.block_loss(group.input, t.how, s);
     double sum = 0;

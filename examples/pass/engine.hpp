@@ -5,6 +5,7 @@
 /// pass.cpp say what is done in which order, for all engines alike.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <optional>
@@ -24,6 +25,15 @@ inline constexpr int clip_steps = 6;
 
 /// Tokens, spread over all of them, that SmoothQuant judges linears on: as many at least, where there are, and less than twice as many.
 inline constexpr index_t smoothing_tokens = 1024;
+
+/// Tokens of the first sequences that a block's loss is measured on.
+inline constexpr index_t block_loss_tokens = 4096;
+
+/// How many of the first sequences that is: those that end within as many tokens, and one at least. @param starts as batch::starts
+inline index_t block_loss_sequences(const std::vector<index_t>& starts) {
+  const auto beyond = std::upper_bound(starts.begin(), starts.end(), block_loss_tokens);
+  return max(index_t(1), static_cast<index_t>(beyond - starts.begin()) - 1);
+}
 
 /// Channels of an input.
 inline index_t width(const config& c, layer_input input) {

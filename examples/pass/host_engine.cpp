@@ -12,9 +12,6 @@
 namespace nibble::mistral {
 namespace {
 
-/// Tokens of the first sequences that a block's loss is measured on.
-constexpr index_t block_loss_tokens = 4096;
-
 template <class F>
 void with_range_method(clip_search clip, F&& f) {
   if (clip == clip_search::none)
@@ -44,10 +41,8 @@ range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, co
 class host_arithmetic : public engine {
  public:
   explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()), solver_(j.o), rounding_(j.model) {
-    sample_starts_ = {0};
-    if (j.o.loss != search_loss::block) return;
-    for (size_t i = 1; i < tokens_.starts.size(); ++i)
-      if (i == 1 || tokens_.starts[i] <= block_loss_tokens) sample_starts_.push_back(tokens_.starts[i]);
+    const auto first = tokens_.starts.begin();
+    sample_starts_.assign(first, first + 1 + (j.o.blocks_judged() ? block_loss_sequences(tokens_.starts) : 0));
   }
 
   std::string name() const override {

@@ -38,20 +38,9 @@ job::job(const pass_options& options)
   check_tensors();
   check_packings();
   tok = open_tokenizer(o.model);
-  choose_machine();
+  on = choose_gpu(o.backend, [&](const std::string& note) { tell(o, note); });
   if (!o.evaluate.empty()) read_evaluated();
   if (o.calibrated()) read_samples();
-}
-
-void job::choose_machine() {
-  on = choose_gpu(o.backend, [&](const std::string& note) { tell(o, note); });
-  const auto leave = [&](const std::string& why, const std::string& instead) {
-    if (o.backend.insists()) throw usage_error(why + "; use " + instead + "--backend cpu");
-    tell(o, why + ", which takes the GPU's place");
-    on.reset();
-  };
-  if (on && o.scales_searched() && o.loss == search_loss::block)
-    leave("--loss block is judged on the CPU only", "--loss gram, or ");
 }
 
 void job::read_evaluated() {

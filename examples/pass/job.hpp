@@ -43,7 +43,6 @@ struct job {
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;
-  void choose_machine();
   void read_evaluated();
   void read_samples();
   /// Tells the user what is odd, and no reason to stop.

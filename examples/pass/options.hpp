@@ -134,6 +134,8 @@ struct pass_options {
 
   bool calibrated() const { return how_found.calibrated; }
   bool scales_searched() const { return how_found.scales == scaling::awq; }
+  /// Whether scales are judged by outputs of blocks.
+  bool blocks_judged() const { return scales_searched() && loss == search_loss::block; }
   bool smoothed() const { return how_found.scales == scaling::smooth; }
   bool solved() const { return how_found.codes == rounding::gptq; }
   /// Whether codes are found under Gram matrices of all tokens; a sample of them does otherwise.

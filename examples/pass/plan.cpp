@@ -73,7 +73,7 @@ struct products {
   }
   /// Candidates, ranges, sweeps and the losses that are reported.
   double of_search(const layer_packing& how) const {
-    const bool block = j.o.scales_searched() && j.o.loss == search_loss::block;
+    const bool block = j.o.blocks_judged();
     double all = 0;
     for (const projection p : projections) {
       const auto& packed = how[static_cast<size_t>(p)];
@@ -92,7 +92,7 @@ struct products {
       all += loss * (2 + j.o.sweeps * (gram ? 2 : 3) * (j.o.solved() ? 2 : 1));
       if (j.o.solved()) all += k * k * k / 3 + n * k * k * (j.o.drift_followed() ? 5 : 1);
     }
-    if (block) all += 2 * j.o.grid * of_forward() / tokens * std::min(tokens, 4096.0);
+    if (block) all += 2 * j.o.grid * of_forward() / tokens * std::min(tokens, static_cast<double>(block_loss_tokens));
     return all;
   }
 };

@@ -232,6 +232,109 @@ TEST_CASE("an observer on the device sees what the host's sees, in the same orde
 
 namespace {
 
+/// What linears read of all tokens of a batch, by layer_input, brought from the device.
+struct seen_inputs {
+  std::array<std::vector<bf16>, 4> values;
+
+  cuda_forward::device_observer observer() {
+    return [this](layer_input which, matrix<const bf16> x, cudaStream_t in) {
+      std::vector<bf16>& to = values[static_cast<size_t>(which)];
+      const size_t before = to.size();
+      to.resize(before + static_cast<size_t>(x.size()));
+      succeeds(cudaMemcpyAsync(to.data() + before, x.data, static_cast<size_t>(x.size()) * sizeof(bf16),
+                               cudaMemcpyDeviceToHost, in));
+      succeeds(cudaStreamSynchronize(in));
+    };
+  }
+  owned<bf16> rows(layer_input which, index_t count, index_t cols) const {
+    owned<bf16> x(count, cols);
+    const auto first = values[static_cast<size_t>(which)].begin();
+    x.data.assign(first, first + count * cols);
+    return x;
+  }
+};
+
+/// A block's output on the host, of what its linears read.
+std::vector<float> block_on_host(const config& c, const layer_weights& w, bool attention, const owned<bf16>& read,
+                                 const std::vector<index_t>& starts) {
+  std::vector<float> x(read.data.begin(), read.data.end()), y(x.size());
+  const matrix<const float> from(x.data(), read.rows, read.cols);
+  const matrix<float> to(y.data(), read.rows, read.cols);
+  attention ? attention_block(c, w, from, starts, to) : mlp_block(c, w, from, to);
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("a block's output changes on the device as on the host when weights do, on the first sequences of a batch") {
+  model_spec usual, narrow;  // one whose outputs are more than the room beside them
+  usual.vocabulary = 50, usual.layers = 1, usual.intermediate = 80;
+  narrow = usual;
+  narrow.intermediate = 24, narrow.heads = 2, narrow.kv_heads = 1, narrow.head_dim = 8;
+  for (const model_spec& spec : {usual, narrow})
+    for (const index_t chunk_tokens : {27, 13}) {  // all at once, of which some are left out, and two chunks of three
+      made_model made(spec);
+      const config& c = made.model.c;
+      const batch b = random_batch({11, 1, 9, 6}, 50);
+      const std::vector<index_t> starts(b.starts.begin(), b.starts.begin() + 4);
+      const index_t tokens = starts.back(), hidden = c.hidden;
+#if defined(NIBBLE_SIMT)
+      cuda_forward::memory_plan least = cuda_forward::plan_memory(c, b.starts, index_t{1} << 30);
+      least.chunk_tokens = chunk_tokens;
+      const simt::pretended_memory little(static_cast<std::size_t>(least.total() + cuda_forward::runtime_bytes));
+#endif
+      cuda_forward::forward_pass pass(c, b.starts);
+      CHECK_THROWS_WITH(pass.change_block(layer_input::mlp, {}, {}, nullptr), Contains("has to run"));
+      seen_inputs seen;
+      made.model.run(pass, b, seen.observer());
+      const layer_weights before = load_layer(made.model.files, c, 0);
+      for (const bool attention : {true, false}) {
+        CAPTURE(spec.intermediate, chunk_tokens, attention);
+        layer_weights after = before;
+        owned<bf16> more(0, hidden);
+        for (const projection p : projections) {
+          if (input_of(p) != (attention ? layer_input::attention : layer_input::mlp)) continue;
+          auto& w = after.w[static_cast<size_t>(p)];
+          const auto added = stored_as<bf16>(random_matrix(outputs(c, p), hidden, to_string(p), 0.02f));
+          std::transform(w.begin(), w.end(), added.data.begin(), w.begin(),
+                         [](float x, bf16 y) { return x + static_cast<float>(y); });
+          more.data.insert(more.data.end(), added.data.begin(), added.data.end());
+          more.rows += added.rows;
+        }
+        const owned<bf16> read = seen.rows(attention ? layer_input::attention : layer_input::mlp, tokens, hidden);
+        const owned<bf16> made_of = attention ? seen.rows(layer_input::o, tokens, c.q_width())
+                                              : seen.rows(layer_input::down, tokens, c.intermediate);
+        const device_matrix<bf16> read_there(read, read.cols), made_there(made_of, made_of.cols),
+            more_there(more, more.cols);
+        std::vector<std::vector<float>> rows(static_cast<size_t>(tokens));
+        pass.change_block(attention ? layer_input::attention : layer_input::mlp,
+                          {read_there.const_view(), made_there.const_view()}, more_there.const_view(),
+                          [&](index_t first, matrix<const float> change) {
+                            std::vector<float> values(static_cast<size_t>(change.size()));
+                            succeeds(cudaMemcpyAsync(values.data(), change.data, values.size() * sizeof(float),
+                                                     cudaMemcpyDeviceToHost, pass.compute()));
+                            pass.wait();
+                            for (index_t row = 0; row < change.rows; ++row) {
+                              const auto from = values.begin() + row * change.cols;
+                              auto& to = rows.at(static_cast<size_t>(first + row));
+                              to.insert(to.end(), from, from + change.cols);
+                            }
+                          });
+        std::vector<float> got, expected = block_on_host(c, after, attention, read, starts);
+        for (const auto& row : rows) got.insert(got.end(), row.begin(), row.end());
+        const std::vector<float> old = block_on_host(c, before, attention, read, starts);
+        for (size_t i = 0; i < old.size(); ++i) expected[i] -= old[i];
+        const double moved = distance(block_on_host(c, after, attention, read, starts), old);
+        const double apart = distance(got, expected);
+        CAPTURE(moved, apart);
+        CHECK(apart * moved < 2 * rounding_bound(c));  // outputs before and after are each off by a share of themselves
+        CHECK(apart < 0.1);
+      }
+    }
+}
+
+namespace {
+
 /// A layer that reads its inputs, and keeps keys and values, as it is told to.
 struct rounded_layer {
   config c;

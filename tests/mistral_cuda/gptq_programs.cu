@@ -97,9 +97,3 @@ TEST_CASE("gptq_mistral on a GPU finds the CPU's scales of keys and values, also
   agrees(w, how, loss_bound);
   cache_agrees(w.root / "gpu", w.root / "cpu");
 }
-
-TEST_CASE("what GPTQ cannot do on a GPU is refused in a sentence, or left to the CPU") {
-  const workplace w("gptq_mistral");
-  CHECK_THAT(w.refused({"--backend", "cuda", "--method", "awq+gptq", "--loss", "block"}, 2),
-             Contains("--loss gram, or --backend cpu"));
-}

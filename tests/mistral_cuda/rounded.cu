@@ -5,7 +5,6 @@
 
 #include "mistral/rounding.hpp"
 #include "mistral_cuda/support.hpp"
-#include "pass/cuda/apart.cuh"
 #include "pass/host_rounding.hpp"
 #include "pass/input_scale.hpp"
 
@@ -124,65 +123,4 @@ TEST_CASE("a GPU's costs of scales of inputs are the host's but for the order of
     REQUIRE(got.size() == expected.size());
     for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == Approx(expected[i]).epsilon(1e-12));
   }
-}
-
-TEST_CASE("the steps of judging refuse what they cannot do, and say why") {
-  const device_matrix<float> w(owned<float>(4, 32, 1.0f)), y(owned<float>(4, 32, 1.0f));
-  const device_matrix<uint8_t> q(owned<uint8_t>(4, 32, 130));
-  const device_matrix<bf16> a(4, 32), b(4, 32);
-  const device_array<params> p(std::vector<params>(4, params{0.5f, 128}));
-  const device_array<float> s(std::vector<float>(32, 1.0f));
-  const device_array<double> sums(std::vector<double>(4, 0.0)), importance(std::vector<double>(32, 1.0));
-  const any_scheme how{8, true};
-  const auto apart = [&](matrix<const float> w_, matrix<const uint8_t> q_, matrix<const params> p_, const float* s_,
-                         const float* rows, matrix<bf16> a_, matrix<bf16> b_) {
-    return cuda::apart(w_, q_, p_, per_channel, how, s_, rows, a_, b_, nullptr);
-  };
-  const matrix<const params> ranges(p.data(), 4, 1);
-  const auto wv = w.view();
-  const auto av = a.view(), bv = b.view();
-  const matrix<const uint8_t> qv = q.view();
-  CHECK(apart(wv, qv, ranges, s.data(), nullptr, av, bv) == status::ok);
-  CHECK(apart({wv.data, 4, 32, 31}, qv, ranges, s.data(), nullptr, av, bv) == status::bad_shape);
-  CHECK(apart({wv.data, 3, 32}, qv, ranges, s.data(), nullptr, av, bv) == status::bad_shape);
-  CHECK(apart(wv, qv, {p.data(), 3, 1}, s.data(), nullptr, av, bv) == status::bad_shape);
-  CHECK(apart(wv, qv, ranges, nullptr, nullptr, av, bv) == status::bad_shape);
-  CHECK(apart(wv, qv, ranges, s.data(), nullptr, {av.data, 4, 31, 32}, bv) == status::bad_shape);
-  CHECK(apart(wv, qv, ranges, s.data(), nullptr, av, {bv.data, 3, 32}) == status::bad_shape);
-  CHECK(apart({askew(wv.data), 4, 32}, qv, ranges, s.data(), nullptr, av, bv) == status::misaligned);
-  CHECK(apart(wv, qv, ranges, askew(s.data()), nullptr, av, bv) == status::misaligned);
-  CHECK(apart(wv, qv, ranges, s.data(), askew(s.data()), av, bv) == status::misaligned);
-  CHECK(apart(wv, qv, ranges, s.data(), nullptr, {askew(av.data), 4, 32}, bv) == status::misaligned);
-  CHECK(apart({nullptr, 0, 32}, {nullptr, 0, 32}, {nullptr, 0, 1}, nullptr, nullptr, {nullptr, 0, 32},
-              {nullptr, 0, 32}) == status::ok);
-
-  const auto squares = [&](matrix<const float> of, double* to) { return cuda::add_squares(of, to, nullptr); };
-  CHECK(squares(y.view(), sums.data()) == status::ok);
-  CHECK(squares({y.view().data, 4, 32, 31}, sums.data()) == status::bad_shape);
-  CHECK(squares(y.view(), nullptr) == status::bad_shape);
-  CHECK(squares({askew(y.view().data), 4, 32}, sums.data()) == status::misaligned);
-  CHECK(squares(y.view(), askew(sums.data())) == status::misaligned);
-  CHECK(squares({nullptr, 0, 32}, nullptr) == status::ok);
-
-  const auto costs = [&](matrix<const bf16> x, const float* by, const double* weight, const float* scales,
-                         matrix<double> to) { return cuda::input_costs(x, by, weight, true, scales, to, nullptr); };
-  const matrix<double> out(sums.data(), 1, 4);
-  CHECK(costs(av, s.data(), importance.data(), s.data(), out) == status::ok);
-  CHECK(costs({av.data, 4, 32, 31}, s.data(), importance.data(), s.data(), out) == status::bad_shape);
-  CHECK(costs(av, nullptr, importance.data(), s.data(), out) == status::bad_shape);
-  CHECK(costs(av, s.data(), nullptr, s.data(), out) == status::bad_shape);
-  CHECK(costs(av, s.data(), importance.data(), nullptr, out) == status::bad_shape);
-  CHECK(costs(av, s.data(), importance.data(), s.data(), {sums.data(), 1, 3}) == status::bad_shape);
-  CHECK(costs({askew(av.data), 4, 32}, s.data(), importance.data(), s.data(), out) == status::misaligned);
-  CHECK(costs(av, askew(s.data()), importance.data(), s.data(), out) == status::misaligned);
-  CHECK(costs(av, s.data(), askew(importance.data()), s.data(), out) == status::misaligned);
-  CHECK(costs(av, s.data(), importance.data(), askew(s.data()), out) == status::misaligned);
-  CHECK(costs({av.data, 4, 32}, s.data(), importance.data(), s.data(), {sums.data(), index_t{1} << 40, 4}) ==
-        status::too_large);
-#if defined(NIBBLE_SIMT)
-  const pretended_device old(75);
-  CHECK(apart(wv, qv, ranges, s.data(), nullptr, av, bv) == status::unsupported_device);
-  CHECK(squares(y.view(), sums.data()) == status::unsupported_device);
-  CHECK(costs(av, s.data(), importance.data(), s.data(), out) == status::unsupported_device);
-#endif
 }

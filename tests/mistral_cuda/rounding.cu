@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Activations rounded on the device against mistral::round_inputs, number for number.
+/// Activations rounded on the device against the mathematics of rows smooth and fp8, number for number.
 #include "mistral/cuda/rounding.cuh"
 
 #include <cmath>
 
-#include "mistral/rounding.hpp"
 #include "mistral_cuda/support.hpp"
 
 using namespace nibble;
@@ -16,7 +15,7 @@ using cuda::round_activations;
 
 namespace {
 
-constexpr index_t whole = index_t(1) << 40;
+constexpr index_t whole = std::numeric_limits<index_t>::max();
 
 struct rule {
   rounded_inputs host;
@@ -31,7 +30,23 @@ const rule rules[] = {
     {{input_rounding::tensor, code_type::e4m3, 0.0013f}, {false, 0.0013f, whole, nullptr}},
 };
 
-/// What the host makes of x / by, before it is stored; with what it was, side by side.
+/// A token's, in place, unless it holds NaN or infinity.
+void round_token(matrix<float> x, const rounded_inputs& how) {
+  for (index_t col = 0; col < x.cols; ++col)
+    if (!is_finite(x(0, col))) return;
+  const bool integers = how.type == code_type::integer;
+  const index_t size = how.how == input_rounding::token_block ? coded_block : x.cols;
+  for (index_t first = 0; first < x.cols; first += size) {
+    const matrix<float> piece = x.cols_at(first, min(size, x.cols - first));
+    float scale = how.scale, amax = 0;
+    for (index_t col = 0; col < piece.cols; ++col) amax = max(amax, std::fabs(piece(0, col)));
+    if (how.how != input_rounding::tensor)
+      scale = integers ? activation_scale(amax) : fit(amax, float_scheme<float_format::e4m3>{});
+    for (index_t col = 0; col < piece.cols; ++col) piece(0, col) = rounded_activation(piece(0, col), scale, integers);
+  }
+}
+
+/// What becomes of x / by, before it is stored; with what it was, side by side.
 struct expectation {
   owned<float> rounded, before;
   expectation(const owned<bf16>& x, const std::vector<float>& by, const rounded_inputs& how)
@@ -41,7 +56,7 @@ struct expectation {
         before.view()(row, col) =
             static_cast<float>(x.view()(row, col)) / (by.empty() ? 1.0f : by[static_cast<std::size_t>(col)]);
     rounded.data = before.data;
-    round_inputs(rounded.view(), how);
+    for (index_t row = 0; row < x.rows; ++row) round_token(rounded.view().rows_at(row, 1), how);
   }
   owned<float> more() const {
     owned<float> out = rounded;
@@ -58,7 +73,7 @@ bool alike(const owned<bf16>& a, const owned<bf16>& b) {
   return true;
 }
 
-void rounds_as_the_host(const owned<bf16>& x, const std::vector<float>& by, index_t unit, index_t offset) {
+void rounds_as_the_rule(const owned<bf16>& x, const std::vector<float>& by, index_t unit, index_t offset) {
   const device_matrix<bf16> there(x, round_up(x.cols, unit), offset);
   const device_array<float> divisors(by);
   for (const rule& each : rules) {
@@ -86,20 +101,20 @@ owned<bf16> activations(index_t rows, index_t cols) {
 
 }  // namespace
 
-TEST_CASE("activations are rounded on the device as on the host, whatever the rule, the width and the place") {
-  for (index_t cols = 1; cols <= 9; ++cols) rounds_as_the_host(activations(3, cols), {}, 1, 0);
+TEST_CASE("activations are rounded as the mathematics says, whatever the rule, the width and the place") {
+  for (index_t cols = 1; cols <= 9; ++cols) rounds_as_the_rule(activations(3, cols), {}, 1, 0);
   for (const index_t cols : {127, 128, 129, 255, 256, 260, 1023, 1024, 1028, 1160, 2051})
-    rounds_as_the_host(activations(2, cols), {}, 1, 0);
+    rounds_as_the_rule(activations(2, cols), {}, 1, 0);
   for (const index_t unit : {1, 3, 4, 16})
-    for (const index_t offset : {0, 1, 4}) rounds_as_the_host(activations(5, 264), {}, unit, offset);
+    for (const index_t offset : {0, 1, 4}) rounds_as_the_rule(activations(5, 264), {}, unit, offset);
 }
 
 TEST_CASE("activations that are divided first are rounded as quotients") {
   for (const index_t cols : {5, 64, 300}) {
     std::vector<float> by;
     for (index_t col = 0; col < cols; ++col) by.push_back(0.03f + 0.7f * static_cast<float>(col % 11));
-    rounds_as_the_host(activations(4, cols), by, 4, 0);
-    rounds_as_the_host(activations(4, cols), by, 1, 1);
+    rounds_as_the_rule(activations(4, cols), by, 4, 0);
+    rounds_as_the_rule(activations(4, cols), by, 1, 1);
   }
 }
 
@@ -112,7 +127,7 @@ TEST_CASE("tokens of zeros, of the smallest numbers and of the largest are round
       for (index_t col = 0; col < x.cols; ++col) x.view()(row, col) = bf16(each[row]);
     x.view()(row, 17 * row + 3) = bf16(each[row]);
   }
-  rounds_as_the_host(x, {}, 4, 0);
+  rounds_as_the_rule(x, {}, 4, 0);
   const device_matrix<bf16> y(x, 140);
   REQUIRE(round_activations(y.const_view(), rules[2].device, y.view(), {}, nullptr) == status::ok);
   const owned<bf16> got = y.download();

@@ -98,42 +98,18 @@ TEST_CASE("SmoothQuant on a machine whose GPU is too small takes the CPU, or say
 
 namespace {
 
-/// Activations of more tokens than a sample holds, before the first layer, which both engines then look at.
-struct sampled {
-  temporary_directory root;
+pass_options sampling(int sweeps) {
   pass_options o;
-  std::unique_ptr<job> of;
-  layer_weights w;
-
-  explicit sampled(int sweeps) {
-    model_spec spec;
-    spec.hidden = 32, spec.intermediate = 48, spec.layers = 1, spec.heads = 2, spec.kv_heads = 1;
-    write_model(spec, root / "model");
-    write_bytes(root / "text.txt", read_bytes(embedded("text/heldout-persuasion.txt")).substr(2000, 16000));
-    o.program = "smoothquant_mistral", o.offered = {methods::smoothquant}, o.how_found = methods::smoothquant;
-    o.model = (root / "model").string(), o.calibration = (root / "text.txt").string();
-    o.output = (root / "out").string(), o.scheme = "W8A8", o.clip = clip_search::mse, o.sweeps = sweeps;
-    o.samples = 140, o.max_length = 23, o.backend = {"cuda", -1};
-    check(o);
-    of = std::make_unique<job>(o);
-    w = load_layer(of->files, of->model, 0);
-  }
-  std::unique_ptr<engine> seen(bool on_gpu) {
-#if defined(NIBBLE_SIMT)  // room for a few hundred tokens at a time, so that a sample goes on in the next of them
-    const simt::pretended_memory little(static_cast<std::size_t>(gpu_memory(*of, *of->on)) - 1500000);
-#endif
-    auto on = on_gpu ? gpu_engine(*of, *of->on) : host_engine(*of);
-    on->embed();
-    on->gather(0, w, true);
-    return on;
-  }
-};
+  o.program = "smoothquant_mistral", o.offered = {methods::smoothquant}, o.how_found = methods::smoothquant;
+  o.scheme = "W8A8", o.clip = clip_search::mse, o.sweeps = sweeps, o.samples = 140;
+  return o;
+}
 
 }  // namespace
 
 TEST_CASE("a GPU keeps the tokens that the host keeps for SmoothQuant, and the maxima of all") {
   for (const int sweeps : {0, 1}) {  // statistics of the sample, and of all tokens
-    sampled s(sweeps);
+    first_layer s(sampling(sweeps));
     const index_t tokens = s.of->samples.tokens();
     REQUIRE(tokens > 2 * smoothing_tokens);
     REQUIRE(tokens % (tokens / smoothing_tokens) != 0);

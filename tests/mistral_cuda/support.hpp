@@ -8,6 +8,8 @@
 #include <limits>
 #include <vector>
 
+#include "nibble/fp8.hpp"
+#include "nibble/smooth.hpp"
 #include "support/device.hpp"
 #include "support/model.hpp"
 
@@ -29,6 +31,13 @@ owned<T> stored_as(const owned<float>& x) {
   owned<T> y(x.rows, x.cols);
   for (std::size_t i = 0; i < x.data.size(); ++i) y.data[i] = T(x.data[i]);
   return y;
+}
+
+/// What the code of activation `x`, of int8 or e4m3, stands for.
+inline float rounded_activation(float x, float scale, bool integers) {
+  constexpr float_scheme<float_format::e4m3> e4m3;
+  return integers ? (static_cast<float>(activation_code(x, scale)) - 128.0f) * scale
+                  : dequantize(quantize(x, scale, e4m3), scale, e4m3);
 }
 
 /// A pointer that is aligned to nothing.

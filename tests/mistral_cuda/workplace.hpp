@@ -13,6 +13,7 @@
 #include "mistral/safetensors.hpp"
 #include "mistral/weights.hpp"
 #include "mistral_cuda/support.hpp"
+#include "pass/job.hpp"
 #include "support/program.hpp"
 
 namespace nibble::test {
@@ -163,6 +164,36 @@ inline void same_after_interruption(const workplace& w, const words& how) {
   CHECK_THAT(rest.err, Catch::Matchers::Contains("going on with what an interrupted run left"));
   CHECK(payload(w.root / "out") == whole);
 }
+
+/// What a pass does to the first layer of a small model, on either engine, calibrated on o.samples short samples.
+struct first_layer {
+  temporary_directory root;
+  mistral::pass_options o;
+  std::unique_ptr<mistral::job> of;
+  mistral::layer_weights w;
+
+  explicit first_layer(mistral::pass_options how) : o(std::move(how)) {
+    model_spec spec;
+    spec.hidden = 32, spec.intermediate = 48, spec.layers = 1, spec.heads = 2, spec.kv_heads = 1;
+    write_model(spec, root / "model");
+    write_bytes(root / "text.txt", read_bytes(embedded("text/heldout-persuasion.txt")).substr(2000, 24000));
+    o.model = (root / "model").string(), o.calibration = (root / "text.txt").string();
+    o.output = (root / "out").string(), o.max_length = 23, o.backend = {"cuda", -1};
+    check(o);
+    of = std::make_unique<mistral::job>(o);
+    w = load_layer(of->files, of->model, 0);
+  }
+  /// One that has seen the layer, whose weights w are.
+  std::unique_ptr<mistral::engine> seen(bool on_gpu) {
+#if defined(NIBBLE_SIMT)  // room for a few hundred tokens at a time, so that a sample goes on in the next of them
+    const simt::pretended_memory little(static_cast<std::size_t>(gpu_memory(*of, *of->on)) - 1500000);
+#endif
+    auto on = on_gpu ? gpu_engine(*of, *of->on) : host_engine(*of);
+    on->embed();
+    on->gather(0, w, true);
+    return on;
+  }
+};
 
 /// What a run took of a GPU, by its figures, is what `plan`, that --dry-run printed, said, and not much less. @pre nothing but the program
 /// takes memory, as on the executor.

@@ -171,6 +171,7 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
 forward_pass::slot& forward_pass::next_slot() {
   slot& s = slots_[static_cast<std::size_t>(turn_)];
   turn_ = 1 - turn_;
+  if (&s == ran_) ran_ = nullptr;
   s.used.hold(staging_.in());
   return s;
 }
@@ -326,7 +327,7 @@ void forward_pass::run(const std::vector<turn>& turns, const turn_observer& obse
   else
     for (const turn& each : turns) forward_here(*staged_, each, observe);
   staged_->used.record(compute_);
-  staged_ = nullptr;
+  ran_ = staged_, staged_ = nullptr;
 }
 
 void forward_pass::forward_here(const slot& s, const turn& of, const turn_observer& observe) {
@@ -371,8 +372,7 @@ void forward_pass::forward_carried(const slot& s, const std::vector<turn>& turns
 }
 
 void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe) {
-  const chunk& part = *of.part;
-  const index_t m = part.tokens, hidden = c_.hidden, qkv_cols = qkv_width(c_);
+  const index_t m = of.part->tokens, hidden = c_.hidden;
   const auto normed = view(normed_.data(), m, hidden);
   const auto aside = view(narrow_.data(), m, hidden);  // of nothing while q, k and v, or gate and up, are multiplied
   const auto tell = [&](layer_input which, matrix<const bf16> activations) {
@@ -380,23 +380,9 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   };
   check(rms_norm(rows, s.norms.data(), c_.rms_norm_eps, normed, compute_), "normalise");
   tell(layer_input::attention, normed);
-  const auto qkv = wide(m, qkv_cols);
+  const auto qkv = wide(m, qkv_width(c_));
   multiply(s, projection::q, projection::v, normed, aside, 0.0f, qkv);
-  const auto turned = view(narrow_.data(), m, qkv_cols);
-  const auto attended = view(narrow_.data() + m * qkv_cols, m, c_.q_width());
-  const index_t* const starts = starts_there_.data() + part.starts;
-  const index_t half = c_.head_dim / 2;
-  check(rotate(qkv, heads_, starts, part.sequences, view<const float>(cosine_.data(), cosine_.size() / half, half),
-               view<const float>(sine_.data(), sine_.size() / half, half), turned, compute_),
-        "embed positions");
-  if (observe.of_cache && of.stream == 0) {
-    const matrix<const bf16> all = turned;
-    observe.of_cache(all.cols_at(c_.q_width(), c_.kv_width()), all.cols_at(c_.q_width() + c_.kv_width(), c_.kv_width()),
-                     compute_);
-  }
-  round_cache(s, turned);
-  check(attention(turned, heads_, starts, part.sequences, part.longest, c_.sliding_window, attended, compute_),
-        "attend");
+  const auto attended = attend(s, *of.part, qkv, of.stream == 0 ? observe.of_cache : nullptr);
   tell(layer_input::o, attended);
   multiply(s, projection::o, projection::o, attended, attended, 1.0f, rows);  // the residual is what is there
 
@@ -404,10 +390,89 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   tell(layer_input::mlp, normed);
   const auto gate_up = wide(m, 2 * c_.intermediate);
   multiply(s, projection::gate, projection::up, normed, aside, 0.0f, gate_up);
-  const auto gated = view(narrow_.data(), m, c_.intermediate);
-  check(swiglu(gate_up, gated, compute_), "gate");
+  const auto gated = gate(gate_up);
   tell(layer_input::down, gated);
   if (!of.stays) multiply(s, projection::down, projection::down, gated, gated, 1.0f, rows);
+}
+
+/// What o reads of a chunk, in narrow_.
+matrix<bf16> forward_pass::attend(const slot& s, const chunk& part, matrix<const float> qkv,
+                                  const device_cache_observer& cached) {
+  const auto turned = view(narrow_.data(), part.tokens, qkv.cols);
+  const auto attended = view(narrow_.data() + turned.size(), part.tokens, c_.q_width());
+  const index_t* const starts = starts_there_.data() + part.starts;
+  const index_t half = c_.head_dim / 2;
+  check(rotate(qkv, heads_, starts, part.sequences, view<const float>(cosine_.data(), cosine_.size() / half, half),
+               view<const float>(sine_.data(), sine_.size() / half, half), turned, compute_),
+        "embed positions");
+  if (cached) {
+    const matrix<const bf16> all = turned;
+    cached(all.cols_at(c_.q_width(), c_.kv_width()), all.cols_at(c_.q_width() + c_.kv_width(), c_.kv_width()),
+           compute_);
+  }
+  round_cache(s, turned);
+  check(attention(turned, heads_, starts, part.sequences, part.longest, c_.sliding_window, attended, compute_),
+        "attend");
+  return attended;
+}
+
+/// What down reads, in narrow_.
+matrix<bf16> forward_pass::gate(matrix<const float> gate_up) {
+  const auto gated = view(narrow_.data(), gate_up.rows, c_.intermediate);
+  check(swiglu(gate_up, gated, compute_), "gate");
+  return gated;
+}
+
+void forward_pass::change_block(layer_input block, const block_inputs& of, matrix<const bf16> more,
+                                const change_observer& observe) {
+  if (ran_ == nullptr) throw error("a block's layer has to run before it is changed");
+  const slot& s = *ran_;
+  const bool attends = block == layer_input::attention;
+  const auto reading =
+      attends ? weights_of(s, projection::q, projection::v) : weights_of(s, projection::gate, projection::up);
+  const auto making =
+      attends ? weights_of(s, projection::o, projection::o) : weights_of(s, projection::down, projection::down);
+  const auto multiply = [&](matrix<const bf16> x, matrix<const bf16> w, float beta, matrix<float> y, float alpha) {
+    check(kernels::matmul<bf16>(blas_, x, kernels::reading::plain, w, kernels::reading::transposed, beta, y, alpha),
+          "multiply by a block's weights");
+  };
+  for (const chunk& whole : chunks_) {
+    const index_t first = whole.first;
+    if (first >= of.read.rows) break;
+    const chunk part = part_before(whole, of.read.rows);
+    const auto read = of.read.rows_at(first, part.tokens), made = of.made.rows_at(first, part.tokens);
+    const auto to = wide(part.tokens, reading.rows);
+    multiply(read, reading, 0.0f, to, 1.0f);
+    multiply(read, more, 1.0f, to, 1.0f);
+    const matrix<const bf16> makes = attends ? attend(s, part, to, nullptr) : gate(to);
+    const index_t most = min(c_.hidden, wide_width(c_));
+    for (index_t col = 0; col < c_.hidden; col += most) {
+      const auto w = making.rows_at(col, min(most, c_.hidden - col));
+      const auto change = wide(part.tokens, w.rows);
+      multiply(makes, w, 0.0f, change, 1.0f);
+      multiply(made, w, 1.0f, change, -1.0f);
+      observe(first, change);
+    }
+  }
+  ran_->used.record(compute_);
+}
+
+/// The sequences of a chunk that are over before token `end`.
+forward_pass::chunk forward_pass::part_before(chunk part, index_t end) const {
+  const auto begun = [&](index_t token) { return std::upper_bound(starts_.begin(), starts_.end(), token); };
+  part.tokens = min(part.tokens, end - part.first);
+  part.sequences = static_cast<index_t>(begun(part.first + part.tokens) - begun(part.first));
+  return part;
+}
+
+/// Those of linears that follow one another and read the same.
+matrix<const bf16> forward_pass::weights_of(const slot& s, projection first, projection last) const {
+  index_t before = 0, rows = 0;
+  for (const projection p : projections) {
+    if (p < first) before += outputs(c_, p) * inputs(c_, p);
+    if (p >= first && p <= last) rows += outputs(c_, p);
+  }
+  return view<const bf16>(s.weights.data() + before, rows, inputs(c_, first));
 }
 
 /// to = beta · to + x (m, k) · the weights of linears that read it, as each rounds it, in `room` (m, k), which is used up, and may be x
@@ -415,8 +480,7 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
 void forward_pass::multiply(const slot& s, projection first, projection last, matrix<bf16> x, matrix<bf16> room,
                             float beta, matrix<float> to) {
   const auto index = [](projection p) { return static_cast<std::size_t>(p); };
-  const bf16* w = s.weights.data();
-  for (std::size_t p = 0; p < index(first); ++p) w += outputs(c_, projections[p]) * inputs(c_, projections[p]);
+  const matrix<const bf16> w = weights_of(s, first, last);
   index_t col = 0;
   for (std::size_t p = index(first), next = p; p <= index(last); p = next) {
     const rounded_inputs& how = s.rounded[p];
@@ -424,10 +488,10 @@ void forward_pass::multiply(const slot& s, projection first, projection last, ma
     for (; next <= index(last) && s.rounded[next] == how; ++next) n += outputs(c_, projections[next]);
     const bool rounds = how.how != input_rounding::none;
     if (rounds) check(round_activations(x, rounding_on_device(how), room, {}, compute_), "round what a linear reads");
-    check(kernels::matmul<bf16>(blas_, rounds ? room : x, kernels::reading::plain, view(w, n, x.cols),
+    check(kernels::matmul<bf16>(blas_, rounds ? room : x, kernels::reading::plain, w.rows_at(col, n),
                                 kernels::reading::transposed, beta, to.cols_at(col, n)),
           "multiply by a linear's weights");
-    w += n * x.cols, col += n;
+    col += n;
   }
 }
 

@@ -52,6 +52,14 @@ using device_pair_observer =
 /// As that, of the keys, turned to their positions, and the values of a chunk's tokens, each (tokens, kv_width).
 using device_cache_observer = std::function<void(matrix<const bf16> k, matrix<const bf16> v, cudaStream_t)>;
 
+/// What the first sequences of a batch gave the linears of a block, which is a layer's attention or its MLP, on the device.
+struct block_inputs {
+  matrix<const bf16> read;  ///< by q, k and v, or by gate and up: (tokens, hidden)
+  matrix<const bf16> made;  ///< what o, or down, read: (tokens, its inputs)
+};
+/// Told of rows of a change of outputs, all or some of their columns, the first of them row `first`.
+using change_observer = std::function<void(index_t first, matrix<const float> change)>;
+
 class forward_pass {
  public:
   /// @param reserved_bytes of device memory left for others, such as an observer's sums.
@@ -93,6 +101,11 @@ class forward_pass {
   /// @pre there are two streams.
   void forward_beside(const device_pair_observer& observe, const device_cache_observer& cached = nullptr);
 
+  /// How much the output of a block of the layer that ran last changes on `of` when `more` (outputs, hidden) is added to its q, k and v,
+  /// or its gate and up, one above the other; each element is told once, and gone after that. Asynchronous.
+  /// @param block what those linears read: attention or mlp. @pre `of` is of whole sequences; the layer rounds no inputs.
+  void change_block(layer_input block, const block_inputs& of, matrix<const bf16> more, const change_observer& observe);
+
   /// `score` of forward.hpp for the rows in `rows`, in their order; waits for the device.
   /// @param reference_x on the device, its rows as x's.
   void score(const lm_head& head, const std::vector<row_range>& rows, const int32_t* targets, token_score* scores,
@@ -133,6 +146,10 @@ class forward_pass {
               const std::vector<float>& post_norm);
   void run(const std::vector<turn>& turns, const turn_observer& observe);
   void forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe);
+  chunk part_before(chunk part, index_t end) const;
+  matrix<bf16> attend(const slot& s, const chunk& part, matrix<const float> qkv, const device_cache_observer& cached);
+  matrix<bf16> gate(matrix<const float> gate_up);
+  matrix<const bf16> weights_of(const slot& s, projection first, projection last) const;
   void multiply(const slot& s, projection first, projection last, matrix<bf16> x, matrix<bf16> room, float beta,
                 matrix<float> to);
   void round_cache(const slot& s, matrix<bf16> turned);
@@ -156,6 +173,7 @@ class forward_pass {
   std::array<slot, 2> slots_;
   int turn_ = 0;
   slot* staged_ = nullptr;
+  slot* ran_ = nullptr;  ///< of the layer that ran last, while its weights are there
   std::vector<chunk> chunks_;
   device_memory<index_t> starts_there_;
   device_memory<float> x_, cosine_, sine_, head_norms_, wide_;

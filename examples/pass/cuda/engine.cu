@@ -6,10 +6,12 @@
 #include "pass/engine.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "mistral/cuda/forward.cuh"
 #include "nibble/kernels/observe.cuh"
 #include "nibble/kernels/target.cuh"
+#include "pass/cuda/apart.cuh"
 #include "pass/cuda/linears.cuh"
 #include "pass/cuda/rounded.cuh"
 #include "pass/cuda/solver.cuh"
@@ -86,12 +88,17 @@ index_t held_bytes(const job& j) {
   return held_elements(j.model) * (exact_in_bf16(j) ? index_t{sizeof(bf16)} : index_t{sizeof(float)});
 }
 
-/// Every so many-th token stands for all.
+/// Every so many-th token stands for all where SmoothQuant looks at samples, the first ones do where outputs of blocks are judged.
 index_t tokens_apart(const job& j) {
-  return max(index_t(1), j.samples.tokens() / smoothing_tokens);
+  return j.o.smoothed() ? max(index_t(1), j.samples.tokens() / smoothing_tokens) : 1;
+}
+index_t judged_tokens(const job& j) {
+  if (!j.o.blocks_judged()) return 0;
+  const std::vector<index_t> starts = j.tokens().starts;
+  return starts[static_cast<size_t>(block_loss_sequences(starts))];
 }
 index_t sampled_tokens(const job& j) {
-  return j.o.smoothed() ? ceil_div(j.samples.tokens(), tokens_apart(j)) : 0;
+  return j.o.smoothed() ? ceil_div(j.samples.tokens(), tokens_apart(j)) : judged_tokens(j);
 }
 
 cuda::rounding_limits rounding_limits_of(const job& j) {
@@ -118,7 +125,7 @@ index_t cached_channels(const job& j) {
   return j.o.cache_rounded ? 2 * j.model.kv_width() : 0;
 }
 
-/// What SmoothQuant looks at.
+/// What is kept of tokens that linears read.
 struct device_sample {
   device_memory<bf16> rows;      ///< (sampled tokens, k)
   device_memory<float> largest;  ///< (k): max |x| over all tokens
@@ -127,7 +134,7 @@ struct device_sample {
   device_sample(index_t k, index_t tokens) : rows(tokens * k, "a sample of tokens"), largest(k, "statistics") {}
   matrix<bf16> at() const { return {rows.data(), rows.size() / largest.size(), largest.size()}; }
   static index_t bytes(index_t k, index_t tokens) {
-    return k * (index_t{sizeof(bf16)} * tokens + index_t{sizeof(float)});
+    return tokens > 0 ? k * (index_t{sizeof(bf16)} * tokens + index_t{sizeof(float)}) : 0;
   }
 };
 
@@ -138,13 +145,13 @@ index_t engine_bytes(const job& j) {
   index_t bytes = limits_of(j).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
   for (const layer_input input : layer_inputs) {
     bytes += cuda::input_statistics::bytes(width(c, input), followed);
-    if (j.o.smoothed()) bytes += device_sample::bytes(width(c, input), sampled_tokens(j));
+    bytes += device_sample::bytes(width(c, input), sampled_tokens(j));
   }
   if (j.o.smoothed()) bytes += rounding_limits_of(j).bytes();
   if (j.o.solved()) bytes += cuda::linear_solver::bytes(j.o, widest(c), followed);
   if (followed)
     bytes += index_t{2 * sizeof(float)} * min(kernels::detail::drift_tokens, j.samples.tokens()) * widest(c);
-  return bytes + index_t{sizeof(float)} * cached_channels(j);
+  return bytes + index_t{sizeof(float)} * cached_channels(j) + index_t{sizeof(double)} * judged_tokens(j);
 }
 
 class gpu_arithmetic : public engine {
@@ -157,12 +164,13 @@ class gpu_arithmetic : public engine {
         linears_(limits_of(j), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
         cached_there_(cached_channels(j), "statistics"),
+        judged_(judged_tokens(j), "losses"),
         in_bf16_(exact_in_bf16(j)),
         held_(held_bytes(j), "the linears that are searched"),
         clean_(min(observed_tokens, tokens_.tokens()) * widest(j.model), "activations") {
     for (const layer_input input : layer_inputs) {
       inputs_.emplace_back(width(j.model, input), j.o.drift_followed());
-      if (j.o.smoothed()) sampled_.emplace_back(width(j.model, input), sampled_tokens(j));
+      if (sampled_tokens(j) > 0) sampled_.emplace_back(width(j.model, input), sampled_tokens(j));
     }
     if (j.o.smoothed()) rounding_.emplace(rounding_limits_of(j), linears_);
     if (j.o.solved()) solver_.emplace(j.o, widest(j.model), linears_);
@@ -231,9 +239,7 @@ class gpu_arithmetic : public engine {
     linears_.use(at(input_of(p)));
     return with_held(p, [&](auto w) { return linears_.scaled_loss(w, as, j_.o.clip, s); });
   }
-  double block_loss(layer_input, const layer_packing&, const float*) override {
-    throw usage_error("--loss block is judged on the CPU only; use --loss gram, or --backend cpu");
-  }
+  double block_loss(layer_input input, const layer_packing& how, const float* s) override;
   std::vector<double> rounded_losses(const layer_packing& how, const std::vector<float>& s,
                                      const std::vector<rounded_inputs>& inputs) override {
     std::vector<double> out;
@@ -305,11 +311,12 @@ class gpu_arithmetic : public engine {
   std::optional<cuda::linear_solver> solver_;
   std::optional<cuda::rounding_search> rounding_;
   std::vector<cuda::input_statistics> inputs_;  ///< by layer_input
-  std::vector<device_sample> sampled_;          ///< by layer_input, where SmoothQuant looks at samples
+  std::vector<device_sample> sampled_;          ///< by layer_input, where samples are looked at
   std::array<input_sample, 4> samples_;         ///< what the host asks of them
   device_memory<uint64_t> non_finite_there_;
   device_memory<float>
       cached_there_;  ///< by channel: the largest |k|, then the largest |v|; nothing where they are not wanted
+  device_memory<double> judged_;  ///< by token that blocks are judged on: squares of errors
   bool in_bf16_;
   device_memory<std::byte> held_;
   const layer_weights* w_ = nullptr;  ///< that held_ was copied from
@@ -392,9 +399,9 @@ void gpu_arithmetic::observe(layer_input input, matrix<const bf16> x) {
   const cuda::phase_clock::span span(linears_.clock(), phase::statistics);
   kernels::statistics sums;
   sums.non_finite = non_finite_there_.data();
-  if (j_.o.smoothed()) {
+  if (!sampled_.empty()) {
     device_sample& sample = sampled_[static_cast<size_t>(input)];
-    sums.absolute_maximum = sample.largest.data();
+    if (j_.o.smoothed()) sums.absolute_maximum = sample.largest.data();
     take(x, sample);
   }
   if (j_.o.correlations_seen()) {
@@ -418,11 +425,36 @@ void gpu_arithmetic::add_to_gram(matrix<const bf16> x, kernels::statistics sums,
   }
 }
 
+/// The input's linears are rounded in differences from what they were, and the block's outputs follow.
+double gpu_arithmetic::block_loss(layer_input input, const layer_packing& how, const float* s) {
+  linears_.use(at(input));
+  index_t rows = 0;
+  for (const projection p : holding_) {
+    with_held(p, [&](auto w) { linears_.find_differences(w, packed(how, p, j_.stored), j_.o.clip, s, rows); });
+    rows += outputs(j_.model, p);
+  }
+  {
+    const cuda::phase_clock::span span(linears_.clock(), phase::scales);
+    clear(judged_);
+    const layer_input last = input == layer_input::attention ? layer_input::o : layer_input::down;
+    forward_.change_block(input, {sample_rows(input), sample_rows(last)},
+                          linears_.differences(0, rows, width(j_.model, input)),
+                          [&](index_t first, matrix<const float> change) {
+                            check(cuda::add_squares(change, judged_.data() + first, stream()), "add up errors");
+                          });
+  }
+  std::vector<double> sums(static_cast<size_t>(judged_.size()));
+  linears_.copy_back(sums.data(), judged_.data(), judged_.size());
+  linears_.wait();
+  return std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(judged_.size() * j_.model.hidden);
+}
+
 /// The tokens of x, which follow those that were seen, that are in the sample.
 void gpu_arithmetic::take(matrix<const bf16> x, device_sample& into) {
   const index_t apart = tokens_apart(j_), first = (apart - into.seen % apart) % apart;
-  if (first < x.rows) {
-    const matrix<bf16> to = into.at().rows_at((into.seen + first) / apart, ceil_div(x.rows - first, apart));
+  const index_t at = (into.seen + first) / apart;
+  if (first < x.rows && at < into.at().rows) {
+    const matrix<bf16> to = into.at().rows_at(at, min(ceil_div(x.rows - first, apart), into.at().rows - at));
     const auto bytes = [](index_t count) { return static_cast<size_t>(count) * sizeof(bf16); };
     check(cudaMemcpy2DAsync(to.data, bytes(to.stride), x.row(first), bytes(apart * x.stride), bytes(x.cols),
                             static_cast<size_t>(to.rows), cudaMemcpyDeviceToDevice, stream()),

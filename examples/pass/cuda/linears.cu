@@ -167,6 +167,13 @@ void linear_search::add_importance(matrix<const T> w, const packed& as, double* 
 
 template <class T>
 double linear_search::scaled_loss(matrix<const T> w, const packed& as, clip_search clip, const float* s) {
+  find_differences(w, as, clip, s);
+  return loss(w.rows, w.cols);
+}
+
+template <class T>
+void linear_search::find_differences(matrix<const T> w, const packed& as, clip_search clip, const float* s,
+                                     index_t first) {
   use_scale(s);
   for_tiles(w.rows, w.cols, as.group, [&](index_t row, index_t rows, matrix<params> ranges) {
     const phase_clock::span span(clock_, phase::scales);
@@ -175,9 +182,8 @@ double linear_search::scaled_loss(matrix<const T> w, const packed& as, clip_sear
     check(kernels::scale_columns(w.rows_at(row, rows), scale_.data(), scaled, in_), "scale weights");
     fit_ranges(scaled, ranges, as, clip);
     choose_nearest(scaled, ranges, as, codes);
-    judge(scaled, codes, ranges, as, row, nullptr);
+    judge(scaled, codes, ranges, as, first + row, nullptr);
   });
-  return loss(w.rows, w.cols);
 }
 
 chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
@@ -254,6 +260,8 @@ template void linear_search::add_importance(matrix<const float>, const packed&, 
 template void linear_search::add_importance(matrix<const bf16>, const packed&, double*);
 template double linear_search::scaled_loss(matrix<const float>, const packed&, clip_search, const float*);
 template double linear_search::scaled_loss(matrix<const bf16>, const packed&, clip_search, const float*);
+template void linear_search::find_differences(matrix<const float>, const packed&, clip_search, const float*, index_t);
+template void linear_search::find_differences(matrix<const bf16>, const packed&, clip_search, const float*, index_t);
 template void linear_search::upload(float*, matrix<const float>, const index_t*);
 template void linear_search::upload(bf16*, matrix<const float>, const index_t*);
 

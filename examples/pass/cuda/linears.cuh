@@ -98,6 +98,13 @@ class linear_search {
   void add_importance(matrix<const T> w, const packed& as, double* sum);
   template <class T>
   double scaled_loss(matrix<const T> w, const packed& as, clip_search clip, const float* s);
+  /// What w's rounding under s is apart from w, scales undone, as scaled_loss judges it: in rows of differences() from `first` on.
+  template <class T>
+  void find_differences(matrix<const T> w, const packed& as, clip_search clip, const float* s, index_t first = 0);
+  /// Rows [row, row + rows) of k inputs, until other ones are found.
+  matrix<bf16> differences(index_t row, index_t rows, index_t k) const {
+    return {difference_.data() + row * k, rows, k};
+  }
   /// What the next codes' errors are multiplied by, a number a row: what rows were divided by. Null for 1, which it is at first.
   void multiply_rows(const float* of_row, index_t n);
   /// w (n, k) on the host, whose columns are scaled by s (k) already.
@@ -146,9 +153,6 @@ class linear_search {
   void fit_ranges(matrix<const float> w, matrix<params> p, const packed& as, clip_search clip);
   void judge(matrix<const float> w, matrix<const uint8_t> codes, matrix<const params> p, const packed& as, index_t row,
              const float* of_row);
-  matrix<bf16> differences(index_t row, index_t rows, index_t k) const {
-    return {difference_.data() + row * k, rows, k};
-  }
   void round_gram(index_t first, index_t count);
   double loss(index_t n, index_t k);
 
@@ -159,7 +163,7 @@ class linear_search {
   event arrived_;
   const input_statistics* x_ = nullptr;
   search_limits limits_;
-  device_memory<bf16> gram_, difference_;  ///< of the Gram matrix in use; of all rows of a linear
+  device_memory<bf16> gram_, difference_;  ///< of the Gram matrix in use; of all rows of a linear, or of several
   device_memory<float> tile_, scale_, importance_, of_row_;
   bool rows_multiplied_ = false;
   device_memory<double> sum_, losses_;

@@ -5,22 +5,10 @@
 
 #include "mistral/cuda/tuning.cuh"
 #include "nibble/kernels/check.hpp"
-#include "nibble/kernels/detail/device.cuh"
 #include "nibble/kernels/launch.cuh"
+#include "pass/cuda/detail/order.cuh"
 
 namespace nibble::mistral::cuda {
-namespace detail {
-
-/// A row by a block.
-template <class Tuned>
-__global__ void __launch_bounds__(Tuned::value.threads)
-    reorder_kernel(matrix<const float> from, const index_t* column, matrix<float> to) {
-  const index_t row = blockIdx.x;
-  const float* const source = from.row(column[row]);
-  for (index_t i = threadIdx.x; i < to.cols; i += Tuned::value.threads) to(row, i) = source[column[i]];
-}
-
-}  // namespace detail
 
 /// to (k, k) row i, column j = from row column[i], column column[j]; column (k) on the device.
 /// @pre column is a permutation. @returns bad_shape, misaligned, or what launch says.
