@@ -8,6 +8,8 @@ endif()
 
 file(GLOB kernel_tests CONFIGURE_DEPENDS *.cu simt/*.cu)
 file(GLOB mistral_cuda_tests CONFIGURE_DEPENDS mistral_cuda/*.cu)
+file(GLOB mistral_program_tests CONFIGURE_DEPENDS mistral_cuda/*programs.cu)
+list(REMOVE_ITEM mistral_cuda_tests ${mistral_program_tests})
 file(GLOB mistral_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/mistral/cuda/*.cu)
 
 # A switch of fibres takes g++'s ThreadSanitizer ten times as long as clang++'s, so that one builds these tests in a tree of
@@ -71,16 +73,16 @@ function(simt_part name)
                          $<IF:$<CXX_COMPILER_ID:Clang>,-Wno-pass-failed,-Wno-maybe-uninitialized>)
   set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON)  # so that messages can name kernels
 endfunction()
-# A program of tests.
-function(simt_program name)
+# A program of tests, each of that label.
+function(simt_program name label)
   add_executable(${name} ${ARGN})
   simt_part(${name} ${ARGN})
   target_link_libraries(${name} PRIVATE simt catch_main test_places nibble_kernels)
   target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
-  catch_discover_tests(${name} TEST_PREFIX "simt/" EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900 LABELS simt)
+  catch_discover_tests(${name} TEST_PREFIX "simt/" EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900 LABELS ${label})
 endfunction()
 
-simt_program(simt_tests ${kernel_tests} ${every_launcher})
+simt_program(simt_tests simt ${kernel_tests} ${every_launcher})
 target_link_libraries(simt_tests PRIVATE nibble_host nibble_reference nlohmann_json::nlohmann_json ${BLAS_LIBRARIES})
 target_include_directories(simt_tests PRIVATE ${CBLAS_INCLUDE_DIR})
 
@@ -96,9 +98,12 @@ if(NIBBLE_EXAMPLES)
   target_link_libraries(mistral_pass_gpu_simt PUBLIC mistral_pass mistral_gpu_simt)
   simt_part(mistral_pass_gpu_simt ${pass_cuda_sources})
 
-  simt_program(mistral_simt_tests ${mistral_cuda_tests} ${every_mistral_launcher})
+  simt_program(mistral_simt_tests simt ${mistral_cuda_tests} ${every_mistral_launcher})
   add_dependencies(simt_suite mistral_simt_tests)
-  target_link_libraries(mistral_simt_tests PRIVATE mistral_pass_gpu_simt mistral_pass mistral_gpu_simt nibble_reference)
+  simt_program(mistral_simt_programs programs ${mistral_program_tests})  # whole runs, which no `--simt` has
+  foreach(tests IN ITEMS mistral_simt_tests mistral_simt_programs)
+    target_link_libraries(${tests} PRIVATE mistral_pass_gpu_simt mistral_pass mistral_gpu_simt nibble_reference)
+  endforeach()
   foreach(program IN ITEMS awq_mistral gptq_mistral smoothquant_mistral perplexity)
     add_executable(${program}_simt ${PROJECT_SOURCE_DIR}/examples/${program}/main.cpp)
     if(program MATCHES "_mistral$")
@@ -107,6 +112,6 @@ if(NIBBLE_EXAMPLES)
     target_link_libraries(${program}_simt PRIVATE simt mistral_gpu_simt)
     target_include_directories(${program}_simt PRIVATE ${CLI11_INCLUDE_DIR})
     simt_part(${program}_simt)
-    add_dependencies(mistral_simt_tests ${program}_simt)
+    add_dependencies(mistral_simt_programs ${program}_simt)
   endforeach()
 endif()
