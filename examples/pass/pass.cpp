@@ -433,10 +433,10 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
 std::string plan_of(const pass_options& o) {
   const job j(o);
   j.warn();
-  check_rest(j);
   check_output(o.output, o.model, o.overwrite);
   const plan p = plan_run(j);
   check_room(p, j);
+  check_rest(j);  // last, as it reads
   return to_text(p, j);
 }
 
