@@ -49,7 +49,7 @@ struct lane_mask {
 namespace detail {
 
 /// v ← x in all lanes. gcc 12 makes an instruction a lane of a number that becomes a vector at run time, if vectors of that size are
-/// new to the function it is inlined into; a loop becomes one instruction.
+/// new to the function it is inlined into; a loop becomes one instruction, unless -O3 has taken the loop apart before.
 template <int N, class Vector, class Number>
 NIBBLE_LANE void spread(Vector& v, Number x) noexcept {
   if constexpr (N == 1) {
@@ -57,6 +57,9 @@ NIBBLE_LANE void spread(Vector& v, Number x) noexcept {
   } else if (__builtin_constant_p(x)) {
     v = x - Vector{};
   } else {
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#pragma GCC unroll 1
+#endif
     for (int i = 0; i < N; ++i) v[i] = x;
   }
 }

@@ -134,7 +134,7 @@ void decode_blocks_in(const uint8_t* blocks, index_t stride, matrix<T> w, bool s
 /// Memory is what holds it up: 16 lanes gain nothing over 8.
 template <class Block, class T>
 void decode_blocks(const uint8_t* blocks, index_t stride, matrix<T> w) {
-  const bool streamed = w.rows * w.cols * index_t(sizeof(T)) >= streamed_bytes;
+  const bool streamed = is_streamed(w.rows * w.cols * index_t(sizeof(T)));
 #if defined(__GNUC__) && defined(__x86_64__)
   if (eight_lanes::here()) return decode_blocks_in<Block, eight_lanes>(blocks, stride, w, streamed);
 #endif
