@@ -200,6 +200,7 @@ void print_figures(const nlohmann::ordered_json& f, const generation_times& t) {
 int run(const options& o) {
   check(o);
   if (o.threads > 0) nibble::host::set_threads(o.threads);
+  check_not_read("--json", o.json, {o.chat, o.model});
   const pending_file file(o.json);
   const auto start = std::chrono::steady_clock::now();
   const config settings = read_config(o.model);

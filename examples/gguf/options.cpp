@@ -155,6 +155,7 @@ void check_outputs(const gguf_options& o) {
   check_output_file(o);
   check_importance_output(o);
   if (o.json.empty()) return;
+  check_not_read("--json", o.json, {o.calibration, o.own_importance() ? "" : o.importance});
   for (const fs::path& file : {fs::path(o.output), modelfile_of(o.output), fs::path(o.importance_output)})
     if (!file.empty() && same_file(o.json, file))
       throw usage_error("--json would be written over " + file.string() + "; the figures need a file of their own");

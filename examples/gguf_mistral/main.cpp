@@ -172,11 +172,12 @@ int run(const gguf_options& o) {
   }
   std::uint64_t bytes = 0;
   if (!o.dry_run) {
+    const pending_file beside(modelfile_of(o.output));
     check_room(o.output, plan);
     if (own || o.awq) calibrate_plan(o, files, settings, *samples, own, o.awq ? &scales : nullptr, plan);
     progress bar("writing", settings.layers);
     bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
-    write_file(modelfile_of(o.output), modelfile);
+    beside.finish(modelfile);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   if (!o.print_json || !o.json.empty()) {

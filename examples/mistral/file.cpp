@@ -131,6 +131,14 @@ bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
   return place(a) == place(b);
 }
 
+void check_not_read(const char* option, const std::filesystem::path& written,
+                    std::initializer_list<std::filesystem::path> read) {
+  for (const std::filesystem::path& file : read)
+    if (!written.empty() && !file.empty() && same_file(written, file))
+      throw usage_error(std::string(option) + " would be written over " + file.string() +
+                        ", which is read; name another file");
+}
+
 removed_at_exit::~removed_at_exit() {
   if (!path.empty()) ::unlink(path.c_str());
 }

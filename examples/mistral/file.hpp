@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <string_view>
 
 namespace nibble::mistral {
@@ -52,6 +53,10 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 
 /// Whether two names are of one file, which need not be there.
 bool same_file(const std::filesystem::path& a, const std::filesystem::path& b);
+
+/// @throws usage_error naming the option whose file would take the place of one that is read.
+void check_not_read(const char* option, const std::filesystem::path& written,
+                    std::initializer_list<std::filesystem::path> read);
 
 /// Removes a file, if there is one, when it goes out of scope.
 struct removed_at_exit {

@@ -6,6 +6,7 @@
 
 #include "mistral/error.hpp"
 #include "mistral/gguf_model.hpp"
+#include "pass/engine.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -84,6 +85,12 @@ void job::check_tensors() const {
 
 size_t job::activations() const {
   return static_cast<size_t>(samples.tokens() * model.hidden) * (o.drift_followed() ? 2 : 1);
+}
+
+index_t job::judged_tokens() const {
+  if (!o.blocks_judged()) return 0;
+  const std::vector<index_t> starts = tokens().starts;
+  return starts[static_cast<size_t>(block_loss_sequences(starts))];
 }
 
 batch job::tokens() const {

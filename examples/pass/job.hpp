@@ -38,6 +38,8 @@ struct job {
   explicit job(const pass_options& options);
   /// Of the samples.
   batch tokens() const;
+  /// Of them, those that `--loss block` judges scales by; 0 with another loss.
+  index_t judged_tokens() const;
   /// How many numbers the tokens' activations are.
   size_t activations() const;
   layer_packing packings(index_t layer) const;

@@ -431,9 +431,9 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
 }  // namespace
 
 std::string plan_of(const pass_options& o) {
+  check_output(o.output, o.model, o.overwrite);  // before anything long is read
   const job j(o);
   j.warn();
-  check_output(o.output, o.model, o.overwrite);
   const plan p = plan_run(j);
   check_room(p, j);
   check_rest(j);  // last, as it reads
@@ -441,6 +441,7 @@ std::string plan_of(const pass_options& o) {
 }
 
 pass_result run_pass(const pass_options& o) {
+  check_output(o.output, o.model, o.overwrite);  // before anything long is read
   const job j(o);
   j.warn();
   const plan p = plan_run(j);

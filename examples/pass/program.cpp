@@ -346,6 +346,8 @@ int pass_program::run() {
     return 0;
   }
   for (const std::string& file : {o_.json, o_.report}) check_outside(file, o_.output);
+  check_not_read("--json", o_.json, {o_.calibration, o_.evaluate, o_.recipe});
+  check_not_read("--report", o_.report, {o_.calibration, o_.evaluate, o_.recipe, o_.baseline});
   const pending_file json(o_.json), report(o_.report);
   const pass_result r = run_pass(o_);
   std::printf("%s\nwritten to %s\n", table(o_, r).c_str(), o_.output.c_str());

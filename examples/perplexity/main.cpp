@@ -196,6 +196,7 @@ int run(const options& o) {
   const auto start = std::chrono::steady_clock::now();
   if (o.model.empty() || o.text.empty()) throw usage_error("--model and --text are required");
   if (o.threads > 0) nibble::host::set_threads(o.threads);
+  check_not_read("--json", o.json, {o.text, o.model, o.against});
   const pending_file file(o.json);
   const figures f = measure(o);
   if (!o.print_json || !o.json.empty()) print(o, f);

@@ -92,13 +92,8 @@ index_t held_bytes(const job& j) {
 index_t tokens_apart(const job& j) {
   return j.o.smoothed() ? max(index_t(1), j.samples.tokens() / smoothing_tokens) : 1;
 }
-index_t judged_tokens(const job& j) {
-  if (!j.o.blocks_judged()) return 0;
-  const std::vector<index_t> starts = j.tokens().starts;
-  return starts[static_cast<size_t>(block_loss_sequences(starts))];
-}
 index_t sampled_tokens(const job& j) {
-  return j.o.smoothed() ? ceil_div(j.samples.tokens(), tokens_apart(j)) : judged_tokens(j);
+  return j.o.smoothed() ? ceil_div(j.samples.tokens(), tokens_apart(j)) : j.judged_tokens();
 }
 
 cuda::rounding_limits rounding_limits_of(const job& j) {
@@ -151,7 +146,7 @@ index_t engine_bytes(const job& j) {
   if (j.o.solved()) bytes += cuda::linear_solver::bytes(j.o, widest(c), followed);
   if (followed)
     bytes += index_t{2 * sizeof(float)} * min(kernels::detail::drift_tokens, j.samples.tokens()) * widest(c);
-  return bytes + index_t{sizeof(float)} * cached_channels(j) + index_t{sizeof(double)} * judged_tokens(j);
+  return bytes + index_t{sizeof(float)} * cached_channels(j) + index_t{sizeof(double)} * j.judged_tokens();
 }
 
 class gpu_arithmetic : public engine {
@@ -164,7 +159,7 @@ class gpu_arithmetic : public engine {
         linears_(limits_of(j), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
         cached_there_(cached_channels(j), "statistics"),
-        judged_(judged_tokens(j), "losses"),
+        judged_(j.judged_tokens(), "losses"),
         in_bf16_(exact_in_bf16(j)),
         held_(held_bytes(j), "the linears that are searched"),
         clean_(min(observed_tokens, tokens_.tokens()) * widest(j.model), "activations") {

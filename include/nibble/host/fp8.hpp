@@ -109,16 +109,16 @@ inline void code_span(const T* __restrict x, uint8_t* __restrict q, index_t coun
       const float value = load(x[i]);
       q[i] = code_of_number<Format>(round_number<Compute>(value / scale), value);
     }
-    return;
-  }
-  for (index_t first = 0; first < count; first += span_block) {
-    const index_t size = min(span_block, count - first);
-    float block[span_block], ratio[span_block];
-    const float* const values = as_floats(x + first, size, block);
-    for (index_t i = 0; i < size; ++i)
-      ratio[i] = round_number < Compute == dtype::bf16 ? Compute : dtype::f32 > (values[i] / scale);
-    if constexpr (Compute == dtype::f16) round_span(ratio, size);
-    for (index_t i = 0; i < size; ++i) q[first + i] = code_of_number<Format>(ratio[i], values[i]);
+  } else {
+    for (index_t first = 0; first < count; first += span_block) {
+      const index_t size = min(span_block, count - first);
+      float block[span_block], ratio[span_block];
+      const float* const values = as_floats(x + first, size, block);
+      for (index_t i = 0; i < size; ++i)
+        ratio[i] = round_number < Compute == dtype::bf16 ? Compute : dtype::f32 > (values[i] / scale);
+      if constexpr (Compute == dtype::f16) round_span(ratio, size);
+      for (index_t i = 0; i < size; ++i) q[first + i] = code_of_number<Format>(ratio[i], values[i]);
+    }
   }
 }
 
