@@ -16,6 +16,15 @@ function(nibble_compile target)
   endif()
 endfunction()
 
+# Where NIBBLE_TOGETHER says so, compiles a target's sources a few at once, in half the time: most of it goes into headers and what they
+# instantiate. So no two of them may give one name, in an unnamed namespace either, to different things.
+function(nibble_compile_together target at_once)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${NIBBLE_TOGETHER} UNITY_BUILD_BATCH_SIZE ${at_once})
+  if(NIBBLE_TOGETHER AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(${target} PRIVATE -Wno-subobject-linkage)  # which is about headers, but sees all that is included
+  endif()
+endfunction()
+
 # The compiler and the GPUs that NIBBLE_CUDA builds for; before enable_language(CUDA).
 macro(nibble_find_cuda)
   find_program(NIBBLE_NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)

@@ -14,6 +14,8 @@
 #include "support/activations.hpp"
 #include "support/golden.hpp"
 
+namespace awq_tests {
+
 using namespace nibble;
 
 namespace {
@@ -403,3 +405,5 @@ TEST_CASE("a search gives the same bytes for any number of threads") {
         return all;
       }));
 }
+
+}  // namespace awq_tests

@@ -10,6 +10,8 @@
 #include "support/blas.hpp"
 #include "support/linears.hpp"
 
+namespace awq_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -353,3 +355,5 @@ TEST_CASE("awq's launchers refuse what they cannot do, and say why") {
   }
 #endif
 }
+
+}  // namespace awq_tests

@@ -17,6 +17,8 @@
 #include "support/golden.hpp"
 #include "support/weights.hpp"
 
+namespace block_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -307,3 +309,5 @@ TEST_CASE("importance brings the weighed error down in every type that looks at 
       REQUIRE(weighed < plain);
   });
 }
+
+}  // namespace block_tests

@@ -10,6 +10,8 @@
 #include "support/block_rows.hpp"
 #include "support/device.hpp"
 
+namespace block_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -235,3 +237,5 @@ TEST_CASE("launchers of blocks refuse what they cannot do and say why") {
   }
 #endif
 }
+
+}  // namespace block_tests

@@ -9,6 +9,8 @@
 #include "support/activations.hpp"
 #include "support/weights.hpp"
 
+namespace block_decode_tests {
+
 using namespace nibble;
 
 namespace {
@@ -94,7 +96,7 @@ TEST_CASE("weights that are streamed fill their own columns from any place in a 
     }
 }
 
-TEST_CASE("so many weights that they are streamed are the reference's") {
+TEST_CASE("so many weights that they are streamed, where that pays, are the reference's") {
   constexpr index_t cols = 4096, rows = host::streamed_bytes / (cols * index_t(sizeof(float))) + 1;
   const index_t width = row_bytes(cols, block_type::q4_0);
   owned<uint8_t> from(rows, width);
@@ -106,3 +108,5 @@ TEST_CASE("so many weights that they are streamed are the reference's") {
   for (std::size_t i = 0; i < got.data.size(); ++i) same = same && same_number(got.data[i], expected.data[i]);
   CHECK(same);
 }
+
+}  // namespace block_decode_tests

@@ -16,6 +16,8 @@
 #include "support/block_rows.hpp"
 #include "support/weights.hpp"
 
+namespace block_host_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -284,3 +286,5 @@ TEST_CASE("weights that are not finite spoil their own block alone and undefine 
     static_cast<void>(by_scalar(bad, type, nullptr));
   }
 }
+
+}  // namespace block_host_tests

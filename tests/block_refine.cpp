@@ -10,6 +10,8 @@
 #include "support/block_rows.hpp"
 #include "support/weights.hpp"
 
+namespace block_refine_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -147,3 +149,5 @@ TEST_CASE("one lane, as a thread would run it, finds what sixteen do") {
     if (wanted.error[0] < before.error[0]) CHECK(std::memcmp(bytes, wanted.bytes.data.data(), sizeof(Block)) == 0);
   });
 }
+
+}  // namespace block_refine_tests

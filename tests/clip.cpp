@@ -12,6 +12,8 @@
 #include "support/activations.hpp"
 #include "support/linears.hpp"
 
+namespace clip_tests {
+
 using namespace nibble;
 
 namespace {
@@ -192,3 +194,5 @@ TEST_CASE("ranges under the Gram matrix are the same bytes for any number of thr
       return all;
     }));
 }
+
+}  // namespace clip_tests

@@ -8,6 +8,8 @@
 #include "support/device.hpp"
 #include "support/linears.hpp"
 
+namespace clip_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -179,3 +181,5 @@ TEST_CASE("the kernel of clip_under_gram refuses what it cannot do, and says why
   }
 #endif
 }
+
+}  // namespace clip_tests

@@ -11,6 +11,8 @@
 #include "support/golden.hpp"
 #include "support/weights.hpp"
 
+namespace distortion_tests {
+
 using namespace nibble;
 
 namespace {
@@ -161,3 +163,5 @@ TEST_CASE("MSE, SQNR, cosine and maximum equal torch's in double") {
     REQUIRE(sums.max_error() == file["max_error"][row].get<double>());
   }
 }
+
+}  // namespace distortion_tests

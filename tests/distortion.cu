@@ -6,6 +6,8 @@
 #include "nibble/reference/distortion.hpp"
 #include "support/blas.hpp"
 
+namespace distortion_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -260,3 +262,5 @@ TEST_CASE("the kernels of distortion refuse what they cannot do, and say why") {
   }
 #endif
 }
+
+}  // namespace distortion_tests

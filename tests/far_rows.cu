@@ -18,6 +18,8 @@
 #if defined(NIBBLE_SIMT)
 #include "support/far.hpp"
 
+namespace far_rows_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -287,3 +289,5 @@ TEST_CASE("gptq's launchers reach rows more than 2^31 elements apart, where no p
   });
 }
 #endif
+
+}  // namespace far_rows_tests

@@ -14,6 +14,8 @@
 #include "support/golden.hpp"
 #include "support/weights.hpp"
 
+namespace fit_tests {
+
 using namespace nibble;
 
 namespace {
@@ -423,3 +425,5 @@ TEST_CASE("scales and zero points equal those of GPTQModel, but for symmetric gr
 TEST_CASE("scales and zero points equal those of torchao in fp32 and bf16") {
   golden_params("torchao.json", "minmax", convention::torchao, minmax{}, never);
 }
+
+}  // namespace fit_tests

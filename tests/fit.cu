@@ -7,6 +7,8 @@
 #include "support/device.hpp"
 #include "support/weights.hpp"
 
+namespace fit_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -390,3 +392,5 @@ TEST_CASE("kernel searches refuse a workspace or an importance that will not do"
   CHECK(kernels::fit(matrix<const float>(there.view().data, 2, many), p.view().rows_at(0, 1).cols_at(0, 1), per_tensor,
                      any_scheme{}, percentile{}, nullptr, nullptr) == status::too_large);
 }
+
+}  // namespace fit_tests

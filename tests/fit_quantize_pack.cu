@@ -7,6 +7,8 @@
 #include "support/device.hpp"
 #include "support/weights.hpp"
 
+namespace fit_quantize_pack_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -240,3 +242,5 @@ TEST_CASE("one pass refuses what it cannot do, and says why") {
   }
 #endif
 }
+
+}  // namespace fit_quantize_pack_tests

@@ -13,6 +13,8 @@
 #include "support/golden.hpp"
 #include "support/weights.hpp"
 
+namespace fp4_tests {
+
 using namespace nibble;
 
 namespace {
@@ -256,3 +258,5 @@ TEST_CASE("packed fp4 codes in views with a stride leave what lies between their
     for (index_t col = 0; col < 5; ++col) REQUIRE(int(scales.view()(row, col)) == (col == 1 || col == 2 ? 125 : 66));
   }
 }
+
+}  // namespace fp4_tests

@@ -6,6 +6,8 @@
 #include "support/device.hpp"
 #include "support/weights.hpp"
 
+namespace fp4_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -142,3 +144,5 @@ TEST_CASE("fp4 launchers refuse what they cannot do, and say why") {
   }
 #endif
 }
+
+}  // namespace fp4_tests

@@ -13,6 +13,8 @@
 #include "support/golden.hpp"
 #include "support/weights.hpp"
 
+namespace fp8_tests {
+
 using namespace nibble;
 
 namespace {
@@ -286,3 +288,5 @@ TEST_CASE("a number within the range reads back within half a unit in the last p
     }
   }
 }
+
+}  // namespace fp8_tests

@@ -5,6 +5,8 @@
 #include "support/device.hpp"
 #include "support/weights.hpp"
 
+namespace fp8_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -269,3 +271,5 @@ TEST_CASE("fp8 launchers tell when any of their launches is refused") {
         }) == 1);
 }
 #endif
+
+}  // namespace fp8_tests

@@ -11,6 +11,8 @@
 #include "nibble/reference/gemm.hpp"
 #include "nibble/reference/pack.hpp"
 
+namespace gemm_tests {
+
 using namespace nibble;
 
 namespace {
@@ -277,3 +279,5 @@ TEST_CASE("a packed product is within the bound of rounded inputs and float sums
       CHECK(worst > 1e-3);
     }
 }
+
+}  // namespace gemm_tests

@@ -12,6 +12,8 @@
 #include "nibble/block.hpp"
 #include "nibble/reference/gemm_blocks.hpp"
 
+namespace gemm_blocks_tests {
+
 using namespace nibble;
 
 namespace {
@@ -122,3 +124,5 @@ TEST_CASE("what is no number in a token of a product with blocks reaches the out
     for (index_t i = 0; i < 5 * n; ++i) CHECK(std::isnan(y[static_cast<size_t>(i)]) == (i / n == 2));
   }
 }
+
+}  // namespace gemm_blocks_tests

@@ -15,6 +15,8 @@
 #include "support/activations.hpp"
 #include "support/linears.hpp"
 
+namespace gptq_tests {
+
 using namespace nibble;
 
 namespace {
@@ -423,3 +425,5 @@ TEST_CASE("scales are stored before codes are chosen for them") {
     }
   }
 }
+
+}  // namespace gptq_tests

@@ -13,6 +13,8 @@
 #include "support/blas.hpp"
 #include "support/linears.hpp"
 
+namespace gptq_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -389,3 +391,5 @@ TEST_CASE("gptq says when a kernel or a product of its was refused") {
   }
 }
 #endif
+
+}  // namespace gptq_tests

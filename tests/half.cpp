@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+namespace half_tests {
+
 using namespace nibble;
 
 TEST_CASE("every fp16 survives the way through float and back") {
@@ -49,3 +51,5 @@ TEST_CASE("round_even equals nearbyint and keeps the sign of zero") {
   }
   REQUIRE(std::isnan(round_even(std::nanf(""))));
 }
+
+}  // namespace half_tests

@@ -9,6 +9,8 @@
 #include "support/blas.hpp"
 #include "support/linears.hpp"
 
+namespace hessian_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -272,3 +274,5 @@ TEST_CASE("the kernel of factor refuses what it cannot do, and says why") {
   REQUIRE(launches_of(run) == 7);  // unit, damping, two diagonal blocks, a panel, a product, settling
 #endif
 }
+
+}  // namespace hessian_tests

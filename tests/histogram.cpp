@@ -7,6 +7,8 @@
 #include "nibble/reference/histogram.hpp"
 #include "support/golden.hpp"
 
+namespace histogram_tests {
+
 using namespace nibble;
 
 namespace {
@@ -334,3 +336,5 @@ TEST_CASE("observing gives the same with one thread as with many") {
   host::set_threads(before);
   CHECK(alone == together);
 }
+
+}  // namespace histogram_tests

@@ -8,6 +8,8 @@
 #include "nibble/reference/histogram.hpp"
 #include "support/blas.hpp"
 
+namespace histogram_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -343,3 +345,5 @@ TEST_CASE("ranges, histograms and thresholds refuse what they cannot do, and say
   }
 #endif
 }
+
+}  // namespace histogram_tests

@@ -10,6 +10,8 @@
 #include "support/device.hpp"
 #include "support/weights.hpp"
 
+namespace kv_cache_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -147,3 +149,5 @@ TEST_CASE("write_cache refuses what it cannot do, and says why") {
   }
 #endif
 }
+
+}  // namespace kv_cache_tests

@@ -14,6 +14,8 @@
 #include "support/blas.hpp"
 #include "support/device.hpp"
 
+namespace large_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -192,3 +194,5 @@ TEST_CASE("a matrix of more than 2^31 elements is observed and scaled as its row
   REQUIRE(kernels::scaled_error(all_w.const_view(), by.data(), all_out.view(), nowhere, 128, s, nullptr) == status::ok);
   all_out.require(out.download());
 }
+
+}  // namespace large_tests

@@ -4,6 +4,8 @@
 #include "nibble/kernels/grid.hpp"
 #include "nibble/kernels/tuning.hpp"
 
+namespace launch_tests {
+
 using namespace nibble;
 
 namespace {
@@ -82,3 +84,5 @@ TEST_CASE("what the chosen launch answers comes back") {
   const auto refuse = [](auto) { return status::misaligned; };
   REQUIRE(choose(86, two_generations{}, refuse) == status::misaligned);
 }
+
+}  // namespace launch_tests

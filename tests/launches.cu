@@ -13,6 +13,8 @@
 #include "support/blas.hpp"
 #include "support/device.hpp"
 
+namespace launches_tests {
+
 #if defined(NIBBLE_SIMT)
 using namespace nibble;
 using namespace nibble::test;
@@ -145,3 +147,5 @@ TEST_CASE("awq's launchers, ranges under a Gram matrix and sweeps say so when a 
         }) == 1);
 }
 #endif
+
+}  // namespace launches_tests

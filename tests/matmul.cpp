@@ -7,6 +7,8 @@
 
 #include "support/activations.hpp"
 
+namespace matmul_tests {
+
 using namespace nibble;
 
 namespace {
@@ -79,3 +81,5 @@ TEST_CASE("a token's product does not depend on which other tiles are computed")
   host::matmul_nt(x.view().rows_at(256, 256), w.view(), half.view());
   REQUIRE(std::vector<float>(all.data.begin() + 256 * 300, all.data.end()) == half.data);
 }
+
+}  // namespace matmul_tests

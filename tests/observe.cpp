@@ -13,6 +13,8 @@
 #include "nibble/reference/observe.hpp"
 #include "support/activations.hpp"
 
+namespace observe_tests {
+
 using namespace nibble;
 
 namespace {
@@ -297,3 +299,5 @@ TEST_CASE("activation statistics are the same bytes for any number of threads") 
       return all.data;
     }));
 }
+
+}  // namespace observe_tests

@@ -7,6 +7,8 @@
 #include "support/activations.hpp"
 #include "support/blas.hpp"
 
+namespace observe_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -359,3 +361,5 @@ TEST_CASE("products by BLAS read either factor as it is or transposed, and add t
   CHECK(shapes(left, {reinterpret_cast<const float*>(reinterpret_cast<const char*>(right.view().data) + 1), 3, 4}, c) ==
         status::misaligned);
 }
+
+}  // namespace observe_tests

@@ -14,6 +14,8 @@
 #include "support/golden.hpp"
 #include "support/packed_problem.hpp"
 
+namespace pack_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -378,3 +380,5 @@ TEST_CASE("codes become bitsandbytes' bytes, an odd count too") {
     REQUIRE(packed(layout::bitsandbytes{}, codes, n, k) == words_of<uint8_t>(golden_case["words"]));
   }
 }
+
+}  // namespace pack_tests

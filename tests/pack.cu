@@ -9,6 +9,8 @@
 #include "support/golden.hpp"
 #include "support/packed_problem.hpp"
 
+namespace pack_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -518,3 +520,5 @@ TEST_CASE("scales in the wrong shape or place are refused") {
   CHECK(both_ways(layout::plain_scales{}, {scales.view().data, many, 1 << 10}, {stored.view().data, many, 1 << 10}) ==
         status::too_large);
 }
+
+}  // namespace pack_tests

@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+namespace parallel_tests {
+
 using namespace nibble;
 
 namespace {
@@ -202,3 +204,5 @@ TEST_CASE("parallel_for gives the same bytes whatever the number of threads") {
   REQUIRE(host::pool().size() == 1);
   host::set_threads(before);
 }
+
+}  // namespace parallel_tests

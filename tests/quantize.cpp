@@ -10,6 +10,8 @@
 #include "support/golden.hpp"
 #include "support/weights.hpp"
 
+namespace quantize_tests {
+
 using namespace nibble;
 
 namespace {
@@ -227,3 +229,5 @@ TEST_CASE("codes equal those of AutoAWQ in fp32 and fp16") {
 TEST_CASE("codes equal those of GPTQModel") {
   golden_codes("gptqmodel.json", convention::gptq);
 }
+
+}  // namespace quantize_tests

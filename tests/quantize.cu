@@ -5,6 +5,8 @@
 #include "support/device.hpp"
 #include "support/weights.hpp"
 
+namespace quantize_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -168,3 +170,5 @@ TEST_CASE("quantize and dequantize refuse what they cannot do, and say why") {
   }
 #endif
 }
+
+}  // namespace quantize_tests

@@ -13,6 +13,8 @@
 #include "support/activations.hpp"
 #include "support/rounded_linear.hpp"
 
+namespace refit_tests {
+
 using namespace nibble;
 
 namespace {
@@ -219,3 +221,5 @@ TEST_CASE("refitted parameters are the same bytes for any number of threads") {
       return std::make_pair(linear.q.data, found);
     }));
 }
+
+}  // namespace refit_tests

@@ -11,6 +11,8 @@
 #include "support/blas.hpp"
 #include "support/linears.hpp"
 
+namespace refit_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -251,3 +253,5 @@ TEST_CASE("the kernel of refit refuses what it cannot do, and says why") {
   REQUIRE(launches_of([&] { return run(workspace.data(), bytes); }) == 2 + 2 + 2 * 4);
 #endif
 }
+
+}  // namespace refit_tests

@@ -67,6 +67,7 @@ function(simt_part name)
     set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
   endif()
   nibble_compile(${name})
+  nibble_compile_together(${name} 4)
   # At -O1 gcc 12 takes empty objects, passed by reference, for uninitialised ones; clang tells of each `#pragma unroll`, which is
   # for nvcc, that it does not follow.
   target_compile_options(${name} PRIVATE -fno-strict-aliasing -Wno-unknown-pragmas ${lightly}

@@ -19,6 +19,8 @@
 #include "support/activations.hpp"
 #include "support/golden.hpp"
 
+namespace smooth_tests {
+
 using namespace nibble;
 
 namespace {
@@ -751,3 +753,5 @@ TEST_CASE("inputs of several pieces and few channels are rounded as all at once,
   host::round_inputs(none.view(), 1.0f, fp8);
   host::round_inputs(none.view(), activation_rule{});
 }
+
+}  // namespace smooth_tests

@@ -7,6 +7,8 @@
 #include "nibble/reference/smooth.hpp"
 #include "support/device.hpp"
 
+namespace smooth_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -324,3 +326,5 @@ TEST_CASE("the launcher of integer products refuses what it cannot do, and says 
         }) == 1);
 #endif
 }
+
+}  // namespace smooth_tests

@@ -5,6 +5,8 @@
 #include <set>
 #include <string>
 
+namespace status_tests {
+
 using namespace nibble;
 
 TEST_CASE("every status has a sentence of its own, and a value that is none says so") {
@@ -28,3 +30,5 @@ TEST_CASE("ok is zero, and its sentence is known at compile time") {
   REQUIRE(static_cast<int>(status::ok) == 0);
   static_assert(to_string(status::ok)[0] == 'o', "to_string works in constant expressions");
 }
+
+}  // namespace status_tests

@@ -14,6 +14,8 @@
 #include "support/activations.hpp"
 #include "support/rounded_linear.hpp"
 
+namespace sweep_tests {
+
 using namespace nibble;
 
 namespace {
@@ -321,3 +323,5 @@ TEST_CASE("the loss of codes whose rows were divided by numbers is that of the r
   CHECK(loss(w, p, of_row.data()) == loss(linear.w, linear.p, nullptr));
   CHECK(loss(w, p, nullptr) != loss(linear.w, linear.p, nullptr));
 }
+
+}  // namespace sweep_tests

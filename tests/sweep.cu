@@ -9,6 +9,8 @@
 #include "support/blas.hpp"
 #include "support/linears.hpp"
 
+namespace sweep_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -192,3 +194,5 @@ TEST_CASE("the kernel of sweep refuses what it cannot do, and says why") {
   }
 #endif
 }
+
+}  // namespace sweep_tests

@@ -10,6 +10,8 @@
 #include "support/activations.hpp"
 #include "support/linears.hpp"
 
+namespace target_tests {
+
 using namespace nibble;
 
 namespace {
@@ -178,3 +180,5 @@ TEST_CASE("drifts and targets are the same bytes for any number of threads") {
     return of.target(std::vector<float>(200, 1.0f), activation_order::descending, 1.0f, 0.3f, 0.01f).data;
   }));
 }
+
+}  // namespace target_tests

@@ -9,6 +9,8 @@
 #include "support/blas.hpp"
 #include "support/linears.hpp"
 
+namespace target_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 
@@ -239,3 +241,5 @@ TEST_CASE("the kernels of drift and moved_target refuse what they cannot do, and
   REQUIRE(launches_of([&] { return kernels::drift(all, all, square.view(), workspace.data(), bytes, blas); }) == 2);
 #endif
 }
+
+}  // namespace target_tests

@@ -14,7 +14,7 @@
 namespace nibble::mistral {
 namespace {
 
-constexpr index_t width = 32;  // of every block that codes are carried into
+constexpr index_t block_width = 32;  // of every block that codes are carried into
 constexpr gguf_type by_size[] = {gguf_type::q4_0, gguf_type::q4_1, gguf_type::q5_0, gguf_type::q5_1,
                                  gguf_type::q8_0, gguf_type::bf16, gguf_type::f16};
 
@@ -25,9 +25,9 @@ bool fp16_holds(float x) {
 /// What every type asks for.
 layout::verdict can_share_blocks(const integer_codes& codes, index_t k) {
   if (codes.bits == 0) return {"its codes are no integers"};
-  if (k % width != 0) return {"its rows are no whole blocks of 32"};
-  for (index_t first = 0; first < k; first += width)
-    for (index_t j = first + 1; j < first + width; ++j)
+  if (k % block_width != 0) return {"its rows are no whole blocks of 32"};
+  for (index_t first = 0; first < k; first += block_width)
+    for (index_t j = first + 1; j < first + block_width; ++j)
       if (codes.group(j) != codes.group(first))
         return {codes.group_of ? "its groups are of inputs in another order" : "its groups end inside blocks of 32"};
   const matrix<const params> p = codes.parameters;
@@ -97,16 +97,17 @@ void put(const uint8_t* codes, params p, Block& b) {
   else
     up = (Block::bits == 8 ? 0 : 1 << (Block::bits - 1)) - p.zero;
   if constexpr (Block::bits == 8) {
-    for (index_t i = 0; i < width; ++i) b.qs[i] = static_cast<int8_t>(codes[i] + up);
+    for (index_t i = 0; i < block_width; ++i) b.qs[i] = static_cast<int8_t>(codes[i] + up);
   } else {
     uint32_t fifth = 0;
-    uint8_t nibbles[width];
-    for (index_t i = 0; i < width; ++i) {
+    uint8_t nibbles[block_width];
+    for (index_t i = 0; i < block_width; ++i) {
       const auto code = static_cast<uint32_t>(codes[i] + up);
       nibbles[i] = static_cast<uint8_t>(code & 15u);
       fifth |= (code >> 4) << i;
     }
-    for (index_t i = 0; i < width / 2; ++i) b.qs[i] = static_cast<uint8_t>(nibbles[i] | nibbles[i + width / 2] << 4);
+    for (index_t i = 0; i < block_width / 2; ++i)
+      b.qs[i] = static_cast<uint8_t>(nibbles[i] | nibbles[i + block_width / 2] << 4);
     if constexpr (Block::bits == 5) std::memcpy(b.qh, &fifth, sizeof(fifth));
   }
 }
@@ -149,7 +150,7 @@ void carry_rows(const linear_weights& from, gguf_type type, index_t first, index
       type,
       [&](auto block) {
         for (index_t row = 0; row < count; ++row)
-          for (index_t j = 0; j < k; j += width) {
+          for (index_t j = 0; j < k; j += block_width) {
             put(codes.data() + row * k + j, how.parameters((first + row) / how.rows, how.group(j)), block);
             std::memcpy(out, &block, sizeof(block));
             out += sizeof(block);

@@ -17,7 +17,7 @@ namespace nibble::mistral {
 namespace {
 
 /// Floats that are held at once, and rows that a thread encodes.
-constexpr index_t floats_at_once = index_t(1) << 24, rows_at_once = 32;
+constexpr index_t floats_at_once = index_t(1) << 24, converted_at_once = 32;
 
 void add_architecture(gguf_metadata& out, const config& c, const mix& m, const std::string& name) {
   const auto number = [](index_t value) { return static_cast<std::uint32_t>(value); };
@@ -202,7 +202,7 @@ void write_tensor(gguf_writer& out, const planned_tensor& t, block_search_kind s
                   const std::string& where) {
   const gguf_type_info& stored = info_of(t.info.type);
   const auto row_bytes = static_cast<index_t>(static_cast<std::uint64_t>(t.columns) / stored.elements * stored.bytes);
-  const index_t tile = t.paired_heads > 0 ? t.paired_heads : rows_at_once;
+  const index_t tile = t.paired_heads > 0 ? t.paired_heads : converted_at_once;
   const index_t together = round_up(max(floats_at_once / t.columns, index_t(1)), tile);
   std::vector<std::byte> bytes;
   for (index_t first = 0; first < t.rows; first += together) {

@@ -16,7 +16,7 @@ namespace {
 
 constexpr index_t fewest_rows = 16;
 /// Rows that a thread measures at a time.
-constexpr index_t rows_at_once = 4;
+constexpr index_t measured_at_once = 4;
 
 std::uint64_t padded_bytes(const gguf_tensor_info& t) {
   return (t.bytes("") + gguf_alignment - 1) / gguf_alignment * gguf_alignment;
@@ -73,13 +73,13 @@ class tensor_measurement {
  private:
   error_sums measure() const {
     const index_t count = min(t_.rows, max(fewest_rows, weights_measured / t_.columns));
-    std::vector<error_sums> parts(static_cast<size_t>(ceil_div(count, rows_at_once)));
+    std::vector<error_sums> parts(static_cast<size_t>(ceil_div(count, measured_at_once)));
     std::vector<std::string> wrong(parts.size());
     host::parallel_for(static_cast<index_t>(parts.size()), [&](index_t tile) {
       error_sums& sums = parts[static_cast<size_t>(tile)];
       sums.types.resize(types_.size());
       try {
-        for (index_t i = tile * rows_at_once; i < min(count, (tile + 1) * rows_at_once); ++i)
+        for (index_t i = tile * measured_at_once; i < min(count, (tile + 1) * measured_at_once); ++i)
           add_row(spread_row(i, count, t_.rows), sums);
       } catch (const error& refused) {
         wrong[static_cast<size_t>(tile)] = refused.what();

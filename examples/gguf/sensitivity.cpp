@@ -13,7 +13,7 @@ namespace nibble::mistral {
 namespace {
 
 /// Rows that a thread takes at a time.
-constexpr index_t rows_at_once = 16;
+constexpr index_t noisy_at_once = 16;
 
 /// The mixing function of SplitMix64. Source: Steele, Lea and Flood, OOPSLA 2014.
 std::uint64_t mixed(std::uint64_t z) {
@@ -134,9 +134,9 @@ class measurement {
       auto& weights = w.w[static_cast<size_t>(p)];
       const std::vector<float> kept = weights;
       const matrix<float> rows = w.at(c_, p);
-      host::parallel_for(ceil_div(rows.rows, rows_at_once), [&](index_t tile) {
-        const index_t first = tile * rows_at_once;
-        add_noise(rows.rows_at(first, min(rows_at_once, rows.rows - first)), first);
+      host::parallel_for(ceil_div(rows.rows, noisy_at_once), [&](index_t tile) {
+        const index_t first = tile * noisy_at_once;
+        add_noise(rows.rows_at(first, min(noisy_at_once, rows.rows - first)), first);
       });
       b.run(normed_.view(), noisy_out_.view());
       weights = kept;

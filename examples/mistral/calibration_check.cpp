@@ -16,14 +16,14 @@ index_t median(std::vector<index_t> values) {
   return *middle;
 }
 
-std::string percent(double share) {
+std::string percentage(double share) {
   char text[32];
   std::snprintf(text, sizeof(text), share < 0.1 ? "%.2f %%" : "%.1f %%", 100 * share);
   return text;
 }
 
 std::string overlap_text(const std::filesystem::path& file, const overlap& shared) {
-  std::string text = percent(shared.share()) + " of the words of " + file.string() +
+  std::string text = percentage(shared.share()) + " of the words of " + file.string() +
                      " stand in the calibration samples too, in runs such as \"" + shared.example + "\"";
   if (shared.documents > 1)
     text += ", and " + std::to_string(shared.repeated) + " of its " + std::to_string(shared.documents) +

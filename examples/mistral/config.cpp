@@ -19,7 +19,7 @@ using json = nlohmann::ordered_json;
 
 constexpr index_t largest_extent = std::numeric_limits<std::int32_t>::max();  // a product of two still fits index_t
 
-std::string shown(const json& value) {
+std::string dumped(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace).substr(0, 60);
 }
 
@@ -29,7 +29,7 @@ class reader {
   reader(const json& object, std::string where) : object_(object), where_(std::move(where)) {}
 
   [[noreturn]] void refuse(const std::string& key, const std::string& must) const {
-    throw error(where_ + ": \"" + key + "\" must be " + must + ", but is " + shown(*value(key)));
+    throw error(where_ + ": \"" + key + "\" must be " + must + ", but is " + dumped(*value(key)));
   }
 
   /// The value of `key`; null when it is absent or null.
@@ -54,7 +54,7 @@ class reader {
     const json* found = value(key);
     if (!found) return otherwise;
     const double number = found->is_number() ? found->get<double>() : 0.0;
-    if (!(number > 0.0) || !(number <= largest)) refuse(key, "a positive number of " + shown(largest) + " at most");
+    if (!(number > 0.0) || !(number <= largest)) refuse(key, "a positive number of " + dumped(largest) + " at most");
     return number;
   }
 

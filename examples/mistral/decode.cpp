@@ -8,6 +8,7 @@
 #include "error.hpp"
 #include "nibble/host/parallel.hpp"
 #include "rounding.hpp"
+#include "rows.hpp"
 #include "vector_math.hpp"
 #include "weights.hpp"
 
@@ -18,19 +19,7 @@ namespace {
 /// Tokens that go through the layers together: enough to spread the reading of weights over, few enough that their
 /// activations stay in cache.
 constexpr index_t chunk_tokens = 128;
-constexpr index_t row_tile = 16;
-
-matrix<float> view(std::vector<float>& data, index_t rows, index_t cols) {
-  if (static_cast<index_t>(data.size()) < rows * cols) data.resize(static_cast<size_t>(rows * cols));
-  return {data.data(), rows, cols};
-}
-
-template <class F>
-void over_rows(index_t rows, F&& f) {
-  host::parallel_for(ceil_div(rows, row_tile), [&](index_t tile) {
-    for (index_t row = tile * row_tile; row < min(rows, (tile + 1) * row_tile); ++row) f(row);
-  });
-}
+constexpr index_t decoded_tile = 16;
 
 /// scores[j] = scale · q · key j, for `count` keys (count, d).
 NIBBLE_VECTORISED void key_scores(const float* q, const float* keys, index_t count, index_t d, float scale,
@@ -55,12 +44,6 @@ NIBBLE_VECTORISED void weighted_sum(const float* weights, const float* values, i
   for (index_t j = 0; j < count; ++j)
     for (index_t i = 0; i < d; ++i) out[i] += weights[j] * values[j * d + i];
   for (index_t i = 0; i < d; ++i) out[i] *= factor;
-}
-
-void add(matrix<const float> y, matrix<float> x) {
-  over_rows(x.rows, [&](index_t row) {
-    for (index_t i = 0; i < x.cols; ++i) x(row, i) += y(row, i);
-  });
 }
 
 resident_linear load(const checkpoint& from, const config& c, const std::string& name, index_t n, index_t k) {
@@ -171,10 +154,10 @@ void decoder::through_layers(matrix<float> x, const row* rows) {
   for (size_t index = 0; index < layers_.size(); ++index) {
     rms_norm(x, layers_[index].input_norm, settings_.rms_norm_eps, normed);
     attention(index, normed, rows, out);
-    add(out, x);
+    add<decoded_tile>(out, x);
     rms_norm(x, layers_[index].post_norm, settings_.rms_norm_eps, normed);
     mlp(index, normed, out);
-    add(out, x);
+    add<decoded_tile>(out, x);
   }
 }
 
@@ -186,7 +169,7 @@ void decoder::attention(size_t index, matrix<const float> normed, const row* row
   l.at(projection::q).multiply(normed, q);
   l.at(projection::k).multiply(normed, k);
   l.at(projection::v).multiply(normed, v);
-  over_rows(m, [&](index_t i) {
+  over_rows<decoded_tile>(m, [&](index_t i) {
     for (index_t h = 0; h < settings_.heads; ++h) rotary_.rotate(q.row(i) + h * d, rows[i].position);
     for (index_t h = 0; h < settings_.kv_heads; ++h) rotary_.rotate(k.row(i) + h * d, rows[i].position);
   });
@@ -232,7 +215,7 @@ void decoder::mlp(size_t index, matrix<const float> normed, matrix<float> out) {
   const auto up = view(scratch_.up, normed.rows, settings_.intermediate);
   l.at(projection::gate).multiply(normed, gate);
   l.at(projection::up).multiply(normed, up);
-  over_rows(normed.rows, [&](index_t i) { swiglu(gate.row(i), up.row(i), settings_.intermediate); });
+  over_rows<decoded_tile>(normed.rows, [&](index_t i) { swiglu(gate.row(i), up.row(i), settings_.intermediate); });
   l.at(projection::down).multiply(gate, out);
 }
 

@@ -11,6 +11,7 @@
 #include "nibble/host/observe.hpp"
 #include "rotary.hpp"
 #include "rounding.hpp"
+#include "rows.hpp"
 #include "vector_math.hpp"
 
 namespace nibble::mistral {
@@ -18,19 +19,11 @@ namespace nibble::mistral {
 namespace {
 
 /// Rows an element-wise step hands a thread at a time.
-constexpr index_t row_tile = 64;
+constexpr index_t forward_tile = 64;
 /// Queries whose scores are held at a time, and tokens and vocabulary entries of a tile of logits.
 constexpr index_t query_tile = 128, token_tile = 256, vocabulary_tile = 512;
 /// Scratch of a chunk, bytes; a single longer sequence takes what it takes.
 constexpr index_t chunk_bytes = index_t(64) << 20;
-
-template <class F>
-void over_rows(index_t rows, F&& f) {
-  host::parallel_for(ceil_div(rows, row_tile), [&](index_t tile) {
-    const index_t first = tile * row_tile, last = min(rows, first + row_tile);
-    for (index_t row = first; row < last; ++row) f(row);
-  });
-}
 
 NIBBLE_VECTORISED float sum_of_squares(const float* x, index_t n) {
   float lanes[16] = {};
@@ -47,11 +40,6 @@ index_t longest(const std::vector<index_t>& starts) {
   index_t most = 0;
   for (size_t i = 0; i + 1 < starts.size(); ++i) most = max(most, starts[i + 1] - starts[i]);
   return most;
-}
-
-matrix<float> view(std::vector<float>& data, index_t rows, index_t cols) {
-  if (static_cast<index_t>(data.size()) < rows * cols) data.resize(static_cast<size_t>(rows * cols));
-  return {data.data(), rows, cols};
 }
 
 /// One query tile of one head: out rows = softmax(q kᵀ / √d) v over the keys each query may see.
@@ -93,7 +81,7 @@ class reader {
     if (how.how == input_rounding::none) return host::matmul_nt(x_, w_.at(c_, p), y);
     const auto rounded = view(s_.rounded, x_.rows, x_.cols);
     if (!(how == held_)) {
-      over_rows(x_.rows, [&](index_t row) { std::copy_n(x_.row(row), x_.cols, rounded.row(row)); });
+      over_rows<forward_tile>(x_.rows, [&](index_t row) { std::copy_n(x_.row(row), x_.cols, rounded.row(row)); });
       round_inputs(rounded, how);
       held_ = how;
     }
@@ -118,7 +106,7 @@ void attention(const config& c, const rotary_table& rotary, const cache_scales& 
   std::vector<piece> pieces;
   for (size_t s = 0; s + 1 < starts.size(); ++s) {
     const index_t first = starts[s] - starts[0], length = starts[s + 1] - starts[s];
-    over_rows(length, [&](index_t position) {
+    over_rows<forward_tile>(length, [&](index_t position) {
       for (index_t h = 0; h < c.heads; ++h) rotary.rotate(q.row(first + position) + h * c.head_dim, position);
       for (index_t h = 0; h < c.kv_heads; ++h) rotary.rotate(k.row(first + position) + h * c.head_dim, position);
     });
@@ -164,15 +152,9 @@ void mlp_block(const config& c, const layer_weights& w, matrix<const float> norm
   reader input(c, w, normed, s);
   input.multiply(projection::gate, gate);
   input.multiply(projection::up, up);
-  over_rows(normed.rows, [&](index_t row) { swiglu(gate.row(row), up.row(row), c.intermediate); });
+  over_rows<forward_tile>(normed.rows, [&](index_t row) { swiglu(gate.row(row), up.row(row), c.intermediate); });
   if (observe) observe(layer_input::down, gate);
   if (!out.empty()) reader(c, w, gate, s).multiply(projection::down, out);
-}
-
-void add(matrix<const float> y, matrix<float> x) {
-  over_rows(x.rows, [&](index_t row) {
-    for (index_t i = 0; i < x.cols; ++i) x(row, i) += y(row, i);
-  });
 }
 
 /// Sums of one row of logits over the vocabulary, tile after tile, relative to the largest logit so far.
@@ -282,9 +264,9 @@ layer_weights load_layer(const checkpoint& from, const config& c, index_t index)
     const auto linear = open_linear(from, c, projection_name(index, p), n, k);
     auto& w = layer.w[static_cast<size_t>(p)];
     w.resize(static_cast<size_t>(n * k));
-    host::parallel_for(ceil_div(n, row_tile), [&](index_t tile) {
-      const index_t first = tile * row_tile;
-      linear->rows(first, min(row_tile, n - first), w.data() + first * k);
+    host::parallel_for(ceil_div(n, forward_tile), [&](index_t tile) {
+      const index_t first = tile * forward_tile;
+      linear->rows(first, min(forward_tile, n - first), w.data() + first * k);
     });
     layer.rounded[static_cast<size_t>(p)] = linear->rounded();
     linear->release();
@@ -304,13 +286,14 @@ void check_ids(const checkpoint& from, const config& c, const std::vector<int32_
 void embed(const checkpoint& from, const config& c, const batch& b, matrix<float> x) {
   check_ids(from, c, b.ids);
   const tensor& table = from.at("model.embed_tokens.weight", {c.vocabulary, c.hidden});
-  over_rows(x.rows,
-            [&](index_t row) { read_floats(table, b.ids[static_cast<size_t>(row)] * c.hidden, c.hidden, x.row(row)); });
+  over_rows<forward_tile>(x.rows, [&](index_t row) {
+    read_floats(table, b.ids[static_cast<size_t>(row)] * c.hidden, c.hidden, x.row(row));
+  });
   from.release(table);
 }
 
 void rms_norm(matrix<const float> x, const std::vector<float>& weight, float epsilon, matrix<float> y) {
-  over_rows(x.rows, [&](index_t row) {
+  over_rows<forward_tile>(x.rows, [&](index_t row) {
     const float* in = x.row(row);
     const float inverse = 1.0f / std::sqrt(sum_of_squares(in, x.cols) / static_cast<float>(x.cols) + epsilon);
     for (index_t i = 0; i < x.cols; ++i) y(row, i) = in[i] * inverse * weight[static_cast<size_t>(i)];
@@ -346,10 +329,10 @@ void run_layer(const config& c, const layer_weights& w, matrix<float> x, const s
     const auto normed = view(s.normed, tokens, c.hidden), out = view(s.out, tokens, c.hidden);
     rms_norm(rows, w.input_norm, c.rms_norm_eps, normed);
     attention_block(c, w, rotary, normed, chunk, out, observe, s);
-    add(out, rows);
+    add<forward_tile>(out, rows);
     rms_norm(rows, w.post_norm, c.rms_norm_eps, normed);
     mlp_block(c, w, normed, whole ? out : matrix<float>(), observe, s);
-    if (whole) add(out, rows);
+    if (whole) add<forward_tile>(out, rows);
   }
 }
 
@@ -383,7 +366,7 @@ cache_scales largest_cached(const config& c, const layer_weights& w, matrix<cons
     rms_norm(x.rows_at(first, length), w.input_norm, c.rms_norm_eps, normed);
     host::matmul_nt(matrix<const float>(normed), w.at(c, projection::k), k);
     host::matmul_nt(matrix<const float>(normed), w.at(c, projection::v), v);
-    over_rows(length, [&](index_t position) {
+    over_rows<forward_tile>(length, [&](index_t position) {
       for (index_t h = 0; h < c.kv_heads; ++h) rotary.rotate(k.row(position) + h * c.head_dim, position);
     });
     host::absolute_maximum(matrix<const float>(k), largest_k.data());

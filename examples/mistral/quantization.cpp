@@ -15,8 +15,6 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr index_t largest_group = 1 << 24;
-
 /// The value of `key`; null when it is absent, null, or an empty object or list, which all mean "none".
 const json* value(const json& object, const char* key) {
   const auto found = object.find(key);
@@ -48,9 +46,6 @@ void expect(const json& object, const char* key, const char* wanted, const std::
     throw error(where + ": \"" + key + "\" is \"" + found.substr(0, 60) + "\", but only \"" + wanted +
                 "\" is supported");
 }
-
-/// Inputs that share a scale, and the side of a block of weights, where it is more than one.
-constexpr index_t block_side = 128;
 
 const char* type_name(code_type type) {
   return type == code_type::integer ? "int" : "float";

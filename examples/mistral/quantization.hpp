@@ -45,6 +45,11 @@ inline bool operator==(const rounded_inputs& a, const rounded_inputs& b) {
   return a.how == b.how && a.type == b.type && a.scale == b.scale;
 }
 
+/// Inputs that share a scale at most, where it is not all of them.
+inline constexpr index_t largest_group = 1 << 24;
+/// Inputs and outputs of a block of fp8 weights, and inputs of a token that share a scale beside it.
+inline constexpr index_t block_side = 128;
+
 /// How one linear is packed.
 struct packing {
   packed_format format = packed_format::compressed_tensors;

@@ -11,8 +11,6 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr index_t largest_group = 1 << 24;
-
 const keys weights_used = {"num_bits",        "type",    "symmetric", "group_size", "strategy",
                            "block_structure", "dynamic", "actorder",  "scale_dtype"};
 const keys without_effect_here = {"observer", "observer_kwargs", "zp_dtype"};

@@ -10,9 +10,6 @@
 
 namespace nibble::mistral {
 
-/// Inputs and outputs of a block of fp8 weights.
-inline constexpr index_t block_side = 128;
-
 /// Keys of a group, for its mapping.
 keys keys_of_group();
 

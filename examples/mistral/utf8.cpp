@@ -7,12 +7,12 @@ namespace nibble::mistral {
 namespace {
 
 /// How much of a character stands at `at`: `length` bytes if it is whole, else how many bytes of a beginning (≥ 1).
-struct sequence {
+struct utf8_sequence {
   size_t length;
   bool whole;
 };
 
-sequence scan(std::string_view text, size_t at) {
+utf8_sequence scan(std::string_view text, size_t at) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[at + i]); };
   const unsigned first = byte(0);
   if (first < 0x80) return {1, true};

@@ -3,6 +3,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace answers_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 
@@ -81,3 +83,5 @@ TEST_CASE("figures count what was judged, and of no questions all shares are zer
   CHECK(figures.accuracy() == 0.5);
   CHECK(figures.abstained_share() == 0.25);
 }
+
+}  // namespace answers_tests

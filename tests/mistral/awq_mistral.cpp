@@ -14,6 +14,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace awq_mistral_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -186,6 +188,7 @@ TEST_CASE("an output that exists is refused, and replaced whole with --overwrite
   test::write_bytes(w.out / "config.json", "{}");
   test::write_bytes(w.out / "stale", "old");
   CHECK_THAT(w.refused(1, {}), Contains(w.out.string()) && Contains("--overwrite"));
+  CHECK_THAT(w.refused(1, {"--calibration", "/nowhere.txt"}), Contains("--overwrite"));  // before calibration is read
   CHECK(test::listing(w.out) == "config.json stale");
   const auto result = test::run_program("awq_mistral", w.usual + words{"--overwrite", "--method", "rtn"});
   CHECK(result.status == 0);
@@ -441,3 +444,5 @@ TEST_CASE(
   const words fine = {"--scheme", "W8A16", "--method", "rtn", "--max-regression", "0.01"};
   CHECK(test::run_program("awq_mistral", usual + fine).status == 0);
 }
+
+}  // namespace awq_mistral_tests

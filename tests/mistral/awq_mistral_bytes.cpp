@@ -11,6 +11,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace awq_mistral_bytes_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -338,3 +340,5 @@ TEST_CASE("perplexity reads from an output's files what the pass measured, and b
   }
   CHECK(awq.at(0) == awq.at(1));
 }
+
+}  // namespace awq_mistral_bytes_tests

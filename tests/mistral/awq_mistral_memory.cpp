@@ -6,6 +6,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace awq_mistral_memory_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using json = nlohmann::ordered_json;
@@ -99,3 +101,5 @@ TEST_CASE("AWQ holds activations, a layer and its Gram matrices, however many la
   CHECK(peaks[1] < bound(cut_down(2), 4096));
   CHECK(peaks[1] < peaks[0] + layer_bytes(cut_down(2)));
 }
+
+}  // namespace awq_mistral_memory_tests

@@ -10,6 +10,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace awq_mistral_quality_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using json = nlohmann::ordered_json;
@@ -116,3 +118,5 @@ TEST_CASE("salient channels whose factors are no powers of two, in an fp32 model
   CHECK(whole.rtn > 4);
   CHECK(whole.own < 0.1 * whole.rtn);
 }
+
+}  // namespace awq_mistral_quality_tests

@@ -12,6 +12,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace awq_mistral_recipe_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -214,3 +216,5 @@ TEST_CASE("the recipes that come with awq_mistral fit the model that comes with 
     CHECK_THAT(result.out, Contains("4 bits, asymmetric, groups of 128"));
   }
 }
+
+}  // namespace awq_mistral_recipe_tests

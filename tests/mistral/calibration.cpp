@@ -6,6 +6,8 @@
 
 #include "support/tokens.hpp"
 
+namespace calibration_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 namespace fs = std::filesystem;
@@ -158,3 +160,5 @@ TEST_CASE_METHOD(fixture, "a calibration file that cannot serve says why in one 
   for (const auto& options : {wanted(0, 512), wanted(1, 0), wanted(-1, 512)})
     CHECK_THROWS_AS(read("a.txt", "a", options), usage_error);
 }
+
+}  // namespace calibration_tests

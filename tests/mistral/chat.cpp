@@ -8,6 +8,8 @@
 #include "support/chat.hpp"
 #include "support/tokens.hpp"
 
+namespace chat_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 namespace fs = std::filesystem;
@@ -168,3 +170,5 @@ TEST_CASE("a template that asks for the date gets the day of SOURCE_DATE_EPOCH, 
   }
   CHECK(rendered("{{ strftime_now('%Y') }}") >= "2024");
 }
+
+}  // namespace chat_tests

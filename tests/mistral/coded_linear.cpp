@@ -17,6 +17,8 @@
 #include "support/places.hpp"
 #include "support/program.hpp"
 
+namespace coded_linear_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -316,3 +318,5 @@ TEST_CASE("awq_mistral rounds weights and inputs to 8 bits, and what it writes p
   CHECK_THAT(refused({"--method", "rtn", "--scheme", "W8A8", "--format", "awq-gemm"}), Contains("--format awq-gemm"));
   CHECK_THAT(refused({"--method", "rtn", "--scheme", "W8A8", "--format", "gptq"}), Contains("--format gptq"));
 }
+
+}  // namespace coded_linear_tests

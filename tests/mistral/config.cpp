@@ -5,6 +5,8 @@
 
 #include "support/files.hpp"
 
+namespace config_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -189,3 +191,5 @@ TEST_CASE("a config that is absent, empty, no JSON or no object is refused") {
   test::write_bytes(model / "config.json", std::string(100000, '['));
   CHECK_THAT(refused(), Contains("config.json"));
 }
+
+}  // namespace config_tests

@@ -14,6 +14,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace decode_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -285,3 +287,5 @@ TEST_CASE("the ids that end a text are generation_config.json's, else config.jso
     CHECK_THAT(test::refusal(read), Contains("generation_config.json") && Contains("eos_token_id"));
   }
 }
+
+}  // namespace decode_tests

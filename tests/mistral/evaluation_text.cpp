@@ -6,6 +6,8 @@
 #include "mistral/sha256.hpp"
 #include "support/tokens.hpp"
 
+namespace evaluation_text_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -126,3 +128,5 @@ TEST_CASE_METHOD(fixture, "an evaluation file that cannot serve says why in one 
   CHECK_THAT(test::refusal([&] { read("a.txt", ""); }), Contains("a.txt is empty"));
   CHECK_THAT(test::refusal([&] { read_evaluation_text(directory / "none.txt", *tok); }), Contains("none.txt"));
 }
+
+}  // namespace evaluation_text_tests

@@ -17,6 +17,8 @@
 #include "support/places.hpp"
 #include "support/program.hpp"
 
+namespace formats_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -536,3 +538,5 @@ TEST_CASE("a format is refused for schemes and orders that it cannot hold, and a
              !Contains("note"));
   CHECK_THAT(test::read_bytes(w.root / "out/README.md"), Contains("With GPTQModel") && Contains("\n- gptq\n"));
 }
+
+}  // namespace formats_tests

@@ -14,6 +14,8 @@
 #include "support/golden.hpp"
 #include "support/model.hpp"
 
+namespace forward_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 
@@ -302,3 +304,5 @@ TEST_CASE("every projection has its name, its shape and the activation it reads"
   CHECK(input_of(projection::up) == layer_input::mlp);
   CHECK(input_of(projection::down) == layer_input::down);
 }
+
+}  // namespace forward_tests

@@ -8,6 +8,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace full_disk_tests {
+
 using namespace nibble;
 using Catch::Matchers::Contains;
 using json = nlohmann::ordered_json;
@@ -71,3 +73,5 @@ TEST_CASE("a disk too small for the output is found at once, by a dry run and by
     CHECK(test::listing(root.path()) == before);
   }
 }
+
+}  // namespace full_disk_tests

@@ -10,6 +10,8 @@
 
 #include "support/files.hpp"
 
+namespace fuzz_tests {
+
 using namespace nibble;
 
 namespace {
@@ -47,3 +49,5 @@ TEST_CASE("what fuzzers start from and what they found is read or refused, each 
     }
   CHECK(files >= static_cast<int>(std::size(fuzz::targets)));
 }
+
+}  // namespace fuzz_tests

@@ -14,6 +14,8 @@
 #include "support/program.hpp"
 #include "support/tokens.hpp"
 
+namespace generate_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -259,3 +261,5 @@ TEST_CASE("greedy ids and text are transformers', from the embedded model and fr
     }
   }
 }
+
+}  // namespace generate_tests

@@ -14,6 +14,8 @@
 #include "support/files.hpp"
 #include "support/places.hpp"
 
+namespace gguf_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -322,3 +324,5 @@ TEST_CASE("rows of a head are paired: the halves that rotary embeddings turn tog
   for (index_t head = 0; head < 3; ++head)
     for (index_t i = 0; i < d; ++i) CHECK(paired_row(head * d + i, d) == head * d + expected[i]);
 }
+
+}  // namespace gguf_tests

@@ -12,6 +12,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace gguf_calibration_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -239,3 +241,5 @@ TEST_CASE("a dry run checks the calibration text and writes neither file nor mat
   CHECK(convert(root / "model", root / "a.gguf", {"--imatrix", "auto", "--calibration", "none.txt", "--dry-run"})
             .status == 1);
 }
+
+}  // namespace gguf_calibration_tests

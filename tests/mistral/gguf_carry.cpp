@@ -16,6 +16,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace gguf_carry_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -339,3 +341,5 @@ TEST_CASE("an EXACT file of a checkpoint whose embedding is of no float type is 
       1);
   CHECK_THAT(message, Contains("model.embed_tokens.weight") && Contains("I16"));
 }
+
+}  // namespace gguf_carry_tests

@@ -9,6 +9,8 @@
 
 #include "gguf/choose.hpp"
 
+namespace gguf_choose_tests {
+
 using namespace nibble::mistral;
 
 namespace {
@@ -126,3 +128,5 @@ TEST_CASE("a tensor of greater weight gets the bytes, and one of no weight the f
   CHECK(one.error == 0.5 + 2.0 * 0.1);
   CHECK(choose_types({{"a", 0.0, options}, {"b", 2.0, options}}, 40).bytes == 30);
 }
+
+}  // namespace gguf_choose_tests

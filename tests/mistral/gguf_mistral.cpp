@@ -20,6 +20,9 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 #include "support/tokens.hpp"
+#include "support/victim.hpp"
+
+namespace gguf_mistral_tests {
 
 using namespace nibble;
 using namespace nibble::mistral;
@@ -401,6 +404,17 @@ TEST_CASE("figures are not written over the GGUF file, its Modelfile or the matr
   CHECK(test::listing(root.path()) == "model");
 }
 
+TEST_CASE("a Modelfile that cannot be written is found before the model is") {
+  const test::temporary_directory root;
+  test::write_model({}, root / "model");
+  test::fs::create_directory(root / "a.Modelfile.partial");
+  const auto result =
+      test::run_program("gguf_mistral", {"--model", (root / "model").string(), "--output", (root / "a.gguf").string()});
+  CHECK(result.status == 1);
+  CHECK_THAT(test::sentence_of("gguf_mistral", result.err), Contains("a.Modelfile.partial"));
+  CHECK(test::listing(root.path()) == "a.Modelfile.partial model");
+}
+
 TEST_CASE("a model's directory whose name is no UTF-8 has a GGUF file and figures all the same") {
   const test::temporary_directory root;
   test::write_model({}, root / "m\xff");
@@ -459,3 +473,5 @@ TEST_CASE("a GGUF file of another architecture, or of settings that no forward p
   CHECK_THAT(says("tokenizer.ggml.token_type", gguf_array(std::vector<std::int32_t>(2048, 7))),
              Contains("from 1 to 6"));
 }
+
+}  // namespace gguf_mistral_tests

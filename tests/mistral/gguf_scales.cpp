@@ -12,6 +12,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace gguf_scales_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -273,3 +275,5 @@ TEST_CASE("option --awq is refused for packed models and for types that round no
   CHECK_THAT(refuses("packed", "Q4_0", 1), Contains("quantization_config") && Contains("leave --awq out"));
   CHECK_THAT(refuses("model", "F16", 2), Contains("no linear of this model gets blocks"));
 }
+
+}  // namespace gguf_scales_tests

@@ -16,6 +16,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace gguf_target_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -250,3 +252,5 @@ TEST_CASE(
       CHECK(error < 0.1 * square);
     }
 }
+
+}  // namespace gguf_target_tests

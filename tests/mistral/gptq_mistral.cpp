@@ -9,6 +9,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace gptq_mistral_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -257,3 +259,5 @@ TEST_CASE("the figures of a run name the method, its options and what it aimed a
     }
   CHECK_THAT(test::read_bytes(w.root / "out/README.md"), Contains("AWQ + GPTQ") && Contains("gptq_mistral"));
 }
+
+}  // namespace gptq_mistral_tests

@@ -12,6 +12,8 @@
 #include "support/places.hpp"
 #include "support/victim.hpp"
 
+namespace hostile_tests {
+
 using namespace nibble;
 using json = nlohmann::ordered_json;
 using test::victim;
@@ -263,3 +265,5 @@ TEST_CASE("texts and recipes that are nested without end, endless or no text are
           "f: [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]\n",
           {"100000"});
 }
+
+}  // namespace hostile_tests

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
 /// Numbers on the command line that are none, or beyond what they may be.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <map>
 
 #include "support/victim.hpp"
+
+namespace hostile_options_tests {
 
 using namespace nibble;
 using Catch::Matchers::Contains;
@@ -67,3 +70,27 @@ TEST_CASE("numbers of options are decimal and within their range, or refused by 
       }
     }
 }
+
+TEST_CASE("figures and reports are not written over the text that they are about, however its name is spelt") {
+  const victim v;
+  const std::string text = test::read_bytes(v.text), spelt = (v.model / "../text.txt").string();
+  int tried = 0;
+  for (const auto& [program, usual] : v.programs)
+    for (const std::string option : {"--json", "--report"}) {
+      words arguments = usual;
+      const auto own = std::find(arguments.begin(), arguments.end(), "--json");
+      if (own != arguments.end()) arguments.erase(own, own + 2);
+      const bool pass = program != "gguf_mistral" && std::count(arguments.begin(), arguments.end(), "--output") > 0;
+      if ((option == "--report" && !pass) || std::count(arguments.begin(), arguments.end(), v.text.string()) == 0)
+        continue;
+      CAPTURE(program, option);
+      arguments.insert(arguments.end(), {option, spelt});
+      CHECK_THAT(test::refused_by(program, arguments, 2), Contains(option) && Contains(v.text.string()));
+      CHECK(test::listing(v.root.path()) == "model text.txt");
+      CHECK(test::read_bytes(v.text) == text);
+      ++tried;
+    }
+  CHECK(tried >= 8);
+}
+
+}  // namespace hostile_options_tests

@@ -5,6 +5,8 @@
 
 #include "support/files.hpp"
 
+namespace json_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -76,3 +78,5 @@ TEST_CASE("a file beyond the size that is read, a directory, and nothing at all 
   CHECK_THAT(test::refusal([&] { read_json(directory.path()); }), Contains("is a directory"));
   CHECK_THAT(test::refusal([&] { read_json(directory / "b.json"); }), Contains("cannot open") && Contains("b.json"));
 }
+
+}  // namespace json_tests

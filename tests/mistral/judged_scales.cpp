@@ -8,6 +8,8 @@
 #include "pass/judged_rows.hpp"
 #include "support/model.hpp"
 
+namespace judged_scales_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 
@@ -146,3 +148,5 @@ TEST_CASE("rows that are judged are evenly apart, 64 at least where there are, a
     CHECK(wrong == 0);
   }
 }
+
+}  // namespace judged_scales_tests

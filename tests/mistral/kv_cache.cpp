@@ -15,6 +15,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace kv_cache_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -332,3 +334,5 @@ TEST_CASE(
   CHECK_THAT(refused({"--format", "awq-gemm"}), Contains("--format compressed-tensors"));
   CHECK_THAT(test::refused_by("awq_mistral", {"--output", "x", "--kv-cache", "int4"}, 2), Contains("fp8, none"));
 }
+
+}  // namespace kv_cache_tests

@@ -15,10 +15,12 @@
 #include "support/program.hpp"
 #include "support/run_json.hpp"
 
+namespace model_card_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
-using test::json;
+using json = test::run_json;
 
 namespace {
 
@@ -239,3 +241,5 @@ TEST_CASE("awq_mistral writes the card of what --json says, the same bytes at ev
   std::snprintf(perplexity, sizeof(perplexity), "| %.3f |", said["models"].back()["perplexity"].get<double>());
   CHECK_THAT(card, Contains(perplexity));
 }
+
+}  // namespace model_card_tests

@@ -8,6 +8,8 @@
 #include "support/golden.hpp"
 #include "support/tokens.hpp"
 
+namespace modelfile_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -86,3 +88,5 @@ TEST_CASE("a chat template that no Modelfile can follow leaves prompts as they a
   REQUIRE(notes.size() == 2);
   for (const std::string& note : notes) CHECK_THAT(note, Contains("none that Ollama's could follow"));
 }
+
+}  // namespace modelfile_tests

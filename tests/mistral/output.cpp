@@ -9,6 +9,8 @@
 #include "support/files.hpp"
 #include "support/limits.hpp"
 
+namespace output_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -192,3 +194,5 @@ TEST_CASE("a full disk stops every writer with a sentence, and no half file stay
   CHECK_THAT(written, Contains("README.md") && Contains("File too large"));
   CHECK(test::listing(w.root.path()) == "model");
 }
+
+}  // namespace output_tests

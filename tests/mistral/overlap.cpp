@@ -10,6 +10,8 @@
 #include "support/program.hpp"
 #include "support/tokens.hpp"
 
+namespace overlap_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -191,3 +193,5 @@ TEST_CASE("the program with its own texts has nothing to tell, and refuses to be
   CHECK(few.status == 0);
   CHECK_THAT(few.err, Contains("awq_mistral: note: there are 8 calibration samples"));
 }
+
+}  // namespace overlap_tests

@@ -14,6 +14,8 @@
 #include "support/places.hpp"
 #include "support/program.hpp"
 
+namespace perplexity_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -356,3 +358,5 @@ TEST_CASE("bad input ends perplexity with status 1 and a sentence that names the
   CHECK_THAT(refused(work / "model", speeches), Contains("model.embed_tokens.weight") && Contains("1024"));
   CHECK(test::listing(work.path()) == "empty.txt latin1.txt model");
 }
+
+}  // namespace perplexity_tests

@@ -12,6 +12,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace questions_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -205,3 +207,5 @@ TEST_CASE("questions that cannot be asked end both programs with status 1, file 
     CHECK(test::listing(work.path()) == "questions.jsonl");
   }
 }
+
+}  // namespace questions_tests

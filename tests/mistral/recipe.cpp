@@ -10,6 +10,8 @@
 #include "support/files.hpp"
 #include "support/golden.hpp"
 
+namespace recipe_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -256,3 +258,5 @@ TEST_CASE("an AutoAWQ format takes a recipe of one packing, and its ignored line
   CHECK_THAT(test::refusal([&] { quantization_json(two, linears); }),
              Contains("--format awq-gemm") && Contains("groups of 64") && Contains("groups of 32"));
 }
+
+}  // namespace recipe_tests

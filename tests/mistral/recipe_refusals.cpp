@@ -9,6 +9,8 @@
 #include "support/files.hpp"
 #include "support/places.hpp"
 
+namespace recipe_refusals_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -274,3 +276,5 @@ TEST_CASE("scalars are what PyYAML takes them for") {
         nlohmann::ordered_json::parse(R"({"a": [true, false, null, "", "no", 12, 3, -4, 1.5, 100.0, "1e5", "0x10", "7",
           "8", 9, 0.5], "b": {"c": 1}, "d": {"c": 1}, "e": [1, 2], "f": "cpu", "g": [1, 2], "h": null, "1": "i"})"));
 }
+
+}  // namespace recipe_refusals_tests

@@ -13,10 +13,12 @@
 #include "support/program.hpp"
 #include "support/run_json.hpp"
 
+namespace report_page_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
-using test::json;
+using json = test::run_json;
 
 namespace {
 
@@ -301,3 +303,5 @@ TEST_CASE("a recipe of several groups, with layers left as they were, has its pa
   CHECK(linears == 11);
   CHECK_THAT(test::read_bytes(root / "out/README.md"), Contains(run["packing"].get<std::string>()));
 }
+
+}  // namespace report_page_tests

@@ -9,6 +9,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace results_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -181,3 +183,5 @@ TEST_CASE("options --baseline-results and --allow-overlap without a text to eval
     CHECK_THAT(test::refused_by("awq_mistral", arguments, 2), Contains(more.front()) && Contains("--evaluate"));
   }
 }
+
+}  // namespace results_tests

@@ -21,6 +21,8 @@
 #include "support/program.hpp"
 #include "support/victim.hpp"
 
+namespace resume_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -460,3 +462,5 @@ TEST_CASE("the size that a dry run tells is that of the weights written") {
     CHECK(told * scale >= bytes - 25e3);
   }
 }
+
+}  // namespace resume_tests

@@ -9,6 +9,8 @@
 #include "support/files.hpp"
 #include "support/limits.hpp"
 
+namespace safetensors_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -426,3 +428,5 @@ TEST_CASE("released tensors leave the resident set, with what faults mapped arou
   read_floats(opened.at("t3"), 0, 1, out.data());
   CHECK(out[0] == bit_cast<float>(0x78787878));
 }
+
+}  // namespace safetensors_tests

@@ -5,6 +5,8 @@
 
 #include "support/files.hpp"
 
+namespace sha256_tests {
+
 using namespace nibble;
 using mistral::sha256;
 using mistral::sha256_of_file;
@@ -26,3 +28,5 @@ TEST_CASE("SHA-256 is that of the standard's examples, of bytes and of files lar
   for (const char* bad : {"none", "."})
     CHECK_THAT(test::refusal([&] { sha256_of_file(work / bad); }), Catch::Matchers::Contains((work / bad).string()));
 }
+
+}  // namespace sha256_tests

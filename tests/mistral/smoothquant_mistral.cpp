@@ -15,6 +15,8 @@
 #include "support/model.hpp"
 #include "support/program.hpp"
 
+namespace smoothquant_mistral_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -415,3 +417,5 @@ TEST_CASE(
     CHECK(share > -0.003);
   }
 }
+
+}  // namespace smoothquant_mistral_tests

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <numeric>
 
+namespace summary_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 
@@ -111,3 +113,5 @@ TEST_CASE("readable JSON says the same as any other, with lists of numbers on on
   CHECK(text.find("\"pairs\": [[1,0.1],[2,0.2]]") != std::string::npos);
   CHECK(text.find("\n  \"objects\": [\n    {\n      ") != std::string::npos);
 }
+
+}  // namespace summary_tests

@@ -10,6 +10,8 @@
 #include "mistral/utf8.hpp"
 #include "support/tokens.hpp"
 
+namespace tokenizer_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 namespace fs = std::filesystem;
@@ -365,3 +367,5 @@ TEST_CASE("a regular expression's white space is White_Space, and a match that w
   CHECK_THAT(test::refusal([] { regex("(a+)+$", "FILE").matches(std::string(64, 'a') + "b"); }),
              Contains("FILE: matching"));
 }
+
+}  // namespace tokenizer_tests

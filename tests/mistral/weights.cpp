@@ -11,6 +11,8 @@
 #include "nibble/scheme.hpp"
 #include "support/files.hpp"
 
+namespace weights_tests {
+
 using namespace nibble;
 using namespace nibble::mistral;
 using Catch::Matchers::Contains;
@@ -287,3 +289,5 @@ TEST_CASE("an AutoAWQ config that cannot be read is refused by what it asks for"
   CHECK_THAT(broken("version", "marlin"), Contains("zero_point"));
   CHECK_THAT(broken("modules_to_not_convert", "lm_head"), Contains("modules_to_not_convert"));
 }
+
+}  // namespace weights_tests

@@ -5,6 +5,8 @@
 
 #include "mistral_cuda/support.hpp"
 
+namespace apart_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -173,3 +175,5 @@ TEST_CASE("the steps of judging refuse what they cannot do, and say why") {
   CHECK(costs(av, s.data(), importance.data(), s.data(), out) == status::unsupported_device);
 #endif
 }
+
+}  // namespace apart_tests

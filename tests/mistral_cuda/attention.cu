@@ -5,6 +5,8 @@
 
 #include "mistral_cuda/support.hpp"
 
+namespace attention_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using nibble::mistral::cuda::head_layout;
@@ -249,3 +251,5 @@ TEST_CASE("attention refuses what it cannot do, and says why") {
   }
 #endif
 }
+
+}  // namespace attention_tests

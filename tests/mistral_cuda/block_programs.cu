@@ -5,6 +5,8 @@
 
 #include "mistral_cuda/workplace.hpp"
 
+namespace block_programs_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -172,3 +174,5 @@ TEST_CASE("a GPU that judges blocks goes on where an interrupted run stopped, an
   same_after_interruption(w, {"--backend", "cuda", "--loss", "block", "--n-grid", "4", "--propagate", "quantized",
                               "--clip", "none", "--sweeps", "0"});
 }
+
+}  // namespace block_programs_tests

@@ -8,6 +8,8 @@
 #include "mistral/tokenizer.hpp"
 #include "mistral_cuda/support.hpp"
 
+namespace forward_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -654,3 +656,5 @@ TEST_CASE("no GPU, one that is too old, one that is not there and one that is fu
   CHECK(told(0).empty());
 }
 #endif
+
+}  // namespace forward_tests

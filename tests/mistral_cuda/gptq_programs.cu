@@ -6,6 +6,8 @@
 #include "mistral/cuda/forward.cuh"
 #include "mistral_cuda/workplace.hpp"
 
+namespace gptq_programs_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using Catch::Matchers::Contains;
@@ -97,3 +99,5 @@ TEST_CASE("gptq_mistral on a GPU finds the CPU's scales of keys and values, also
   agrees(w, how, loss_bound);
   cache_agrees(w.root / "gpu", w.root / "cpu");
 }
+
+}  // namespace gptq_programs_tests

@@ -9,6 +9,8 @@
 #if defined(NIBBLE_SIMT)
 #include "support/far.hpp"
 
+namespace limits_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using nibble::mistral::cuda::head_layout;
@@ -99,3 +101,5 @@ TEST_CASE("the forward pass's launchers say so when a launch is refused") {
             [&] { return cuda_forward::score_tile(x.const_view(), {}, 0, ids.data(), states.data(), nullptr); }) == 1);
 }
 #endif
+
+}  // namespace limits_tests

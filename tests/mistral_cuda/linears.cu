@@ -9,6 +9,8 @@
 #include "mistral_cuda/support.hpp"
 #include "nibble/host/awq.hpp"
 
+namespace linears_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -187,3 +189,5 @@ TEST_CASE(
         Approx(cut.scaled_loss(there.const_view(), as, clip_search::gram, p.s.data())).epsilon(1e-6));
   CHECK(whole.unscaled_loss(there.const_view(), as) == Approx(cut.unscaled_loss(there.const_view(), as)).epsilon(1e-6));
 }
+
+}  // namespace linears_tests

@@ -3,6 +3,8 @@
 
 #include "mistral_cuda/support.hpp"
 
+namespace order_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -27,3 +29,5 @@ TEST_CASE("a symmetric matrix is put in the order of a permutation, and what doe
   CHECK(cuda::reorder(from.const_view(), askew(there.data()), to.view(), nullptr) == status::misaligned);
   CHECK(cuda::reorder(matrix<const float>(), nullptr, matrix<float>(), nullptr) == status::ok);
 }
+
+}  // namespace order_tests

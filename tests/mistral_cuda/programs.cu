@@ -6,6 +6,8 @@
 #include "mistral/cuda/forward.cuh"
 #include "mistral_cuda/workplace.hpp"
 
+namespace programs_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -162,3 +164,5 @@ TEST_CASE("a machine whose GPU is missing, too old or too small says so in a sen
   CHECK(insisted.out.empty());
 }
 #endif
+
+}  // namespace programs_tests

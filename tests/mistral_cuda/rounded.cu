@@ -8,6 +8,8 @@
 #include "pass/host_rounding.hpp"
 #include "pass/input_scale.hpp"
 
+namespace rounded_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -124,3 +126,5 @@ TEST_CASE("a GPU's costs of scales of inputs are the host's but for the order of
     for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == Approx(expected[i]).epsilon(1e-12));
   }
 }
+
+}  // namespace rounded_tests

@@ -7,6 +7,8 @@
 
 #include "mistral_cuda/support.hpp"
 
+namespace rounding_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -194,3 +196,5 @@ TEST_CASE("rounding activations refuses what it cannot do, and says why") {
   }
 #endif
 }
+
+}  // namespace rounding_tests

@@ -6,6 +6,8 @@
 #include "mistral/rotary.hpp"
 #include "mistral_cuda/support.hpp"
 
+namespace rows_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using nibble::mistral::cuda::head_layout;
@@ -236,3 +238,5 @@ TEST_CASE("the steps between products refuse what they cannot do, and say why") 
   }
 #endif
 }
+
+}  // namespace rows_tests

@@ -6,6 +6,8 @@
 
 #include "mistral_cuda/support.hpp"
 
+namespace score_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using nibble::mistral::token_score;
@@ -172,3 +174,5 @@ TEST_CASE("scoring refuses what it cannot do, and says why") {
   }
 #endif
 }
+
+}  // namespace score_tests

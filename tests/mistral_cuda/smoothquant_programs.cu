@@ -7,6 +7,8 @@
 #include "mistral_cuda/workplace.hpp"
 #include "pass/job.hpp"
 
+namespace smoothquant_programs_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -135,3 +137,5 @@ TEST_CASE("a GPU keeps the tokens that the host keeps for SmoothQuant, and the m
     }
   }
 }
+
+}  // namespace smoothquant_programs_tests

@@ -10,6 +10,8 @@
 #include "nibble/host/awq.hpp"
 #include "pass/host_solver.hpp"
 
+namespace solver_tests {
+
 using namespace nibble;
 using namespace nibble::test;
 using namespace nibble::mistral;
@@ -276,3 +278,5 @@ TEST_CASE(
   CHECK(by_device(gpu, x, p, as).q.codes == near);
   CHECK_FALSE(gpu.solver.found().usable);
 }
+
+}  // namespace solver_tests

@@ -9,10 +9,10 @@
 
 namespace nibble::test {
 
-using json = nlohmann::ordered_json;
+using run_json = nlohmann::ordered_json;
 
-inline json made_up_linear(int layer, int which) {
-  json before = json::array(), after = json::array();
+inline run_json made_up_linear(int layer, int which) {
+  run_json before = run_json::array(), after = run_json::array();
   for (int i = 0; i < 64; ++i) {
     before.push_back(1000 - 30 * std::abs(i - 32));
     after.push_back(i % 4 == 0 ? 4000 - 120 * std::abs(i - 32) : 0);
@@ -30,8 +30,8 @@ inline json made_up_linear(int layer, int which) {
             {"after", after}}}};
 }
 
-inline json made_up_layer(int layer) {
-  json out;
+inline run_json made_up_layer(int layer) {
+  run_json out;
   for (const char* input : {"attention", "mlp", "down"})
     out["scales"][input] = {
         {"ratio", layer % 10 / 9.0}, {"duo", layer % 2 == 0}, {"unscaled_loss", 2.0}, {"loss", 1.5}};
@@ -50,8 +50,8 @@ inline json made_up_layer(int layer) {
   return out;
 }
 
-inline json made_up_model(const char* name, double increase) {
-  json parts = json::array();
+inline run_json made_up_model(const char* name, double increase) {
+  run_json parts = run_json::array();
   for (int i = 0; i < 16; ++i)
     parts.push_back({{"first", 32 * i},
                      {"last", 32 * i + 32},
@@ -73,8 +73,8 @@ inline json made_up_model(const char* name, double increase) {
           {"kl_by_position", parts}};
 }
 
-inline json made_up_run(int layers) {
-  json all = json::array();
+inline run_json made_up_run(int layers) {
+  run_json all = run_json::array();
   for (int layer = 0; layer < layers; ++layer) all.push_back(made_up_layer(layer));
   return {
       {"nibble", "0.1.0"},
