@@ -35,7 +35,7 @@ if [[ ! -e build/build.ninja ]]; then
   launcher=()
   if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
   echo "building the programs into build/bin (a few minutes the first time)"
-  cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DNIBBLE_TESTS=OFF "${launcher[@]}" >"$log" 2>&1 ||
+  cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DNIBBLE_TESTS=OFF -DNIBBLE_TOGETHER=ON "${launcher[@]}" >"$log" 2>&1 ||
     { cat "$log" >&2; echo "quickstart.sh: cmake could not configure the build; its messages stand above" >&2; exit 1; }
 fi
 cmake --build build >"$log" 2>&1 ||

@@ -288,6 +288,6 @@ TEST_CASE("gptq's launchers reach rows more than 2^31 elements apart, where no p
     return bytes_of(target.download());
   });
 }
-#endif
 
 }  // namespace far_rows_tests
+#endif

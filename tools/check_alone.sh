@@ -14,8 +14,8 @@ targets=$(IFS='|' && echo "$*")
 sed -n 's/^ *"command": "\(.*\)",\{0,1\}$/\1/p' compile_commands.json | grep -E " -o [^ ]*/($targets)\.dir/" |
   sed 's/\\"/"/g; s/ -o [^ ]* / -fsyntax-only /' >commands.txt
 all=$(wc -l <commands.txt)
-rm -f failed.txt
+true >failed.txt
 xargs -d '\n' -P "$(nproc)" -I '{}' sh -c '{} || echo "${0##* }" >>failed.txt' '{}' <commands.txt || true
-failed=$(cat failed.txt 2>/dev/null | wc -l)
+failed=$(wc -l <failed.txt)
 echo "$((all - failed)) passed, $failed failed"
 [[ $all -gt 0 && $failed -eq 0 ]]

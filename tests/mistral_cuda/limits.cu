@@ -100,6 +100,6 @@ TEST_CASE("the forward pass's launchers say so when a launch is refused") {
   CHECK(launches_of(
             [&] { return cuda_forward::score_tile(x.const_view(), {}, 0, ids.data(), states.data(), nullptr); }) == 1);
 }
-#endif
 
 }  // namespace limits_tests
+#endif
