@@ -11,7 +11,8 @@ build=build-alone
 cmake --preset host -B "$build" -DNIBBLE_TOGETHER=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_CXX_COMPILER_LAUNCHER= >/dev/null
 cd "$build"
 targets=$(IFS='|' && echo "$*")
-sed -n 's/^ *"command": "\(.*\)",\{0,1\}$/\1/p' compile_commands.json | grep -E " -o [^ ]*/($targets)\.dir/" |
+# A command a line, of an object that lies in a target's folder.
+sed -n 's/^ *"command": "\(.*\)",\{0,1\}$/\1/p' compile_commands.json | sed -nE "\\: -o [^ ]*/($targets)\.dir/:p" |
   sed 's/\\"/"/g; s/ -o [^ ]* / -fsyntax-only /' >commands.txt
 all=$(wc -l <commands.txt)
 true >failed.txt

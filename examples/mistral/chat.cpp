@@ -11,7 +11,6 @@ namespace nibble::mistral {
 namespace {
 
 namespace fs = std::filesystem;
-using jinja::value;
 
 constexpr const char* advice = "; give plain text instead of messages";
 
@@ -44,10 +43,10 @@ class mistral_chat final : public chat_template {
 
   std::string render(const std::vector<message>& messages, bool generation_prompt) const override {
     if (messages.empty()) throw error("a dialogue needs at least one message");
-    value variables = {{"messages", value::array()},
-                       {"tools", nullptr},
-                       {"documents", nullptr},
-                       {"add_generation_prompt", generation_prompt}};
+    jinja::value variables = {{"messages", jinja::value::array()},
+                              {"tools", nullptr},
+                              {"documents", nullptr},
+                              {"add_generation_prompt", generation_prompt}};
     if (!bos_.empty()) variables["bos_token"] = bos_;
     if (!eos_.empty()) variables["eos_token"] = eos_;
     for (const message& m : messages) variables["messages"].push_back({{"role", m.role}, {"content", m.content}});
@@ -88,11 +87,11 @@ class mistral_chat final : public chat_template {
 };
 
 /// chat_template of tokenizer_config.json: a string, or a list of named ones, of which "default" counts.
-std::string configured(const value& config, const std::string& where) {
+std::string configured(const jinja::value& config, const std::string& where) {
   const auto found = config.is_object() ? config.find("chat_template") : config.end();
   if (found == config.end() || found->is_null()) return "";
   if (!found->is_array()) return json_get<std::string>(config, "chat_template", where);
-  for (const value& one : *found)
+  for (const jinja::value& one : *found)
     if (json_get<std::string>(one, "name", where) == "default") return json_get<std::string>(one, "template", where);
   throw error(where + ": none of the chat templates is named \"default\"" + advice);
 }

@@ -24,9 +24,9 @@ std::string dumped(const json& value) {
 }
 
 /// One object of config.json (the file itself, or rope_parameters in it), read by key.
-class reader {
+class config_reader {
  public:
-  reader(const json& object, std::string where) : object_(object), where_(std::move(where)) {}
+  config_reader(const json& object, std::string where) : object_(object), where_(std::move(where)) {}
 
   [[noreturn]] void refuse(const std::string& key, const std::string& must) const {
     throw error(where_ + ": \"" + key + "\" must be " + must + ", but is " + dumped(*value(key)));
@@ -93,7 +93,7 @@ class reader {
   std::string where_;
 };
 
-bool is_llama(const reader& file) {
+bool is_llama(const config_reader& file) {
   const json* listed = file.value("architectures");
   const std::string type = file.text("model_type", "");
   std::string name;
@@ -117,13 +117,13 @@ bool is_llama(const reader& file) {
 
 /// rope_theta, after checking that no scaling goes with it. transformers up to 4 writes rope_theta and rope_scaling;
 /// transformers 5 writes both into rope_parameters, which then stands above a rope_theta beside it.
-double read_rope(const reader& file) {
+double read_rope(const config_reader& file) {
   double theta = file.positive("rope_theta", 10000.0, 1e15);
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     const json* found = file.value(key);
     if (!found) continue;
     if (!found->is_object()) file.refuse(key, "an object or null");
-    const reader rope(*found, file.where() + ", " + key);
+    const config_reader rope(*found, file.where() + ", " + key);
     const std::string type = rope.text("rope_type", rope.text("type", "default"));
     if (type != "default")
       throw error(rope.where() + ": rope scaling of type \"" + type.substr(0, 60) +
@@ -137,14 +137,14 @@ double read_rope(const reader& file) {
   return theta;
 }
 
-void refuse_what_the_forward_pass_lacks(const reader& file) {
+void refuse_what_the_forward_pass_lacks(const config_reader& file) {
   for (const char* key : {"attention_bias", "mlp_bias"})
     if (file.flag(key, false)) file.refuse(key, "false: linears with a bias are not supported");
   const std::string activation = file.text("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") file.refuse("hidden_act", "\"silu\"");
 }
 
-std::string read_dtype(const reader& file) {
+std::string read_dtype(const config_reader& file) {
   const char* key = file.value("dtype") ? "dtype" : "torch_dtype";
   const std::string dtype = file.text(key, "bfloat16");
   constexpr std::array<std::string_view, 3> known = {"bfloat16", "float16", "float32"};
@@ -153,7 +153,7 @@ std::string read_dtype(const reader& file) {
   file.refuse(key, "\"bfloat16\", \"float16\" or \"float32\"");
 }
 
-void read_heads(const reader& file, bool llama, config& c) {
+void read_heads(const config_reader& file, bool llama, config& c) {
   c.heads = file.extent("num_attention_heads");
   // MistralConfig's default is 8, but null there means one per head, as everywhere in LlamaConfig.
   const bool as_heads = llama || file.contains("num_key_value_heads");
@@ -186,7 +186,7 @@ config config_of_json(nlohmann::ordered_json json, const std::string& where) {
   config c;
   c.json = std::move(json);
   if (!c.json.is_object()) throw error(where + ": a config must be a JSON object");
-  const reader file(c.json, where);
+  const config_reader file(c.json, where);
   const bool llama = is_llama(file);
   refuse_what_the_forward_pass_lacks(file);
   c.hidden = file.extent("hidden_size");

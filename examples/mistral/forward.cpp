@@ -71,9 +71,10 @@ struct scratch {
 };
 
 /// Linears that read the same x one after another; x is rounded again only for one that wants it another way.
-class reader {
+class rounding_reader {
  public:
-  reader(const config& c, const layer_weights& w, matrix<const float> x, scratch& s) : c_(c), w_(w), x_(x), s_(s) {}
+  rounding_reader(const config& c, const layer_weights& w, matrix<const float> x, scratch& s)
+      : c_(c), w_(w), x_(x), s_(s) {}
 
   /// y = rounded x · wᵀ
   void multiply(projection p, matrix<float> y) {
@@ -136,25 +137,25 @@ void attention_block(const config& c, const layer_weights& w, const rotary_table
   const auto q = view(s.q, m, c.q_width()), k = view(s.k, m, c.kv_width()), v = view(s.v, m, c.kv_width());
   const auto attended = view(s.attended, m, c.q_width());
   if (observe) observe(layer_input::attention, normed);
-  reader input(c, w, normed, s);
+  rounding_reader input(c, w, normed, s);
   input.multiply(projection::q, q);
   input.multiply(projection::k, k);
   input.multiply(projection::v, v);
   attention(c, rotary, w.cache, starts, q, k, v, attended);
   if (observe) observe(layer_input::o, attended);
-  reader(c, w, attended, s).multiply(projection::o, out);
+  rounding_reader(c, w, attended, s).multiply(projection::o, out);
 }
 
 void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
                const observer& observe, scratch& s) {
   const auto gate = view(s.gate, normed.rows, c.intermediate), up = view(s.up, normed.rows, c.intermediate);
   if (observe) observe(layer_input::mlp, normed);
-  reader input(c, w, normed, s);
+  rounding_reader input(c, w, normed, s);
   input.multiply(projection::gate, gate);
   input.multiply(projection::up, up);
   over_rows<forward_tile>(normed.rows, [&](index_t row) { swiglu(gate.row(row), up.row(row), c.intermediate); });
   if (observe) observe(layer_input::down, gate);
-  if (!out.empty()) reader(c, w, gate, s).multiply(projection::down, out);
+  if (!out.empty()) rounding_reader(c, w, gate, s).multiply(projection::down, out);
 }
 
 /// Sums of one row of logits over the vocabulary, tile after tile, relative to the largest logit so far.

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <sstream>
 
+#include "formatted.hpp"
 #include "progress.hpp"
 #include "report_parts.hpp"
 
@@ -18,13 +19,6 @@ using page::file_name;
 using page::own_name;
 using page::text;
 using page::value;
-
-template <class... Args>
-std::string format(const char* pattern, Args... args) {
-  char out[256];
-  std::snprintf(out, sizeof(out), pattern, args...);
-  return out;
-}
 
 /// JSON's strings are YAML's as well.
 std::string quoted(const std::string& words) {
@@ -137,16 +131,16 @@ std::string figures(const json& run) {
       "|" +
       std::string(asked ? " answers right | exact | abstained |" : "") + "\n|---|---:|---:|---:|---:|---:|---:|---:|" +
       (asked ? "---:|---:|---:|" : "") + "\n";
-  const auto percent = [](double x) { return format("%.1f %%", 100 * x); };
+  const auto percent = [](double x) { return formatted("%.1f %%", 100 * x); };
   for (const json& model : models) {
     out += "| " + plain(text(at(model, "name"))) + " |";
     out += cell(model, "bytes", [](double x) { return size_text(x); });
-    out += cell(model, "bits_per_weight", [](double x) { return format("%.2f", x); });
-    out += cell(model, "perplexity", [](double x) { return format("%.3f", x); });
+    out += cell(model, "bits_per_weight", [](double x) { return formatted("%.2f", x); });
+    out += cell(model, "perplexity", [](double x) { return formatted("%.3f", x); });
     out += cell(model, "increase",
-                [&](double x) { return format("%+.3f ± %.3f", x, value(at(model, "increase_standard_error"))); });
-    out += cell(model, "kl_divergence", [](double x) { return format("%.4f", x); });
-    out += cell(model, "kl_divergence_99", [](double x) { return format("%.4f", x); });
+                [&](double x) { return formatted("%+.3f ± %.3f", x, value(at(model, "increase_standard_error"))); });
+    out += cell(model, "kl_divergence", [](double x) { return formatted("%.4f", x); });
+    out += cell(model, "kl_divergence_99", [](double x) { return formatted("%.4f", x); });
     out += cell(model, "top_token_agreement", percent);
     for (const char* key : {"accuracy", "exact_match", "abstained"})
       if (asked) out += cell(model, key, percent);
@@ -215,7 +209,7 @@ std::string setting(const std::string& name, const json& option) {
   for (const char* path : {"calibration", "evaluate", "recipe"})
     if (name == path && option.is_string()) return file_name(option);
   if (option.is_string()) return text(option);
-  if (option.is_number_float()) return format("%g", value(option));
+  if (option.is_number_float()) return formatted("%g", value(option));
   if (!option.is_array()) return option.dump();
   std::string out;
   for (const json& each : option) out += (out.empty() ? "" : ", ") + (each.is_string() ? text(each) : each.dump());

@@ -39,7 +39,7 @@ std::string with_white_space(std::string_view pattern) {
   return out;
 }
 
-std::string message(int code) {
+std::string pcre2_message(int code) {
   PCRE2_UCHAR text[256];
   return pcre2_get_error_message(code, text, sizeof(text)) < 0 ? "error " + std::to_string(code)
                                                                : reinterpret_cast<const char*>(text);
@@ -77,7 +77,7 @@ regex::regex(const std::string& pattern, std::string where) : impl_(std::make_un
   // \C would cut characters into bytes.
   impl_->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(spelled.data()), spelled.size(),
                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &code, &at, nullptr));
-  if (!impl_->code) throw error(where + ": the regular expression " + pattern + " is not one: " + message(code));
+  if (!impl_->code) throw error(where + ": the regular expression " + pattern + " is not one: " + pcre2_message(code));
   pcre2_jit_compile(impl_->code.get(), PCRE2_JIT_COMPLETE);  // where there is no JIT, matching is only slower
   impl_->pattern = pattern;
   impl_->where = std::move(where);
@@ -106,7 +106,7 @@ std::vector<std::pair<size_t, size_t>> regex::matches(std::string_view text) con
     int count = match(0);
     if (count == PCRE2_ERROR_JIT_STACKLIMIT) count = match(PCRE2_NO_JIT);  // the interpreter backtracks on the heap
     if (count == PCRE2_ERROR_NOMATCH) break;
-    if (count < 0) fail(message(count));
+    if (count < 0) fail(pcre2_message(count));
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(data.get());
     if (ends[1] <= at || ends[0] > ends[1]) fail("it matches backwards");  // a lookaround with \K
     found.emplace_back(ends[0], ends[1]);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "formatted.hpp"
 #include "json.hpp"
 #include "sha256.hpp"
 
@@ -11,13 +12,6 @@ namespace nibble::mistral {
 namespace {
 
 using nlohmann::ordered_json;
-
-template <class... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[256];
-  std::snprintf(text, sizeof(text), pattern, args...);
-  return text;
-}
 
 /// @throws error when run and earlier run differ in `key`.
 template <class T>
@@ -111,11 +105,11 @@ earlier_run read_earlier_run(const std::filesystem::path& file, const measured_o
 }
 
 std::string comparison_table(const earlier_run& then, const model_results& now) {
-  std::string out = format("%-22s %14s %14s %12s\n", "", "baseline", "this run", "difference");
+  std::string out = formatted("%-22s %14s %14s %12s\n", "", "baseline", "this run", "difference");
   for (const auto& [kind, value] : now.figures) {
     const double before = then.model.at(kind->key) / kind->unit, after = value / kind->unit;
-    out += format("%-22s %14.*f %14.*f %+12.*f\n", kind->label, kind->decimals, before, kind->decimals, after,
-                  kind->decimals, after - before);
+    out += formatted("%-22s %14.*f %14.*f %+12.*f\n", kind->label, kind->decimals, before, kind->decimals, after,
+                     kind->decimals, after - before);
   }
   return out;
 }
@@ -134,8 +128,8 @@ std::vector<std::string> regressions(double limit, const gated_figures& before, 
   std::vector<std::string> found;
   const auto compare = [&](const char* what, double share) {
     if (share > limit)
-      found.push_back(format("%s by %.2f %% against ", what, 100 * share) + against +
-                      format(", more than --max-regression allows (%.2f %%)", 100 * limit));
+      found.push_back(formatted("%s by %.2f %% against ", what, 100 * share) + against +
+                      formatted(", more than --max-regression allows (%.2f %%)", 100 * limit));
   };
   compare("perplexity rose", (now.perplexity - before.perplexity) / before.perplexity);
   if (before.accuracy > 0) compare("accuracy fell", (before.accuracy - now.accuracy) / before.accuracy);

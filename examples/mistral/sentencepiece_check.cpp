@@ -15,9 +15,9 @@
 namespace nibble::mistral {
 namespace {
 
-class message {
+class protobuf_message {
  public:
-  message(std::string_view bytes, const std::string& where) : left_(bytes), where_(where) {}
+  protobuf_message(std::string_view bytes, const std::string& where) : left_(bytes), where_(where) {}
 
   /// Calls field(number, number or 0, bytes or nothing) for each.
   template <class F>
@@ -69,7 +69,7 @@ class message {
 void check_piece(std::string_view bytes, std::int64_t id, const std::string& where) {
   std::string_view text;
   float score = 0;
-  message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
+  protobuf_message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
     if (number == 1) text = value;
     if (number == 2 && value.size() == sizeof(score)) std::memcpy(&score, value.data(), sizeof(score));
   });
@@ -100,21 +100,21 @@ void append_bytes(std::string& out, std::uint64_t field, std::string_view bytes)
 
 sentencepiece_model read_sentencepiece_model(std::string_view bytes, const std::string& where) {
   sentencepiece_model model;
-  message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
+  protobuf_message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
     if (number == 1) {
       sentencepiece_piece& piece = model.pieces.emplace_back();
-      message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view text) {
+      protobuf_message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view text) {
         if (field == 1) piece.text = text;
         if (field == 2 && text.size() == sizeof(float)) std::memcpy(&piece.score, text.data(), sizeof(float));
         if (field == 3) piece.type = static_cast<int>(type & 0xff);
       });
     }
     if (number == 2)
-      message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view) {
+      protobuf_message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view) {
         if (field == 3) model.merges = type == 2;
       });
     if (number == 3)
-      message(value, where).each([&](std::uint64_t field, std::uint64_t flag, std::string_view) {
+      protobuf_message(value, where).each([&](std::uint64_t field, std::uint64_t flag, std::string_view) {
         if (field == 3) model.prefixed = flag != 0;
       });
   });
@@ -147,15 +147,15 @@ std::string sentencepiece_model_bytes(const sentencepiece_model& model) {
 void check_sentencepiece_model(std::string_view bytes, const std::string& where) {
   constexpr std::uint64_t pieces = 1, trainer = 2, normalizer = 3, denormalizer = 5;
   std::int64_t count = 0;
-  message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
+  protobuf_message(bytes, where).each([&](std::uint64_t number, std::uint64_t, std::string_view value) {
     if (number == pieces) check_piece(value, count++, where);
     if (number == trainer)
-      message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view) {
+      protobuf_message(value, where).each([&](std::uint64_t field, std::uint64_t type, std::string_view) {
         if (field == 3 && type != 1 && type != 2)
           throw error(where + ": the model type " + std::to_string(type) + " is not supported; unigram and BPE are");
       });
     if (number == normalizer || number == denormalizer)
-      message(value, where).each([&](std::uint64_t field, std::uint64_t, std::string_view map) {
+      protobuf_message(value, where).each([&](std::uint64_t field, std::uint64_t, std::string_view map) {
         if (field == 2 && !map.empty())
           throw error(where + ": a table of normalization (precompiled_charsmap) is not supported; Mistral has none");
       });

@@ -11,10 +11,10 @@ namespace {
 
 /// Ids that stay in view: more than the four bytes of a character and a space before it.
 constexpr size_t context = 8;
-constexpr const char* replacement = "\xef\xbf\xbd";  // U+FFFD
+constexpr const char* replacement_character = "\xef\xbf\xbd";  // U+FFFD
 
 bool ends_in_replacement(const std::string& text) {
-  return text.size() >= 3 && text.compare(text.size() - 3, 3, replacement) == 0;
+  return text.size() >= 3 && text.compare(text.size() - 3, 3, replacement_character) == 0;
 }
 
 /// The last ids, from one that begins a character: of byte-fallback tokens, a run that does not would read U+FFFD to its
@@ -22,7 +22,7 @@ bool ends_in_replacement(const std::string& text) {
 std::vector<int32_t> tail(const tokenizer& tok, const std::vector<int32_t>& ids) {
   for (size_t kept = context; kept < std::min(ids.size(), 2 * context); ++kept) {
     std::vector<int32_t> last(ids.end() - static_cast<std::ptrdiff_t>(kept), ids.end());
-    if (tok.decode(last).compare(0, 3, replacement) != 0) return last;
+    if (tok.decode(last).compare(0, 3, replacement_character) != 0) return last;
   }
   return ids;
 }

@@ -51,8 +51,7 @@ NIBBLE_LANE void ask_ahead(const void* at, int bytes) noexcept {
 #endif
 }
 
-/// Writes bytes from `to` on, of any alignment, in order, about Room of them at a time. @param Room at least what is put at once. Always
-/// inline: what wide vectors are put by is then of their instruction set, too; to go from one to another takes three times as long.
+/// Writes bytes from `to` on, of any alignment, in order, about Room of them at a time. @param Room at least what is put at once.
 template <int Room>
 class line_stream {
  public:
@@ -65,7 +64,7 @@ class line_stream {
   void* next() noexcept { return buffer_ + held_; }
 
   /// `count` bytes have been put there.
-  NIBBLE_LANE void put(int count) noexcept {
+  void put(int count) noexcept {
     held_ += count;
     if (held_ < Room) return;
     const int whole = held_ / line * line;
@@ -82,7 +81,7 @@ class line_stream {
   }
 
   /// What is still held, after which all that was streamed is in order with other stores.
-  NIBBLE_LANE void finish() noexcept {
+  void finish() noexcept {
     std::memcpy(to_ + first_, buffer_ + first_, static_cast<std::size_t>(held_ - first_));
 #if defined(__SSE2__)
     _mm_sfence();
@@ -93,7 +92,7 @@ class line_stream {
   static constexpr int line = 64;
   static_assert(Room >= line, "a line at least");
 
-  static NIBBLE_LANE void stream_line(const uint8_t* from, uint8_t* to) noexcept {
+  static void stream_line(const uint8_t* from, uint8_t* to) noexcept {
 #if defined(__SSE2__)
     for (int i = 0; i < line; i += 16)
       _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_load_si128(reinterpret_cast<const __m128i*>(from + i)));
