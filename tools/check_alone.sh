@@ -11,9 +11,9 @@ build=build-alone
 cmake --preset host -B "$build" -DNIBBLE_TOGETHER=OFF -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_CXX_COMPILER_LAUNCHER= >/dev/null
 cd "$build"
 targets=$(IFS='|' && echo "$*")
-# A command a line, of an object that lies in a target's folder.
+# A command a line, of an object that lies in a target's folder; commit.cpp is there only in a build.
 sed -n 's/^ *"command": "\(.*\)",\{0,1\}$/\1/p' compile_commands.json | sed -nE "\\: -o [^ ]*/($targets)\.dir/:p" |
-  sed 's/\\"/"/g; s/ -o [^ ]* / -fsyntax-only /' >commands.txt
+  sed '/commit\.cpp$/d; s/\\\(.\)/\1/g; s/ -o [^ ]* / -fsyntax-only /' >commands.txt
 all=$(wc -l <commands.txt)
 true >failed.txt
 xargs -d '\n' -P "$(nproc)" -I '{}' sh -c '{} || echo "${0##* }" >>failed.txt' '{}' <commands.txt || true
