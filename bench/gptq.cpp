@@ -116,7 +116,7 @@ void target(benchmark::State& state) {
   linear& l = of(state.range(1));
   std::vector<float> out(l.w.size());
   bench::beside_sgemm(state, 4 * solving(l.n), [&] {
-    host::moved_target(l.weights(), l.s.data(), moved, factored(), 1.0f, 0.5f, {out.data(), l.n, k});
+    host::moved_target(l.weights(), l.s.data(), moved, factored(), {}, 0.5f, {out.data(), l.n, k});
   });
 }
 

@@ -126,6 +126,27 @@ void drift(benchmark::State& state, bench::extents e) {
   });
 }
 
+/// The drift of the residual stream that n outputs join.
+void residual_drift(benchmark::State& state, bench::extents e) {
+  const problem on(e);
+  const bench::buffer<float> original(tokens * e.n), residual(tokens * e.n), sum(e.size());
+  const bench::buffer<bf16> x(tokens * e.k);
+  bench::fill(original, bench::normal<float>{1.0f}, 5);
+  bench::fill(residual, bench::normal<float>{1.0f}, 6);
+  bench::fill(x, bench::normal<bf16>{1.0f}, 7);
+  bench::zero(sum);
+  const auto start = [&](void* scratch, index_t& bytes) {
+    return kernels::drift(matrix<const float>(original.data(), tokens, e.n),
+                          matrix<const float>(residual.data(), tokens, e.n), matrix<const bf16>(x.data(), tokens, e.k),
+                          matrix<float>(sum.data(), e.n, e.k), scratch, bytes, bench::blas());
+  };
+  const auto workspace = bench::workspace_of(start);
+  beside(state, on, 2 * static_cast<double>(e.size()) * static_cast<double>(tokens), [&] {
+    index_t bytes = workspace.size();
+    return start(workspace.data(), bytes);
+  });
+}
+
 /// One product, and two triangular solves.
 void target(benchmark::State& state, bench::extents e) {
   const problem on(e);
@@ -169,6 +190,7 @@ void add_all() {
     add("codes_gram", [](benchmark::State& state, bench::extents of) { codes(state, of, gptq_ranges::gram); });
     add("sweep_and_refit", refine);
     add("drift", drift);
+    add("residual_drift", residual_drift);
     add("target", target);
     add("whole", whole);
   }

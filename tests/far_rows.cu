@@ -275,15 +275,23 @@ TEST_CASE("gptq's launchers reach rows more than 2^31 elements apart, where no p
   });
   same_near_and_far([&](auto place) {
     const auto original = place(weights<float>(9, 24)), x = place(weights<float>(9, 24, 2));
+    const auto before = place(weights<float>(9, 5, 3)), now = place(weights<float>(9, 5, 4));
     const device_matrix<float> sum(owned<float>(24, 24, 0.0f));
+    const device_matrix<float> joined(owned<float>(5, 24, 0.0f));
     with_workspace([&](void* workspace, index_t& bytes) {
       return kernels::drift(original.const_view(), x.const_view(), sum.view(), workspace, bytes, blas);
     });
+    with_workspace([&](void* workspace, index_t& bytes) {
+      return kernels::drift(before.const_view(), now.const_view(), x.const_view(), joined.view(), workspace, bytes,
+                            blas);
+    });
     const device_matrix<float> w(weights<float>(5, 24));
+    const auto made_up = place(joined.download());
     const auto target = place(owned<float>(5, 24, 0.0f));
     with_workspace([&](void* workspace, index_t& bytes) {
       return kernels::moved_target(w.const_view(), by.data(), sum.const_view(), 9, nullptr, near_l.const_view(),
-                                   state.data(), 1.0f, 0.0f, target.view(), workspace, bytes, blas);
+                                   state.data(), 1.0f, 0.0f, {made_up.const_view(), nullptr, 0.5f}, target.view(),
+                                   workspace, bytes, blas);
     });
     return bytes_of(target.download());
   });

@@ -46,37 +46,61 @@ owned<float> drift_on_device(const owned<T>& original, const owned<T>& x, const 
   return to.download();
 }
 
+/// As that, of a residual stream beside x.
+template <class T>
+owned<float> drift_on_device(const owned<float>& original, const owned<float>& residual, const owned<T>& x,
+                             const owned<float>& sum, index_t apart = 0) {
+  const blas_handle blas;
+  const device_matrix<float> a(original, residual.cols + apart), b(residual, residual.cols + apart);
+  const device_matrix<T> of(x, x.cols + apart);
+  const device_matrix<float> to(sum, sum.cols + 1);
+  with_workspace([&](void* workspace, index_t& bytes) {
+    return kernels::drift(a.const_view(), b.const_view(), of.const_view(), to.view(), workspace, bytes, blas);
+  });
+  return to.download();
+}
+
 struct problem {
-  owned<float> x, original, w;
+  owned<float> x, original, w, residual, original_residual;
   std::vector<float> s;
   host::second_moment moment;
   host::drift d;
 
   problem(index_t tokens, index_t k, index_t rows)
-      : x(activations(tokens, k)), original(drifted(x)), w(weights<float>(rows, k)), s(scales(k)), d(k) {
+      : x(activations(tokens, k)),
+        original(drifted(x)),
+        w(weights<float>(rows, k)),
+        residual(weights<float>(tokens, rows)),
+        original_residual(drifted(residual)),
+        s(scales(k)),
+        d(k, rows) {
     moment = gathered(x, tokens, 0.2f);
-    d.add(std::as_const(original).view(), std::as_const(x).view());
+    d.add(std::as_const(original).view(), std::as_const(x).view(), std::as_const(original_residual).view(),
+          std::as_const(residual).view());
   }
   host::hessian hessian(activation_order how) const { return {moment, s.data(), 32, how, 0.05f}; }
-  owned<float> sum() const {
-    owned<float> out(w.cols, w.cols);
-    std::copy(d.sum().data, d.sum().data + d.sum().size(), out.data.begin());
+  static owned<float> copied(matrix<const float> from) {
+    owned<float> out(from.rows, from.cols);
+    std::copy(from.data, from.data + from.size(), out.data.begin());
     return out;
   }
+  owned<float> sum() const { return copied(d.sum()); }
+  owned<float> residual_sum() const { return copied(d.residual_sum()); }
   /// By the kernels from h's factor, which has NaN above its diagonal.
-  owned<float> on_device(const host::hessian& h, float share, bool failed = false) const {
+  owned<float> on_device(const host::hessian& h, host::drift_shares share, bool failed = false) const {
     const blas_handle blas;
     owned<float> l(w.cols, w.cols, std::numeric_limits<float>::quiet_NaN());
     for (index_t i = 0; i < l.rows; ++i) std::copy(h.factor().row(i), h.factor().row(i) + i + 1, l.view().row(i));
     const device_matrix<float> weights(w, w.cols + 3), factor(l, l.cols + 1), drift(sum(), w.cols + 2),
-        target(w.rows, w.cols, w.cols + 1);
+        joined(residual_sum(), w.cols + 5), target(w.rows, w.cols, w.cols + 1);
     const device_array<float> by(s);
     const device_array<index_t> column(h.order().column);
     const device_array<kernels::factored> state({kernels::factored{h.unit(), failed ? 1u : 0u}});
     with_workspace([&](void* workspace, index_t& bytes) {
       return kernels::moved_target(weights.const_view(), by.data(), drift.const_view(), d.tokens(), column.data(),
-                                   factor.const_view(), state.data(), share, 0.2f, target.view(), workspace, bytes,
-                                   blas);
+                                   factor.const_view(), state.data(), share.inputs, 0.2f,
+                                   {joined.const_view(), column.data(), share.residual}, target.view(), workspace,
+                                   bytes, blas);
     });
     return target.download();
   }
@@ -101,6 +125,38 @@ TEST_CASE("the kernel's drift is the host's but for the rounding of sums") {
                   2 * static_cast<double>(tokens + 2) * roundoff * size);
         }
     }
+}
+
+TEST_CASE(
+    "the kernel's drift of a residual stream is the host's but for the rounding of sums, and reads 16 bits as they "
+    "are") {
+  for (const index_t k : {1, 37, 130})
+    for (const index_t rows : {1, 64, 77})
+      for (const index_t tokens : {5, 512, 700}) {
+        const problem of(tokens, k, rows);
+        const owned<float> before(rows, k, 1.5f);
+        const auto got = drift_on_device(of.original_residual, of.residual, of.x, before, k == 37 ? 3 : 0);
+        for (index_t i = 0; i < rows; ++i)
+          for (index_t j = 0; j < k; ++j) {
+            double size = 2;
+            for (index_t token = 0; token < tokens; ++token)
+              size +=
+                  std::fabs(static_cast<double>(of.original_residual.view()(token, i) - of.residual.view()(token, i))) *
+                  std::fabs(static_cast<double>(of.x.view()(token, j)));
+            CAPTURE(k, rows, tokens, i, j);
+            REQUIRE(std::fabs(got.view()(i, j) - 1.5f - of.d.residual_sum()(i, j)) <=
+                    2 * static_cast<double>(tokens + 2) * roundoff * size);
+          }
+      }
+  const problem of(40, 50, 24);
+  const auto narrow = as<bf16>(of.x);
+  auto x = of.x, residual = of.residual, clean = of.residual;
+  for (size_t i = 0; i < x.data.size(); ++i) x.data[i] = static_cast<float>(narrow.data[i]);
+  for (size_t i = 0; i < residual.data.size(); i += 11)
+    residual.data[i] = std::numeric_limits<float>::infinity(), clean.data[i] = 0;
+  const owned<float> zero(24, 50, 0.0f);
+  const auto expected = drift_on_device(of.original_residual, clean, x, zero);
+  REQUIRE(drift_on_device(of.original_residual, residual, narrow, zero).data == expected.data);
 }
 
 TEST_CASE("drift reads activations of 16 bits as what they are, and those that are no numbers as 0 on their side") {
@@ -128,8 +184,8 @@ TEST_CASE("the kernel's targets are the host's but for rounding, whatever the or
       const auto h = of.hessian(how);
       REQUIRE(h.usable());
       owned<float> expected(17, k);
-      host::moved_target(of.w.view(), of.s.data(), of.d, h, 0.75f, 0.2f, expected.view());
-      const auto got = of.on_device(h, 0.75f);
+      host::moved_target(of.w.view(), of.s.data(), of.d, h, {0.75f, 0.5f}, 0.2f, expected.view());
+      const auto got = of.on_device(h, {0.75f, 0.5f});
       for (index_t row = 0; row < 17; ++row) {
         float size = 0;
         for (index_t col = 0; col < k; ++col) size = std::max(size, std::fabs(expected.view()(row, col)));
@@ -139,27 +195,29 @@ TEST_CASE("the kernel's targets are the host's but for rounding, whatever the or
         }
       }
       if (k > 1) REQUIRE(got.data != of.w.data);
-      REQUIRE(of.on_device(h, 0.0f).data == of.w.data);
-      REQUIRE(of.on_device(h, 0.75f, true).data == of.w.data);
+      REQUIRE(of.on_device(h, {0.0f, 0.0f}).data == of.w.data);
+      REQUIRE(of.on_device(h, {0.75f, 0.5f}, true).data == of.w.data);
     }
 }
 
 TEST_CASE("a drift that overflowed leaves the target where it was, weight by weight or altogether") {
   problem of(300, 64, 9);
   const owned<float> large(300, 64, 3e38f);
-  of.d.add(large.view(), std::as_const(of.x).view());
-  const auto target = of.on_device(of.hessian(activation_order::none), 1.0f);
+  of.d.add(large.view(), std::as_const(of.x).view(), owned<float>(300, 9, 3e38f).view(), of.residual.view());
+  const auto target = of.on_device(of.hessian(activation_order::none), {1.0f});
   for (const float value : target.data) REQUIRE(is_finite(value));
 }
 
 TEST_CASE("the kernel's targets are the same bytes under every schedule and architecture") {
   const problem of(300, 140, 10);
   const auto h = of.hessian(activation_order::descending);
-  const auto first = of.on_device(h, 1.0f);
+  const auto first = of.on_device(h, {1.0f, 0.5f});
   const auto sum = drift_on_device(of.original, of.x, of.sum());
+  const auto joined = drift_on_device(of.original_residual, of.residual, of.x, of.residual_sum());
   const auto run = [&] {
-    REQUIRE(of.on_device(h, 1.0f).data == first.data);
+    REQUIRE(of.on_device(h, {1.0f, 0.5f}).data == first.data);
     REQUIRE(drift_on_device(of.original, of.x, of.sum()).data == sum.data);
+    REQUIRE(drift_on_device(of.original_residual, of.residual, of.x, of.residual_sum()).data == joined.data);
   };
   under_schedules(3, run);
   on_architectures(run);
@@ -194,6 +252,44 @@ TEST_CASE("the kernels of drift and moved_target refuse what they cannot do, and
   CHECK(drift({nullptr, 0, 32}, {nullptr, 0, 32}, square) == status::ok);
   refuses_bad_workspaces(
       [&](void* workspace, index_t& bytes) { return kernels::drift(all, all, square.view(), workspace, bytes, blas); });
+
+  const auto joined = [&](matrix<const float> a, matrix<const float> b, matrix<const float> c, matrix<float> to) {
+    index_t bytes = 0;
+    return kernels::drift(a, b, c, to, nullptr, bytes, blas);
+  };
+  const matrix<const float> half = all.cols_at(0, 16);
+  const matrix<float> upper = square.view().rows_at(0, 16);
+  CHECK(joined(half, half, all, upper) == status::ok);
+  CHECK(joined(half.rows_at(0, 7), half, all, upper) == status::bad_shape);
+  CHECK(joined(half, half.rows_at(0, 7), all, upper) == status::bad_shape);
+  CHECK(joined(half, half, all.rows_at(0, 7), upper) == status::bad_shape);
+  CHECK(joined(half.cols_at(0, 15), half, all, upper) == status::bad_shape);
+  CHECK(joined(half, half.cols_at(0, 15), all, upper) == status::bad_shape);
+  CHECK(joined(half, half, all.cols_at(0, 31), upper) == status::bad_shape);
+  CHECK(joined({nullptr, 8, 16}, half, all, upper) == status::bad_shape);
+  CHECK(joined(half, {nullptr, 8, 16}, all, upper) == status::bad_shape);
+  CHECK(joined(half, half, {nullptr, 8, 32}, upper) == status::bad_shape);
+  CHECK(joined(half, half, all, upper.rows_at(0, 15)) == status::bad_shape);
+  CHECK(joined(half, half, all, {nullptr, 16, 32}) == status::bad_shape);
+  CHECK(joined(shifted.cols_at(0, 16), half, all, upper) == status::misaligned);
+  CHECK(joined(half, shifted.cols_at(0, 16), all, upper) == status::misaligned);
+  CHECK(joined(half, half, shifted, upper) == status::misaligned);
+  CHECK(joined(half, half, all, {askew(upper.data, 2), 16, 32}) == status::misaligned);
+  CHECK(joined(all.cols_at(0, 0), all.cols_at(0, 0), all, square.view().rows_at(0, 0)) == status::ok);
+  refuses_bad_workspaces(
+      [&](void* workspace, index_t& bytes) { return kernels::drift(half, half, all, upper, workspace, bytes, blas); });
+
+  const auto made_up = [&](const kernels::residual_drift& residual) {
+    index_t bytes = 0;
+    return kernels::moved_target(all, nullptr, of, 5, nullptr, of, state.data(), 1.0f, 0.0f, residual, w.view(),
+                                 nullptr, bytes, blas);
+  };
+  CHECK(made_up({all, column.data(), 1.0f}) == status::ok);
+  CHECK(made_up({all.rows_at(0, 7), column.data(), 1.0f}) == status::bad_shape);
+  CHECK(made_up({all.cols_at(0, 31), column.data(), 1.0f}) == status::bad_shape);
+  CHECK(made_up({{nullptr, 8, 32}, column.data(), 1.0f}) == status::bad_shape);
+  CHECK(made_up({shifted, column.data(), 1.0f}) == status::misaligned);
+  CHECK(made_up({all, askew(column.data(), 4), 1.0f}) == status::misaligned);
 
   const auto target = [&](matrix<const float> from, matrix<const float> sum, matrix<const float> l, matrix<float> to,
                           index_t tokens = 5, const float* by = nullptr, const index_t* order = nullptr,
@@ -231,6 +327,7 @@ TEST_CASE("the kernels of drift and moved_target refuse what they cannot do, and
   for (const int sm : {75, -1}) {
     const pretended_device other(sm);
     CHECK(drift(all, all, square) == status::unsupported_device);
+    CHECK(joined(half, half, all, upper) == status::unsupported_device);
     CHECK(target(all, of, of, w) == status::unsupported_device);
   }
   index_t bytes = 0;

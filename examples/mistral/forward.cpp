@@ -143,7 +143,7 @@ void attention_block(const config& c, const layer_weights& w, const rotary_table
   input.multiply(projection::v, v);
   attention(c, rotary, w.cache, starts, q, k, v, attended);
   if (observe) observe(layer_input::o, attended);
-  rounding_reader(c, w, attended, s).multiply(projection::o, out);
+  if (!out.empty()) rounding_reader(c, w, attended, s).multiply(projection::o, out);
 }
 
 void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
@@ -315,8 +315,11 @@ void mlp_block(const config& c, const layer_weights& w, matrix<const float> norm
 
 namespace {
 
-void run_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
-               const observer& observe, bool whole) {
+/// Told where in x a chunk is, to go through the layer.
+using chunk_runner =
+    std::function<void(const rotary_table&, const std::vector<index_t>& chunk, index_t tokens, scratch&)>;
+
+void in_chunks(const config& c, const std::vector<index_t>& starts, const chunk_runner& run) {
   const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
   const index_t widest = max(2 * c.intermediate, 2 * c.q_width() + 2 * c.kv_width()) + 2 * c.hidden;
   const index_t chunk_tokens = max(index_t(1), chunk_bytes / (4 * widest));
@@ -325,28 +328,41 @@ void run_layer(const config& c, const layer_weights& w, matrix<float> x, const s
     for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
     const std::vector<index_t> chunk(starts.begin() + static_cast<std::ptrdiff_t>(first),
                                      starts.begin() + static_cast<std::ptrdiff_t>(last) + 1);
-    const index_t tokens = chunk.back() - chunk.front();
-    const auto rows = x.rows_at(chunk.front(), tokens);
-    const auto normed = view(s.normed, tokens, c.hidden), out = view(s.out, tokens, c.hidden);
-    rms_norm(rows, w.input_norm, c.rms_norm_eps, normed);
-    attention_block(c, w, rotary, normed, chunk, out, observe, s);
-    add<forward_tile>(out, rows);
-    rms_norm(rows, w.post_norm, c.rms_norm_eps, normed);
-    mlp_block(c, w, normed, whole ? out : matrix<float>(), observe, s);
-    if (whole) add<forward_tile>(out, rows);
+    run(rotary, chunk, chunk.back() - chunk.front(), s);
   }
 }
 
 }  // namespace
 
 void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
-                   const observer& observe) {
-  run_layer(c, w, x, starts, observe, true);
+                   const observer& observe, layer_part part) {
+  in_chunks(c, starts, [&](const rotary_table& rotary, const std::vector<index_t>& chunk, index_t tokens, scratch& s) {
+    const auto rows = x.rows_at(chunk.front(), tokens);
+    const auto normed = view(s.normed, tokens, c.hidden), out = view(s.out, tokens, c.hidden);
+    if (has_attention(part)) {
+      rms_norm(rows, w.input_norm, c.rms_norm_eps, normed);
+      attention_block(c, w, rotary, normed, chunk, out, observe, s);
+      add<forward_tile>(out, rows);
+    }
+    if (has_mlp(part)) {
+      rms_norm(rows, w.post_norm, c.rms_norm_eps, normed);
+      mlp_block(c, w, normed, out, observe, s);
+      add<forward_tile>(out, rows);
+    }
+  });
 }
 
-void observe_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
-                   const observer& observe) {
-  run_layer(c, w, x, starts, observe, false);
+void observe_half(const config& c, const layer_weights& w, layer_part half, matrix<const float> x,
+                  const std::vector<index_t>& starts, const observer& observe) {
+  in_chunks(c, starts, [&](const rotary_table& rotary, const std::vector<index_t>& chunk, index_t tokens, scratch& s) {
+    const auto normed = view(s.normed, tokens, c.hidden);
+    const bool attends = half == layer_part::attention;
+    rms_norm(x.rows_at(chunk.front(), tokens), attends ? w.input_norm : w.post_norm, c.rms_norm_eps, normed);
+    if (attends)
+      attention_block(c, w, rotary, normed, chunk, {}, observe, s);
+    else
+      mlp_block(c, w, normed, {}, observe, s);
+  });
 }
 
 cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t index) {

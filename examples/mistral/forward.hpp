@@ -83,20 +83,33 @@ void embed(const checkpoint& from, const config& c, const batch& b, matrix<float
 /// Told of every activation a linear reads, chunk by chunk in token order: x (tokens of the chunk, inputs).
 using observer = std::function<void(layer_input, matrix<const float>)>;
 
-/// x (tokens, hidden) through one layer, in place.
-void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
-                   const observer& observe = nullptr);
+/// What tokens go through at a time: a layer, or the half of it up to where attention's output, or the MLP's, joins the residual stream.
+enum class layer_part { whole, attention, mlp };
+inline bool has_attention(layer_part part) {
+  return part != layer_part::mlp;
+}
+inline bool has_mlp(layer_part part) {
+  return part != layer_part::attention;
+}
+inline bool belongs(layer_input input, layer_part part) {
+  return input == layer_input::attention || input == layer_input::o ? has_attention(part) : has_mlp(part);
+}
 
-/// Tells what the linears read on x (tokens, hidden), and no more: the last of them is left out, and x is used up.
-void observe_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
-                   const observer& observe);
+/// x (tokens, hidden) through one layer, or a half of it, in place.
+void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
+                   const observer& observe = nullptr, layer_part part = layer_part::whole);
+
+/// Tells what the linears of a half of a layer read on x (tokens, hidden), which stays. @param half attention or mlp.
+void observe_half(const config& c, const layer_weights& w, layer_part half, matrix<const float> x,
+                  const std::vector<index_t>& starts, const observer& observe);
 
 /// The largest |k|, turned, and the largest |v| that a layer makes of x (tokens, hidden); NaN and ±inf count as 0.
 cache_scales largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
                             const std::vector<index_t>& starts);
 
 /// The parts of a layer, for passes that judge a block by its output.
-/// out (tokens, hidden) = the attention block's output on normed x (tokens, hidden), before the residual is added.
+/// out (tokens, hidden) = the attention block's output on normed x (tokens, hidden), before the residual is added; or nothing, where
+/// only what linears read is of interest.
 void attention_block(const config& c, const layer_weights& w, matrix<const float> normed,
                      const std::vector<index_t>& starts, matrix<float> out, const observer& observe = nullptr);
 /// out (tokens, hidden) = down(silu(gate(normed)) · up(normed)).

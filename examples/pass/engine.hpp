@@ -86,13 +86,14 @@ class engine {
   virtual void set(std::vector<float> x) = 0;
   /// x (tokens, hidden), and as much again where the original model's activations are followed too; valid until the next call.
   virtual const std::vector<float>& get() = 0;
-  /// Through a layer of the checkpoint, or through w.
+  /// Through a layer of the checkpoint, or through w or a half of it.
   virtual void forward(index_t layer) = 0;
-  virtual void forward(const layer_weights& w) = 0;
+  virtual void forward(const layer_weights& w, layer_part part) = 0;
 
-  /// Statistics of what the linears of w, the checkpoint's layer `layer`, read. The activations become its output, unless
-  /// `keep`; those of the original model do in any case.
-  virtual void gather(index_t layer, const layer_weights& w, bool keep) = 0;
+  /// Statistics of what the linears of w, or of a half of it, read; that part is the one of the checkpoint's layer `layer`. The
+  /// activations become its output, unless `keep`; those of the original model do in any case, where they are followed.
+  /// @pre where a layer is quantized half by half, so is this: attention, forward(), mlp, and `keep`.
+  virtual void gather(index_t layer, const layer_weights& w, layer_part part, bool keep) = 0;
   /// NaN and ±inf among what was gathered, each counted as 0 otherwise.
   virtual index_t non_finite() const = 0;
   /// Lets the statistics go.

@@ -59,19 +59,21 @@ class host_arithmetic : public engine {
   }
   void set(std::vector<float> x) override { data_ = std::move(x); }
   const std::vector<float>& get() override { return data_; }
-  void forward(index_t layer) override { forward(load_layer(j_.files, j_.model, layer)); }
-  void forward(const layer_weights& w) override {
+  void forward(index_t layer) override { forward(load_layer(j_.files, j_.model, layer), layer_part::whole); }
+  void forward(const layer_weights& w, layer_part part) override {
     const stopwatch watch(times_, phase::forward);
-    forward_layer(j_.model, w, x(), tokens_.starts);
+    forward_layer(j_.model, w, x(), tokens_.starts, nullptr, part);
   }
 
-  void gather(index_t layer, const layer_weights& w, bool keep) override {
+  void gather(index_t layer, const layer_weights& w, layer_part part, bool keep) override {
     const auto& c = j_.model;
     solver_.begin(layer);
     unfinite_ = 0;
+    inputs_ = {};
     for (const layer_input input : layer_inputs)
-      inputs_[static_cast<size_t>(input)] =
-          host::second_moment(width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage);
+      if (belongs(input, part))
+        inputs_[static_cast<size_t>(input)] =
+            host::second_moment(width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage);
     const index_t sampled = sample_starts_.back();
     if (j_.o.smoothed()) rounding_.begin(max(index_t(1), tokens_.tokens() / smoothing_tokens));
     phase_times here{};
@@ -90,9 +92,11 @@ class host_arithmetic : public engine {
     };
     {
       const stopwatch watch(here, phase::forward);
-      if (j_.o.cache_rounded) cached_ = mistral::largest_cached(c, w, x(), tokens_.starts);
+      if (j_.o.cache_rounded && has_attention(part)) cached_ = mistral::largest_cached(c, w, x(), tokens_.starts);
       if (j_.o.drift_followed()) {
-        gather_both(w, here, observe);
+        gather_both(w, part, here, observe);
+      } else if (part != layer_part::whole) {
+        observe_half(c, w, part, x(), tokens_.starts, observe);
       } else {
         std::vector<float> copy;
         if (keep) copy = data_;
@@ -105,7 +109,8 @@ class host_arithmetic : public engine {
     times_[static_cast<size_t>(phase::statistics)] += observed;
     const stopwatch watch(times_, phase::statistics);
     if (!j_.o.correlations_seen()) look_at_samples();
-    for (auto& moment : inputs_) moment.finish();
+    for (const layer_input input : layer_inputs)
+      if (belongs(input, part)) inputs_[static_cast<size_t>(input)].finish();
   }
   index_t non_finite() const override {
     index_t count = unfinite_;
@@ -177,7 +182,7 @@ class host_arithmetic : public engine {
   /// Those of the original model. @pre j.o.drift_followed()
   matrix<float> original() { return {data_.data() + x().size(), tokens_.tokens(), j_.model.hidden}; }
   void look_at_samples();
-  void gather_both(const layer_weights& w, phase_times& here, const observer& observe);
+  void gather_both(const layer_weights& w, layer_part half, phase_times& here, const observer& observe);
   matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
   const host::second_moment& moment(projection p) const { return inputs_[static_cast<size_t>(input_of(p))]; }
   void run_block(bool attention, size_t sequence, std::vector<float>& out) const;
@@ -207,41 +212,45 @@ void host_arithmetic::look_at_samples() {
   }
 }
 
-/// A chunk of sequences of the original model's activations through w, then of the quantized one's, which stay: what linears
-/// read of the first is kept to be compared with the second.
-void host_arithmetic::gather_both(const layer_weights& w, phase_times& here, const observer& observe) {
+/// A chunk of sequences of the original model's activations through a half of w, then of the quantized one's, which stay: what linears
+/// read of the first, and the residual stream that the half adds to, are kept to be compared with the second.
+void host_arithmetic::gather_both(const layer_weights& w, layer_part half, phase_times& here, const observer& observe) {
   constexpr index_t chunk_bytes = index_t(16) << 20;  // of what is kept: the allocator has such buffers again at once
   const config& c = j_.model;
-  index_t widths = 0;
-  for (const layer_input input : layer_inputs) widths += width(c, input);
+  index_t widths = c.hidden;
+  for (const layer_input input : layer_inputs)
+    if (belongs(input, half)) widths += width(c, input);
   const index_t chunk_tokens = chunk_bytes / (4 * widths);
   const auto& starts = tokens_.starts;
   std::array<std::vector<float>, 4> kept;
-  std::vector<float> copy;
+  std::vector<float> residual;
   for (size_t first = 0, last; first + 1 < starts.size(); first = last) {
     for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
     std::vector<index_t> chunk;
     for (size_t i = first; i <= last; ++i) chunk.push_back(starts[i] - starts[first]);
+    const auto before = original().rows_at(starts[first], chunk.back()), now = x().rows_at(starts[first], chunk.back());
+    residual.assign(before.data, before.data + before.size());
     for (auto& each : kept) each.clear();
-    forward_layer(c, w, original().rows_at(starts[first], chunk.back()), chunk,
-                  [&](layer_input input, matrix<const float> activations) {
-                    auto& to = kept[static_cast<size_t>(input)];
-                    for (index_t row = 0; row < activations.rows; ++row)
-                      to.insert(to.end(), activations.row(row), activations.row(row) + activations.cols);
-                  });
-    const float* const from = x().row(starts[first]);
-    copy.assign(from, from + chunk.back() * c.hidden);
+    forward_layer(
+        c, w, before, chunk,
+        [&](layer_input input, matrix<const float> activations) {
+          auto& to = kept[static_cast<size_t>(input)];
+          for (index_t row = 0; row < activations.rows; ++row)
+            to.insert(to.end(), activations.row(row), activations.row(row) + activations.cols);
+        },
+        half);
     std::array<index_t, 4> compared{};
-    observe_layer(c, w, {copy.data(), chunk.back(), c.hidden}, chunk,
-                  [&](layer_input input, matrix<const float> activations) {
-                    observe(input, activations);
-                    const stopwatch watch(here, phase::statistics);
-                    index_t& at = compared[static_cast<size_t>(input)];
-                    const matrix<const float> before(kept[static_cast<size_t>(input)].data() + at * activations.cols,
-                                                     activations.rows, activations.cols);
-                    solver_.drift_of(input, activations.cols).add(before, activations);
-                    at += activations.rows;
-                  });
+    observe_half(c, w, half, now, chunk, [&](layer_input input, matrix<const float> activations) {
+      observe(input, activations);
+      const stopwatch watch(here, phase::statistics);
+      index_t& at = compared[static_cast<size_t>(input)];
+      const auto part = [&](const std::vector<float>& from, index_t cols) {
+        return matrix<const float>(from.data() + at * cols, activations.rows, cols);
+      };
+      solver_.drift_of(input, c).add(part(kept[static_cast<size_t>(input)], activations.cols), activations,
+                                     part(residual, c.hidden), now.rows_at(at, activations.rows));
+      at += activations.rows;
+    });
   }
 }
 

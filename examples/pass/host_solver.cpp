@@ -36,9 +36,9 @@ void host_solver::begin(index_t layer) {
   reordered_.reset();
 }
 
-host::drift& host_solver::drift_of(layer_input input, index_t inputs) {
+host::drift& host_solver::drift_of(layer_input input, const config& c) {
   auto& drift = drifts_[static_cast<size_t>(input)];
-  if (!drift) drift.emplace(inputs);
+  if (!drift) drift.emplace(width(c, input), o_.residual_followed() && input == layer_input::down ? c.hidden : 0);
   return *drift;
 }
 
@@ -62,7 +62,7 @@ double host_solver::choose(projection p, matrix<const float> w, const std::vecto
   if (h.usable() && drift && drift->tokens() > 0) {
     moved.resize(static_cast<size_t>(w.size()));
     const matrix<float> target(moved.data(), w.rows, w.cols);
-    host::moved_target(w, s.data(), *drift, h, o_.drift, x.shrinkage(), target);
+    host::moved_target(w, s.data(), *drift, h, {o_.drift, o_.residual_drift}, x.shrinkage(), target);
     w = target;
   }
   return solve(h, w, s, of_row, x, as, o_.sweeps, q);

@@ -31,8 +31,9 @@ class host_solver {
 
   /// What follows is about another layer, or other statistics.
   void begin(index_t layer);
-  /// Gathers how an input's activations drifted. @pre o.drift_followed()
-  host::drift& drift_of(layer_input input, index_t inputs);
+  /// Gathers how an input's activations drifted, and where down's output joins it, the residual stream.
+  /// @pre o.drift_followed()
+  host::drift& drift_of(layer_input input, const config& c);
 
   /// Codes and parameters of linear p's weights w, whose columns are scaled by s, under x; tells the user where the Hessian had to
   /// be mended. @returns tr(ΔW·G'·ΔWᵀ) against the weights that were aimed at, rows times of_row, unless that is null.

@@ -40,25 +40,26 @@ linear_report round(const layer_task& t, projection p, const original& before, c
 
 }  // namespace
 
-layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_sink& sink) {
-  if (t.o.smoothed()) return smooth_layer(t, w, sink);
-  layer_report report;
-  for (const layer_input input : layer_inputs)
-    report.channels[static_cast<size_t>(input)] = rank_channels(t.on.absolute_mean(input));
+void quantize_layer(const layer_task& t, layer_part part, layer_weights& w, const linear_sink& sink,
+                    layer_report& report) {
+  if (t.o.smoothed()) return smooth_layer(t, part, w, sink, report);
   originals before;
   folded_scales scales(t.c);
-  // A scale changes the rows of what comes before it: all are folded before any code is chosen.
+  // A scale changes the rows of what comes before it, in the same half: all are folded before any code is chosen.
   for (const layer_input input : scaling_order) {
+    if (!belongs(input, part)) continue;
+    report.channels[static_cast<size_t>(input)] = rank_channels(t.on.absolute_mean(input));
     const std::vector<projection> linears = packed_readers(t.how, input);
     if (linears.empty()) continue;
     note(t, linears, w, before);
     if (!t.o.scales_searched()) continue;
     if (const auto group = scale_group_of(t.c, t.how, input)) report.inputs.push_back(scale(t, *group, w, scales));
   }
-  for (const layer_input input : layer_inputs)
+  for (const layer_input input : layer_inputs) {
+    if (!belongs(input, part)) continue;
     for (const projection p : packed_readers(t.how, input))
       report.linears.push_back(round(t, p, before[static_cast<size_t>(p)], scales, w, sink));
-  return report;
+  }
 }
 
 void round_layer(const config& c, const layer_packing& how, dtype stored, layer_weights& w, const linear_sink& sink,

@@ -57,12 +57,14 @@ struct layer_task {
   packed as(projection p) const { return {how, p, stored}; }
 };
 
-/// Quantizes the projections of w that t.how packs. On return w holds what the checkpoint will hold, dequantized: weights scaled
-/// by s, and norms divided by it, already rounded to t.stored.
-layer_report quantize_layer(const layer_task& t, layer_weights& w, const linear_sink& sink);
+/// Quantizes the projections of w, or of a half of it, that t.how packs, and adds what became of them to `report`. On return that part of w
+/// holds what the checkpoint will hold, dequantized: weights scaled by s, and norms divided by it, already rounded to t.stored.
+void quantize_layer(const layer_task& t, layer_part part, layer_weights& w, const linear_sink& sink,
+                    layer_report& report);
 
 /// quantize_layer for SmoothQuant, whose losses are those of weights and inputs rounded together.
-layer_report smooth_layer(const layer_task& t, layer_weights& w, const linear_sink& sink);
+void smooth_layer(const layer_task& t, layer_part part, layer_weights& w, const linear_sink& sink,
+                  layer_report& report);
 
 /// Round to nearest with min-max ranges, needing no statistics: w ← dequantized. Sink as above, may be null.
 /// @param largest  by layer_input: max |x|, for input_rounding::tensor

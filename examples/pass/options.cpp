@@ -225,9 +225,10 @@ std::vector<std::string> check(pass_options& o) {
   check_cache(o);
   note_readers(o, notes);
   if (o.solved() && o.propagate == propagation::original) {
-    if (o.drift_given && o.drift > 0)
-      throw usage_error("--drift makes up for what quantized layers do: use it with --propagate quantized");
-    o.drift = 0;
+    if (o.drift_given)
+      throw usage_error(
+          "--drift and --residual-drift make up for what quantized layers do: use them with --propagate quantized");
+    o.drift = o.residual_drift = 0;
   }
   if (!o.report.empty() && !o.json.empty() && same_file(o.report, o.json))
     throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");

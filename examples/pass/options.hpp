@@ -117,8 +117,9 @@ struct pass_options {
   propagation propagate = propagation::original;
   float damping = 0.01f;
   activation_order order = activation_order::none;
-  float drift = 1.0f;        ///< share of the drift of a linear's inputs that its target makes up for; GPTAQ's α
-  bool drift_given = false;  ///< by the user, not by default
+  float drift = 1.0f;           ///< share of the drift of a linear's inputs that its target makes up for; GPTAQ's α
+  float residual_drift = 0.5f;  ///< share of the residual stream's drift that down's target makes up for
+  bool drift_given = false;     ///< one of them more than 0, by the user, not by default
   smoothing_strength strength;
   smoothing smoothed_inputs = smoothing::down;
   bool cache_rounded = false;  ///< scales for keys and values in fp8
@@ -140,8 +141,11 @@ struct pass_options {
   bool solved() const { return how_found.codes == rounding::gptq; }
   /// Whether codes are found under Gram matrices of all tokens; a sample of them does otherwise.
   bool correlations_seen() const { return !smoothed() || solved() || clip == clip_search::gram || sweeps > 0; }
+  /// Whether the second half of a layer is quantized under what the first, already quantized, gives it.
+  bool by_halves() const { return solved() && propagate == propagation::quantized; }
   /// Whether the original model's activations are followed beside the quantized one's.
-  bool drift_followed() const { return solved() && propagate == propagation::quantized && drift > 0; }
+  bool drift_followed() const { return by_halves() && (drift > 0 || residual_drift > 0); }
+  bool residual_followed() const { return by_halves() && residual_drift > 0; }
 };
 
 /// A note to the user, on stderr.

@@ -192,36 +192,48 @@ cache_scales scales_of_cache(const job& j, const cache_scales& largest) {
   return {input_scale(largest.k, code_type::e4m3, j.stored), input_scale(largest.v, code_type::e4m3, j.stored)};
 }
 
-/// Statistics, search and codes of one layer; w becomes what the checkpoint will hold. @returns what the bar shows.
-std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& on, const linear_sink& sink,
-                         pass_result& r) {
+/// Statistics, search and codes of a layer or a half of it; that part of w becomes what the checkpoint will hold.
+void search_part(const layer_task& task, const job& j, index_t layer, layer_part part, layer_weights& w,
+                 const linear_sink& sink, layer_report& report, pass_result& r) {
+  engine& on = task.on;
   const bool again = j.o.propagate == propagation::quantized;
-  cache_scales cache;
+  cache_scales cache = w.cache;
   {
     stopwatch watch(r.seconds.forward);
-    on.gather(layer, w, again);
-    if (j.o.cache_rounded) cache = scales_of_cache(j, on.largest_cached());
+    on.gather(layer, w, part, again);
+    if (j.o.cache_rounded && has_attention(part)) cache = scales_of_cache(j, on.largest_cached());
   }
   if (on.non_finite() > 0)
     throw unusable_model(j.o.model + ": layer " + std::to_string(layer) +
                          " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
                          "; check the checkpoint");
-  std::string note;
   {
     stopwatch watch(r.seconds.search);
-    const auto report = quantize_layer({j.model, j.o, j.packings(layer), j.stored, on}, w, sink);
-    note = loss_note(report);
-    r.layers.push_back(to_json(report, true));
+    quantize_layer(task, part, w, sink, report);
   }
   if (on.on_gpu()) r.gpu_bytes = std::max(r.gpu_bytes, j.on->free_bytes - std::min(j.on->free_bytes, gpu_free_bytes()));
   w.cache = cache;
   on.forget();
   if (again) {
     stopwatch watch(r.seconds.forward);
-    on.forward(w);
+    on.forward(w, part);
+  }
+}
+
+/// Statistics, search and codes of one layer; w becomes what the checkpoint will hold. @returns what the bar shows.
+std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& on, const linear_sink& sink,
+                         pass_result& r) {
+  layer_report report;
+  const layer_task task{j.model, j.o, j.packings(layer), j.stored, on};
+  if (j.o.by_halves()) {
+    search_part(task, j, layer, layer_part::attention, w, sink, report, r);
+    search_part(task, j, layer, layer_part::mlp, w, sink, report, r);
+  } else {
+    search_part(task, j, layer, layer_part::whole, w, sink, report, r);
   }
   r.phases = on.times();
-  return note;
+  r.layers.push_back(to_json(report, true));
+  return loss_note(report);
 }
 
 void quantize_layers(const job& j, const std::filesystem::path& directory, safetensors_writer& writer,

@@ -63,7 +63,9 @@ struct products {
       if (j.o.correlations_seen() && (tokens >= k || j.o.solved())) gram += tokens * k * k;
     }
     const int forwards = j.o.drift_followed() ? 3 : j.o.propagate == propagation::quantized ? 2 : 1;
-    return of_forward() * forwards + gram * (j.o.drift_followed() ? 3 : 1);
+    const double joined =
+        j.o.residual_followed() ? 2 * tokens * static_cast<double>(j.model.hidden * j.model.intermediate) : 0;
+    return of_forward() * forwards + gram * (j.o.drift_followed() ? 3 : 1) + joined;
   }
   /// GPTQ's codes of some rows and their loss; and a factor, which linears that read one input share.
   double of_judging(projection p) const {
@@ -175,7 +177,7 @@ std::uint64_t sample_bytes(const job& j) {
 
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
 std::uint64_t memory_needed(const job& j, bool on_gpu) {
-  std::uint64_t layer = 0, largest = 0, grams = 0, solver = 0;
+  std::uint64_t layer = 0, largest = 0, grams = 0, first_half = 0, solver = 0;
   for (const projection p : projections) {
     const auto size = static_cast<std::uint64_t>(outputs(j.model, p) * inputs(j.model, p));
     layer += 4 * size;
@@ -187,10 +189,12 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
       const index_t seen = j.o.correlations_seen() ? j.samples.tokens() : min(j.samples.tokens(), 2 * smoothing_tokens);
       grams += 4 * k * std::min(k, static_cast<std::uint64_t>(seen));
       if (j.o.drift_followed()) grams += 4 * k * k;
+      if (j.o.residual_followed() && p == projection::down) grams += 4 * k * static_cast<std::uint64_t>(j.model.hidden);
       // The factor; the Gram matrix where there are tokens instead, or the drift in the order of the factor.
       if (j.o.solved()) solver = std::max(solver, 4 * 2 * k * k);
+      if (j.o.by_halves() && p == projection::o) std::swap(grams, first_half);  // which are gone in the second
     }
-  grams += solver;
+  grams = std::max(grams, first_half) + solver;
   if (j.o.solved() && !on_gpu)
     grams += 5 * largest;  // a linear's target, or its columns in order, and codes a byte each
   if (j.o.smoothed() && !on_gpu) grams += sample_bytes(j);

@@ -289,15 +289,19 @@ void pass_program::add_solver() {
                  "their group, and groups by their largest; or those with the largest, which then make up groups, for "
                  "--format gptq and gptq-v2. Of the others nothing is seen in the files")
           ->group(of_quantization));
-  drift_ =
-      app_.add_option(
-              "--drift", o_.drift,
-              "How much of the drift of a linear's inputs, which the quantized layers before it cause, its weights "
-              "make up for: 0 nothing, 1 all that they can; nothing with --propagate original")
-          ->check(between(0.0, 1.0))
-          ->capture_default_str()
-          ->type_name("X")
-          ->group(of_quantization);
+  const auto add_share = [&](const char* name, float& share, const char* help) {
+    return app_.add_option(name, share, help)
+        ->check(between(0.0, 1.0))
+        ->capture_default_str()
+        ->type_name("X")
+        ->group(of_quantization);
+  };
+  drift_ = add_share("--drift", o_.drift,
+                     "How much of the drift of a linear's inputs, which the quantized linears before it cause, its "
+                     "weights make up for: 0 nothing, 1 all that they can; nothing with --propagate original");
+  residual_drift_ = add_share(
+      "--residual-drift", o_.residual_drift,
+      "The same of the residual stream, which down makes up for, whose output is the last that a layer adds to it");
 }
 
 void pass_program::add_smoothing() {
@@ -334,7 +338,10 @@ int pass_program::run(int argc, char** argv) {
 int pass_program::run() {
   if (o_.output.empty()) throw usage_error("--output is required: the directory to write");
   o_.max_shard_bytes = parse_size(shard_, "--max-shard-size");
-  o_.drift_given = drift_ != nullptr && drift_->count() > 0;
+  const auto given = [](const CLI::Option* option, float share) {
+    return option != nullptr && option->count() > 0 && share > 0;
+  };
+  o_.drift_given = given(drift_, o_.drift) || given(residual_drift_, o_.residual_drift);
   o_.strength = parse_strength(strength_);
   check_recipe_alone();
   for (const std::string& note : check(o_)) tell(o_, note);

@@ -58,7 +58,7 @@ class pass_program {
   CLI::App app_;
   pass_options o_;
   std::string shard_ = "5GB", strength_ = "auto";
-  CLI::Option *recipe_ = nullptr, *drift_ = nullptr;
+  CLI::Option *recipe_ = nullptr, *drift_ = nullptr, *residual_drift_ = nullptr;
   std::vector<CLI::Option*> decided_by_recipe_;
 };
 

@@ -119,7 +119,10 @@ nlohmann::ordered_json options_json(const pass_options& o) {
                   {"propagate", word_of(propagation_choices, o.propagate)},
                   {"seed", o.seed}});
   if (o.solved())
-    options.update({{"dampening_frac", o.damping}, {"actorder", word_of(order_choices, o.order)}, {"drift", o.drift}});
+    options.update({{"dampening_frac", o.damping},
+                    {"actorder", word_of(order_choices, o.order)},
+                    {"drift", o.drift},
+                    {"residual_drift", o.residual_drift}});
   return options;
 }
 

@@ -86,17 +86,19 @@ class layer_smoother {
 
 }  // namespace
 
-layer_report smooth_layer(const layer_task& t, layer_weights& w, const linear_sink& sink) {
-  layer_report report;
+void smooth_layer(const layer_task& t, layer_part part, layer_weights& w, const linear_sink& sink,
+                  layer_report& report) {
   for (const layer_input input : layer_inputs) {
+    if (!belongs(input, part)) continue;
     const std::vector<float>& largest = t.on.sample(input).largest;
     report.channels[static_cast<size_t>(input)] = rank_channels(t.on.absolute_mean(input));
     report.largest[static_cast<size_t>(input)] = *std::max_element(largest.begin(), largest.end());
   }
   layer_smoother smoother(t, w);
-  for (const layer_input input : scaling_order) smoother.smooth(input, report);
-  for (const layer_input input : layer_inputs) smoother.round(input, report, sink);
-  return report;
+  for (const layer_input input : scaling_order)
+    if (belongs(input, part)) smoother.smooth(input, report);
+  for (const layer_input input : layer_inputs)
+    if (belongs(input, part)) smoother.round(input, report, sink);
 }
 
 }  // namespace nibble::mistral

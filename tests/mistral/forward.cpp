@@ -222,6 +222,37 @@ TEST_CASE("an observer sees every activation that a linear reads, chunk by chunk
   CHECK(largest_difference(mlp.data(), x.data() + last * c.hidden, mlp.size()) < 1e-3);
 }
 
+TEST_CASE("two halves of a layer are the layer, and what linears read of a half can be told without going through it") {
+  test::model_spec spec;
+  spec.vocabulary = 50;
+  const opened model(spec);
+  const config& c = model.settings;
+  const batch b = random_batch({13, 1, 70}, 50);
+  const layer_weights w = load_layer(*model.files, c, 0);
+  using told = std::vector<std::pair<layer_input, std::vector<float>>>;
+  const auto tell = [](told& to) {
+    return [&to](layer_input which, matrix<const float> x) {
+      to.emplace_back(which, std::vector<float>(x.data, x.data + x.size()));
+    };
+  };
+  std::vector<float> whole(static_cast<size_t>(b.tokens() * c.hidden));
+  const auto of = [&](std::vector<float>& data) { return matrix<float>(data.data(), b.tokens(), c.hidden); };
+  embed(*model.files, c, b, of(whole));
+  std::vector<float> halves = whole;
+  told of_whole, of_halves, aside;
+  forward_layer(c, w, of(whole), b.starts, tell(of_whole));
+  for (const layer_part half : {layer_part::attention, layer_part::mlp}) {
+    const std::vector<float> before = halves;
+    observe_half(c, w, half, of(halves), b.starts, tell(aside));
+    CHECK(halves == before);
+    forward_layer(c, w, of(halves), b.starts, tell(of_halves), half);
+  }
+  CHECK(halves == whole);
+  CHECK(of_halves == of_whole);
+  CHECK(aside == of_whole);
+  CHECK(of_whole.size() == 4);
+}
+
 TEST_CASE("a norm divides by the root mean square, whatever the magnitude and width") {
   for (const index_t width : {1, 2, 15, 16, 17, 64})
     for (const float size : {1e-6f, 1.0f, 1e6f}) {

@@ -63,14 +63,14 @@ double increase(const words& more) {
 
 TEST_CASE("at 3 bits each of GPTQ's parts lowers perplexity, on text like that it was calibrated on and other text") {
   const double nearest = increase({"--method", "rtn"});
-  const double published =
-      increase({"--clip", "none", "--sweeps", "0", "--drift", "0", "--shrinkage", "0", "--actorder", "none"});
-  const double refined = increase({"--drift", "0"});
+  const double published = increase({"--clip", "none", "--sweeps", "0", "--drift", "0", "--residual-drift", "0",
+                                     "--shrinkage", "0", "--actorder", "none"});
+  const double refined = increase({"--drift", "0", "--residual-drift", "0"});
   const double whole = increase({});
-  // Measured: 2.41, 1.96, 1.22, 0.95; with 32 sequences and more windows 2.33, 1.70, 1.11, 0.65.
-  CHECK(published < 0.9 * nearest);
+  // Measured: 2.41, 2.12, 1.11, 0.89.
+  CHECK(published < 0.95 * nearest);
   CHECK(refined < 0.8 * published);
-  CHECK(whole < 0.9 * refined);
+  CHECK(whole < 0.95 * refined);
   CHECK(whole > 0);
 }
 
@@ -79,6 +79,7 @@ TEST_CASE("gptq_mistral writes the same bytes whatever the number of threads, fo
   const std::vector<words> variants = {{},
                                        {"--propagate", "original"},
                                        {"--drift", "0.5", "--actorder", "group-aware"},
+                                       {"--drift", "0", "--residual-drift", "0"},
                                        {"--actorder", "descending", "--format", "gptq-v2"},
                                        {"--actorder", "none", "--clip", "mse"},
                                        {"--method", "awq+gptq", "--n-grid", "4", "--scheme", "W3A16"},
@@ -111,12 +112,41 @@ TEST_CASE("GPTQ after AWQ's search is GPTQ alone, byte for byte, where no scale 
   }
 }
 
+TEST_CASE(
+    "a layer's MLP is quantized under what its attention gives once that is quantized, unless the original's is "
+    "wanted") {
+  test::model_spec spec;
+  spec.layers = 1;
+  const workplace w(spec);
+  const words shared = {"--group-size", "32", "--overwrite", "--scheme", "W2A16_ASYM"};
+  const auto codes_of_mlp = [&](const words& more) {
+    w.quantize("out", shared + more);
+    const checkpoint written(w.root / "out");
+    std::string bytes;
+    for (const char* linear : {"gate_proj", "up_proj", "down_proj"}) {
+      const tensor& packed = written.at(std::string("model.layers.0.mlp.") + linear + ".weight_packed");
+      bytes.append(reinterpret_cast<const char*>(packed.data), static_cast<size_t>(packed.bytes));
+    }
+    return bytes;
+  };
+  const words attention_left = {"--ignore", "lm_head,re:.*self_attn.*"};
+  for (const words& how : {words{}, words{"--drift", "0", "--residual-drift", "0"}}) {
+    CAPTURE(how);
+    CHECK((codes_of_mlp(how) != codes_of_mlp(how + attention_left)));
+  }
+  const words original = {"--propagate", "original"};
+  CHECK((codes_of_mlp(original) == codes_of_mlp(original + attention_left)));
+}
+
 TEST_CASE("no option of gptq_mistral is ignored") {
   const workplace w;
   std::vector<std::string> seen;
   const std::vector<words> variants = {{},
                                        {"--drift", "0"},
                                        {"--drift", "0.5"},
+                                       {"--residual-drift", "0"},
+                                       {"--residual-drift", "1"},
+                                       {"--drift", "0", "--residual-drift", "0"},
                                        {"--propagate", "original"},
                                        {"--clip", "mse"},
                                        {"--clip", "none"},
@@ -218,9 +248,11 @@ TEST_CASE("a recipe for the other program is refused, and that one named") {
 
 TEST_CASE("what cannot go together is refused with status 2") {
   const workplace w;
-  const auto result = w.run("out", {"--propagate", "original", "--drift", "1"});
-  CHECK(result.status == 2);
-  CHECK_THAT(result.err, Contains("--drift") && Contains("--propagate quantized"));
+  for (const char* drift : {"--drift", "--residual-drift"}) {
+    const auto result = w.run("out", {"--propagate", "original", drift, "1"});
+    CHECK(result.status == 2);
+    CHECK_THAT(result.err, Contains(drift) && Contains("--propagate quantized"));
+  }
   for (const words& wrong : {words{"--drift", "1.5"}, words{"--drift", "nan"}, words{"--dampening-frac", "-1"},
                              words{"--actorder", "group"}, words{"--method", "awq"}}) {
     CAPTURE(wrong);
@@ -249,6 +281,7 @@ TEST_CASE("the figures of a run name the method, its options and what it aimed a
   const json all = json::parse(test::read_bytes(figures));
   CHECK(all.at("options").at("method") == "awq+gptq");
   CHECK(all.at("options").at("drift") == 1.0);
+  CHECK(all.at("options").at("residual_drift") == 0.5);
   CHECK(all.at("options").at("actorder") == "static");
   CHECK(all.at("options").at("dampening_frac").get<double>() == Approx(0.01));
   CHECK(all.at("models").back().at("name") == "AWQ + GPTQ");

@@ -31,6 +31,7 @@ TEST_CASE("numbers of options are decimal and within their range, or refused by 
       {"gptq_mistral",
        {{"--dampening-frac", {"-0.1", "1.1"}},
         {"--drift", {"-0.1", "1.1"}},
+        {"--residual-drift", {"-0.1", "1.1"}},
         {"--sweeps", {"-1", "1001"}},
         {"--num-calibration-samples", {"0", "-1", "1000001"}}}},
       {"smoothquant_mistral",

@@ -451,21 +451,34 @@ void note(told& to, layer_input which, matrix<const bf16> x, cudaStream_t in) {
   to.emplace_back(which, std::vector<float>(values.begin(), values.end()));
 }
 
-/// Two streams of a batch through a model: x through its layers, the second through another's, which x is beside in every layer.
+std::vector<float> noted(matrix<const float> x, cudaStream_t in) {
+  std::vector<float> values(static_cast<size_t>(x.size()));
+  succeeds(cudaMemcpyAsync(values.data(), x.data, values.size() * sizeof(float), cudaMemcpyDeviceToHost, in));
+  succeeds(cudaStreamSynchronize(in));
+  return values;
+}
+
+/// Two streams of a batch through a model by halves of layers: x through its own, the second through another's, which x is beside.
 struct beside {
   told first, second;
+  std::vector<std::vector<float>> residuals;  ///< that down's output is added to: x's and the second's, by layer
   std::vector<float> ends;
 
   beside(cuda_forward::forward_pass& pass, opened& model, opened& other, const batch& b) {
     pass.embed(model.files, b.ids);
     for (index_t layer = 0; layer < model.c.layers; ++layer) {
-      pass.stage(other.files, layer);
-      pass.forward_beside([&](layer_input which, matrix<const bf16> kept, matrix<const bf16> x, cudaStream_t in) {
-        note(second, which, kept, in);
-        note(first, which, x, in);
-      });
-      pass.stage(model.files, layer);
-      pass.forward_layer();
+      for (const layer_part half : {layer_part::attention, layer_part::mlp}) {
+        pass.stage(other.files, layer);
+        pass.forward_beside(half, [&](layer_input which, const cuda_forward::read_of_both& read, cudaStream_t in) {
+          note(second, which, read.beside, in);
+          note(first, which, read.x, in);
+          if (which != layer_input::down) return;
+          residuals.push_back(noted(read.residual, in));
+          residuals.push_back(noted(read.residual_beside, in));
+        });
+        pass.stage(model.files, layer);
+        pass.forward_layer(nullptr, nullptr, half);
+      }
     }
     ends.resize(static_cast<size_t>(2 * b.tokens() * model.c.hidden));
     pass.download({ends.data(), 2 * b.tokens(), model.c.hidden});
@@ -482,25 +495,34 @@ TEST_CASE("of two streams each ends where it would alone, and what linears read 
   made_model second(spec);
   opened &model = made.model, &other = second.model;
   const batch b = random_batch({4, 7, 1, 12}, 50);
-  // Alone, and what linears of `other` read of x before each of its own layers.
+  // Alone, and what linears of `other` read of x before each half of its own layers.
   cuda_forward::forward_pass alone(model.c, b.starts), aside(model.c, b.starts), third(model.c, b.starts);
   told of_x, of_other;
+  std::vector<std::vector<float>> residuals;
   const auto tell = [](told& to) {
     return [&to](layer_input which, matrix<const bf16> x, cudaStream_t in) { note(to, which, x, in); };
   };
   alone.embed(model.files, b.ids);
   third.embed(model.files, b.ids);
   for (index_t layer = 0; layer < model.c.layers; ++layer) {
-    const auto x = model.downloaded(alone);
-    aside.upload({x.data(), b.tokens(), model.c.hidden});
-    aside.wait();
-    for (cuda_forward::forward_pass* const each : {&aside, &third}) each->stage(other.files, layer);
-    aside.forward_layer(tell(of_x));
-    third.forward_layer(tell(of_other));
-    alone.stage(model.files, layer);
-    alone.forward_layer();
+    for (const layer_part half : {layer_part::attention, layer_part::mlp}) {
+      const auto x = model.downloaded(alone);
+      if (half == layer_part::mlp) residuals.insert(residuals.end(), {x, other.downloaded(third)});
+      aside.upload({x.data(), b.tokens(), model.c.hidden});
+      aside.wait();
+      for (cuda_forward::forward_pass* const each : {&alone, &aside, &third})
+        if (half == layer_part::attention)
+          each->stage((each == &alone ? model : other).files, layer);
+        else
+          each->stage_again();
+      aside.observe_half(half, tell(of_x));
+      CHECK(other.downloaded(aside) == x);
+      third.forward_layer(tell(of_other), nullptr, half);
+      alone.forward_layer(nullptr, nullptr, half);
+    }
   }
   const auto expected = model.downloaded(alone), beside_ends = other.downloaded(third);
+  CHECK(expected == model.on_device(b));
 
   const auto holds = [&](cuda_forward::forward_pass& pass, bool whole) {
     const beside got(pass, model, other, b);
@@ -509,6 +531,7 @@ TEST_CASE("of two streams each ends where it would alone, and what linears read 
     CHECK(distance(of_first, expected) < rounding_bound(model.c) / 2);
     CHECK(distance(of_second, beside_ends) < rounding_bound(model.c) / 2);
     if (!whole) return got.ends;
+    CHECK(got.residuals == residuals);
     REQUIRE(got.first.size() == of_x.size());
     for (size_t i = 0; i < of_x.size(); ++i) {
       CAPTURE(i);
@@ -526,7 +549,7 @@ TEST_CASE("of two streams each ends where it would alone, and what linears read 
   both.download({again.data(), 2 * b.tokens(), model.c.hidden});
   CHECK(again == ends);
   alone.stage(model.files, 0);
-  CHECK_THROWS_WITH(alone.forward_beside(nullptr), Contains("no second stream"));
+  CHECK_THROWS_WITH(alone.forward_beside(layer_part::mlp, nullptr), Contains("no second stream"));
 #if defined(NIBBLE_SIMT)
   std::vector<std::vector<float>> by_chunks;
   for (const auto where : {cuda_forward::residual::on_device, cuda_forward::residual::on_host}) {
@@ -560,6 +583,9 @@ TEST_CASE("weights from memory and weights from files give the same bytes, and a
   other.forward_layer();
   CHECK((made.model.downloaded(other) == from_files));
   CHECK_THROWS_WITH(other.forward_layer(), Contains("staged"));
+  other.stage_again();
+  CHECK_NOTHROW(other.forward_layer());
+  CHECK_THROWS_WITH(cuda_forward::forward_pass(c, b.starts).stage_again(), Contains("has to run"));
 }
 
 TEST_CASE("scores of some rows, against a reference model too, are the host's but for bf16") {

@@ -18,9 +18,10 @@ using namespace nibble::mistral;
 
 namespace {
 
-/// Linears with heavy-tailed weights, tokens that they read, and what they would have read of the original model.
+/// Linears with heavy-tailed weights, tokens that they read, and what they would have read of the original model; what their outputs
+/// join, which follows x in part, and what that would have been.
 struct problem {
-  owned<float> w, x, before;
+  owned<float> w, x, before, residual, residual_before;
   host::second_moment moment;
   std::vector<float> s;
 
@@ -29,6 +30,8 @@ struct problem {
       : w(n, k),
         x(random_matrix(2 * k, k, "activations")),
         before(x),
+        residual(random_matrix(2 * k, n, "residual")),
+        residual_before(residual),
         moment(k, 2 * k, shrinkage),
         s(static_cast<size_t>(k)) {
     std::mt19937 engine(3);
@@ -51,26 +54,31 @@ struct problem {
         if (col % 13 == 5) x.view()(row, col) *= 6.0f;
         before.view()(row, col) = 1.1f * x.view()(row, col) + noise.view()(row, col);
       }
+    for (index_t row = 0; row < x.rows; ++row)
+      for (index_t col = 0; col < n; ++col) residual_before.view()(row, col) += 0.2f * x.view()(row, (7 * col + 3) % k);
     moment.add(std::as_const(x).view());
     moment.finish();
     for (size_t j = 0; j < s.size(); ++j) s[j] = 0.5f + 0.37f * static_cast<float>(j % 7);
   }
 
   index_t tokens() const { return x.rows; }
-  host::drift drift() const {
-    host::drift d(x.cols);
-    d.add(std::as_const(before).view(), std::as_const(x).view());
+  host::drift drift(bool joined = false) const {
+    host::drift d(x.cols, joined ? w.rows : 0);
+    const auto from = [](const owned<float>& of) { return of.view(); };
+    d.add(from(before), from(x), from(residual_before), from(residual));
     return d;
   }
-  cuda::input_statistics statistics(bool followed) const {
-    cuda::input_statistics to(moment.inputs(), followed);
+  /// @param joined  whether the linear makes up for a residual stream.
+  cuda::input_statistics statistics(bool followed, bool joined = false) const {
+    cuda::input_statistics to(moment.inputs(), followed, joined ? w.rows : 0);
     const auto copy = [](const cuda::device_memory<float>& there, matrix<const float> from) {
       succeeds(cudaMemcpy(there.data(), from.data, static_cast<size_t>(from.size()) * sizeof(float),
                           cudaMemcpyHostToDevice));
     };
     copy(to.gram, moment.gram_matrix());
-    const host::drift d = drift();
+    const host::drift d = drift(joined);
     if (followed) copy(to.drift, d.sum());
+    if (joined) copy(to.residual_drift, d.residual_sum());
     to.energy = moment.diagonal();
     to.mean = moment.absolute_mean();
     return to;
@@ -109,19 +117,26 @@ struct by_host {
   quantized_linear q;
   double loss = 0;
 
-  by_host(const problem& p, const pass_options& o, const packed& as) : q(blank(p, as)) {
+  by_host(const problem& p, const pass_options& o, const packed& as, bool joined = false) : q(blank(p, as)) {
     host_solver solver(o);
     solver.begin(3);
-    if (o.drift_followed()) solver.drift_of(layer_input::attention, p.x.cols) = p.drift();
-    loss = solver.choose(projection::q, p.w.view(), p.s, nullptr, p.moment, as, q);
+    const projection which = joined ? projection::down : projection::q;
+    if (o.drift_followed()) solver.drift_of(input_of(which), shape_of(p)) = p.drift(joined);
+    loss = solver.choose(which, p.w.view(), p.s, nullptr, p.moment, as, q);
+  }
+  static config shape_of(const problem& p) {
+    config c;
+    c.hidden = c.intermediate = p.x.cols;
+    return c;
   }
   static quantized_linear blank(const problem& p, const packed& as) {
     return quantized_linear::blank(p.w.rows, p.w.cols, as.group);
   }
 };
 
-chosen_codes by_device(on_device& gpu, const cuda::input_statistics& x, const problem& p, const packed& as) {
-  return gpu.solver.choose_codes(layer_input::attention, x, p.tokens(), p.w.view(), as, p.s);
+chosen_codes by_device(on_device& gpu, const cuda::input_statistics& x, const problem& p, const packed& as,
+                       layer_input input = layer_input::attention) {
+  return gpu.solver.choose_codes(input, x, p.tokens(), p.w.view(), as, p.s);
 }
 
 quantized_linear nearest(const problem& p, const packed& as) {
@@ -169,6 +184,26 @@ TEST_CASE("under the same statistics a GPU solves for the host's codes but for o
   CHECK(other * 1000 <= codes);  // measured: none
 }
 
+TEST_CASE(
+    "a GPU makes up for the residual stream's drift as the host does, whatever the order, also in tiles of rows") {
+  const problem p(24, 160);
+  for (const activation_order order : {activation_order::none, activation_order::static_groups,
+                                       activation_order::group_aware, activation_order::descending}) {
+    CAPTURE(static_cast<int>(order));
+    const pass_options o = solved(order, clip_search::none, 1);
+    const packed as = packed_as(3, false, 32);
+    const cuda::input_statistics x = p.statistics(true, true), alone = p.statistics(true);
+    on_device gpu(p, o), tiled(p, o, 5 * p.w.cols), without(p, o);
+    const chosen_codes chosen = by_device(gpu, x, p, as, layer_input::down);
+    const by_host expected(p, o, as, true);
+    CHECK(others(chosen.q.codes, expected.q.codes) * 1000 <= p.w.rows * p.w.cols);
+    CHECK(chosen.loss == Approx(expected.loss).epsilon(0.02));
+    CHECK(by_device(tiled, x, p, as, layer_input::down).q.codes == chosen.q.codes);
+    CHECK(others(by_device(without, alone, p, as, layer_input::down).q.codes, chosen.q.codes) * 50 >
+          p.w.rows * p.w.cols);
+  }
+}
+
 TEST_CASE("a GPU judges a scale as the host does, and codes that are chosen afterwards know nothing of it") {
   const problem p(24, 160);
   for (const activation_order order : {activation_order::none, activation_order::static_groups,
@@ -180,7 +215,7 @@ TEST_CASE("a GPU judges a scale as the host does, and codes that are chosen afte
     const cuda::input_statistics x = p.statistics(true);
     host_solver solver(o);
     solver.begin(3);
-    solver.drift_of(layer_input::attention, p.x.cols) = p.drift();
+    solver.drift_of(layer_input::attention, by_host::shape_of(p)) = p.drift();
     owned<float> w = p.w;
     const std::vector<float> ones(p.s.size(), 1.0f);
     const double unscaled = solver.judge(projection::q, p.w.view(), ones, p.moment, as);

@@ -27,9 +27,9 @@ index_t wide_width(const config& c) {
 index_t narrow_width(const config& c) {
   return max(max(qkv_width(c) + c.q_width(), c.intermediate), c.hidden);
 }
-/// What linears read of a token, in the order of layer_input, from where each of them begins; last, where they end.
-std::array<index_t, 5> read_by_linears(const config& c) {
-  return {0, c.hidden, c.hidden + c.q_width(), 2 * c.hidden + c.q_width(), 2 * c.hidden + c.q_width() + c.intermediate};
+/// What the linears of a half read of a token, at most; o and down, which are told last, come after what norms make.
+index_t read_by_half(const config& c) {
+  return c.hidden + max(c.q_width(), c.intermediate);
 }
 index_t layer_elements(const config& c) {
   index_t elements = 0;
@@ -87,7 +87,7 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
   plan.batch_bytes = tokens * ((here ? streams * token : 0) + 4 + index_t{sizeof(score_state)}) +
                      16 * static_cast<index_t>(starts.size()) + 4 * longest * c.head_dim + 4 * 2 * c.hidden;
   plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden + (here ? 0 : 2 * token);
-  if (streams > 1) plan.token_bytes += 2 * read_by_linears(c).back() + (here ? token : 0);
+  if (streams > 1) plan.token_bytes += 2 * read_by_half(c) + token;
   plan.chunk_tokens = longest;
   if (plan.total() > free_bytes)
     throw gpu_unusable("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
@@ -136,8 +136,10 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
   const bool here = plan_.where == residual::on_device;
   if (!here) far_ = pinned_memory<float>(streams * tokens * c.hidden, "the residual stream");
   x_ = device_memory<float>((here ? streams * tokens : 2 * plan_.chunk_tokens) * c.hidden, "the residual stream");
-  if (streams > 1) kept_ = device_memory<bf16>(plan_.chunk_tokens * read_by_linears(c).back(), "activations");
-  if (streams > 1 && here) aside_ = device_memory<float>(plan_.chunk_tokens * c.hidden, "activations");
+  if (streams > 1) {
+    kept_ = device_memory<bf16>(plan_.chunk_tokens * read_by_half(c), "activations");
+    kept_residual_ = device_memory<float>(plan_.chunk_tokens * c.hidden, "activations");
+  }
   ids_ = device_memory<int32_t>(tokens, "ids");
   states_ = device_memory<score_state>(tokens, "scores");
   head_norms_ = device_memory<float>(2 * c.hidden, "norms");
@@ -293,29 +295,50 @@ void forward_pass::stage(const layer_weights& w) {
   s.rounded = w.rounded, s.cache = w.cache;
 }
 
-void forward_pass::forward_layer(const device_observer& observe, const device_cache_observer& cached) {
+void forward_pass::stage_again() {
+  if (ran_ == nullptr) throw error("a layer has to run before it is staged again");
+  staged_ = ran_;
+}
+
+void forward_pass::forward_layer(const device_observer& observe, const device_cache_observer& cached, layer_part part) {
+  run_alone(part, false, observe, cached);
+}
+
+void forward_pass::observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached) {
+  run_alone(half, true, observe, cached);
+}
+
+void forward_pass::run_alone(layer_part part, bool stays, const device_observer& observe,
+                             const device_cache_observer& cached) {
   std::vector<turn> turns;
-  for (const chunk& part : chunks_) turns.push_back({0, &part, false});
+  for (const chunk& each : chunks_) turns.push_back({0, &each, part, stays});
   turn_observer told{nullptr, cached};
   if (observe)
-    told.of_linears = [&](const turn&, layer_input which, matrix<const bf16> activations) {
+    told.of_linears = [&](const turn&, layer_input which, matrix<const bf16> activations, matrix<const float>) {
       observe(which, activations, compute_);
     };
   run(turns, told);
 }
 
 /// A chunk of the second stream, then the same tokens of the first: what linears read of the one is kept until the other's is there.
-void forward_pass::forward_beside(const device_pair_observer& observe, const device_cache_observer& cached) {
+void forward_pass::forward_beside(layer_part half, const device_pair_observer& observe,
+                                  const device_cache_observer& cached) {
   if (streams_ < 2) throw error("there is no second stream of activations");
   std::vector<turn> turns;
-  for (const chunk& part : chunks_) turns.insert(turns.end(), {{1, &part, false}, {0, &part, true}});
-  const auto keep_or_tell = [&](const turn& of, layer_input which, matrix<const bf16> activations) {
-    const index_t from = read_by_linears(c_)[static_cast<std::size_t>(which)] * of.part->tokens;
-    const auto kept = view(kept_.data() + from, activations.rows, activations.cols);
-    if (of.stream == 0) return observe(which, kept, activations, compute_);
-    check(cudaMemcpyAsync(kept.data, activations.data, static_cast<std::size_t>(kept.size()) * sizeof(bf16),
+  for (const chunk& part : chunks_) turns.insert(turns.end(), {{1, &part, half, false}, {0, &part, half, true}});
+  const auto keep = [&](auto to, auto from) {
+    check(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(to.size()) * sizeof(*to.data),
                           cudaMemcpyDeviceToDevice, compute_),
           "keep activations");
+  };
+  const auto keep_or_tell = [&](const turn& of, layer_input which, matrix<const bf16> activations,
+                                matrix<const float> residual) {
+    const bool last = which == layer_input::o || which == layer_input::down;
+    const auto kept = view(kept_.data() + (last ? of.part->tokens * c_.hidden : 0), activations.rows, activations.cols);
+    const auto stream = view(kept_residual_.data(), residual.rows, residual.cols);
+    if (of.stream == 0) return observe(which, {kept, activations, stream, residual}, compute_);
+    keep(kept, activations);
+    if (which == layer_input::down) keep(stream, residual);
   };
   run(turns, {keep_or_tell, cached});
 }
@@ -331,14 +354,7 @@ void forward_pass::run(const std::vector<turn>& turns, const turn_observer& obse
 }
 
 void forward_pass::forward_here(const slot& s, const turn& of, const turn_observer& observe) {
-  auto rows = view(x_.data() + first_element(of), of.part->tokens, c_.hidden);
-  if (of.stays) {
-    check(cudaMemcpyAsync(aside_.data(), rows.data, static_cast<std::size_t>(rows.size()) * sizeof(float),
-                          cudaMemcpyDeviceToDevice, compute_),
-          "copy activations");
-    rows.data = aside_.data();
-  }
-  forward_chunk(s, of, rows, observe);
+  forward_chunk(s, of, view(x_.data() + first_element(of), of.part->tokens, c_.hidden), observe);
 }
 
 /// Chunks by turns in two places of x_. A chunk comes when the one before last is back from its place, and goes back when it is
@@ -376,16 +392,19 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   const auto normed = view(normed_.data(), m, hidden);
   const auto aside = view(narrow_.data(), m, hidden);  // of nothing while q, k and v, or gate and up, are multiplied
   const auto tell = [&](layer_input which, matrix<const bf16> activations) {
-    if (observe.of_linears) observe.of_linears(of, which, activations);
+    if (observe.of_linears) observe.of_linears(of, which, activations, rows);
   };
-  check(rms_norm(rows, s.norms.data(), c_.rms_norm_eps, normed, compute_), "normalise");
-  tell(layer_input::attention, normed);
-  const auto qkv = wide(m, qkv_width(c_));
-  multiply(s, projection::q, projection::v, normed, aside, 0.0f, qkv);
-  const auto attended = attend(s, *of.part, qkv, of.stream == 0 ? observe.of_cache : nullptr);
-  tell(layer_input::o, attended);
-  multiply(s, projection::o, projection::o, attended, attended, 1.0f, rows);  // the residual is what is there
-
+  if (has_attention(of.through)) {
+    check(rms_norm(rows, s.norms.data(), c_.rms_norm_eps, normed, compute_), "normalise");
+    tell(layer_input::attention, normed);
+    const auto qkv = wide(m, qkv_width(c_));
+    multiply(s, projection::q, projection::v, normed, aside, 0.0f, qkv);
+    const auto attended = attend(s, *of.part, qkv, of.stream == 0 ? observe.of_cache : nullptr);
+    tell(layer_input::o, attended);
+    if (!of.stays)
+      multiply(s, projection::o, projection::o, attended, attended, 1.0f, rows);  // the residual is what is there
+  }
+  if (!has_mlp(of.through)) return;
   check(rms_norm(rows, s.norms.data() + hidden, c_.rms_norm_eps, normed, compute_), "normalise");
   tell(layer_input::mlp, normed);
   const auto gate_up = wide(m, 2 * c_.intermediate);

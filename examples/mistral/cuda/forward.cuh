@@ -46,9 +46,12 @@ memory_plan plan_either(const config& c, const std::vector<index_t>& starts, ind
 
 /// As `observer`, of activations on the device; what it starts in the stream sees them, and nothing after that may.
 using device_observer = std::function<void(layer_input, matrix<const bf16>, cudaStream_t)>;
-/// As that, of both residual streams of a batch: `beside` is what the same linears read of the second.
-using device_pair_observer =
-    std::function<void(layer_input, matrix<const bf16> beside, matrix<const bf16>, cudaStream_t)>;
+/// What linears read of both residual streams of a batch; of down also what its output is added to, (tokens, hidden).
+struct read_of_both {
+  matrix<const bf16> beside, x;  ///< of the second stream, and of the first
+  matrix<const float> residual_beside, residual;
+};
+using device_pair_observer = std::function<void(layer_input, const read_of_both&, cudaStream_t)>;
 /// As that, of the keys, turned to their positions, and the values of a chunk's tokens, each (tokens, kv_width).
 using device_cache_observer = std::function<void(matrix<const bf16> k, matrix<const bf16> v, cudaStream_t)>;
 
@@ -95,11 +98,18 @@ class forward_pass {
   /// way. Mapped pages are let go.
   void stage(const checkpoint& from, index_t layer);
   void stage(const layer_weights& w);
-  /// x through the layer staged last, asynchronous; a second stream stays. `cached` sees x's keys and values before they are rounded.
-  void forward_layer(const device_observer& observe = nullptr, const device_cache_observer& cached = nullptr);
-  /// The second stream through the layer staged last; x stays, and `observe` is told what linears would read of both. Asynchronous.
+  /// The weights that were used last are to be used once more.
+  void stage_again();
+  /// x through the layer staged last, or a half of it, asynchronous; a second stream stays. `cached` sees x's keys and values before they
+  /// are rounded.
+  void forward_layer(const device_observer& observe = nullptr, const device_cache_observer& cached = nullptr,
+                     layer_part part = layer_part::whole);
+  /// As observe_half of forward.hpp: tells what the linears of a half of the layer staged last read of x, which stays. Asynchronous.
+  void observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached = nullptr);
+  /// The second stream through a half of the layer staged last; x stays, and `observe` is told what linears read of both. Asynchronous.
   /// @pre there are two streams.
-  void forward_beside(const device_pair_observer& observe, const device_cache_observer& cached = nullptr);
+  void forward_beside(layer_part half, const device_pair_observer& observe,
+                      const device_cache_observer& cached = nullptr);
 
   /// How much the output of a block of the layer that ran last changes on `of` when `more` (outputs, hidden) is added to its q, k and v,
   /// or its gate and up, one above the other; each element is told once, and gone after that. Asynchronous.
@@ -125,14 +135,15 @@ class forward_pass {
     index_t first, tokens, sequences, longest;
     index_t starts;  ///< where theirs begin in starts_there_
   };
-  /// A chunk of a stream on its way through a layer, after which it is where it was, or not.
+  /// A chunk of a stream on its way through a layer or a half of it. One that stays, which is through a half, is not added to.
   struct turn {
     index_t stream;
     const chunk* part;
+    layer_part through;
     bool stays;
   };
   struct turn_observer {
-    std::function<void(const turn&, layer_input, matrix<const bf16>)> of_linears;
+    std::function<void(const turn&, layer_input, matrix<const bf16>, matrix<const float> residual)> of_linears;
     device_cache_observer of_cache;
   };
   /// Rows [first, first + count) of a matrix of weights as bf16.
@@ -144,6 +155,7 @@ class forward_pass {
   void copy_norm(float* to, const std::vector<float>& from);
   slot& stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
               const std::vector<float>& post_norm);
+  void run_alone(layer_part part, bool stays, const device_observer& observe, const device_cache_observer& cached);
   void run(const std::vector<turn>& turns, const turn_observer& observe);
   void forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe);
   chunk part_before(chunk part, index_t end) const;
@@ -177,9 +189,9 @@ class forward_pass {
   std::vector<chunk> chunks_;
   device_memory<index_t> starts_there_;
   device_memory<float> x_, cosine_, sine_, head_norms_, wide_;
-  device_memory<float> aside_;  ///< a chunk that stays where it is
   device_memory<bf16> normed_, narrow_;
-  device_memory<bf16> kept_;  ///< what linears read of a chunk of the second stream, input by input
+  device_memory<bf16> kept_;  ///< what the linears of a half read of a chunk of the second stream, input by input
+  device_memory<float> kept_residual_;  ///< what down's output is added to there
   device_memory<int32_t> ids_;
   device_memory<score_state> states_;
   /// A place for a chunk of a residual stream that is on the host.

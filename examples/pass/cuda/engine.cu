@@ -61,6 +61,10 @@ index_t judged_elements(const job& j) {
 index_t streams(const job& j) {
   return j.o.drift_followed() ? 2 : 1;
 }
+/// Channels of the residual stream that down, which reads `input`, makes up for.
+index_t joined(const job& j, layer_input input) {
+  return j.o.residual_followed() && input == layer_input::down ? j.model.hidden : 0;
+}
 
 search_limits limits_of(const job& j) {
   const config& c = j.model;
@@ -139,7 +143,7 @@ index_t engine_bytes(const job& j) {
   const bool followed = j.o.drift_followed();
   index_t bytes = limits_of(j).bytes() + held_bytes(j) + 2 * min(observed_tokens, j.samples.tokens()) * widest(c);
   for (const layer_input input : layer_inputs) {
-    bytes += cuda::input_statistics::bytes(width(c, input), followed);
+    bytes += cuda::input_statistics::bytes(width(c, input), followed, joined(j, input));
     bytes += device_sample::bytes(width(c, input), sampled_tokens(j));
   }
   if (j.o.smoothed()) bytes += rounding_limits_of(j).bytes();
@@ -164,7 +168,7 @@ class gpu_arithmetic : public engine {
         held_(held_bytes(j), "the linears that are searched"),
         clean_(min(observed_tokens, tokens_.tokens()) * widest(j.model), "activations") {
     for (const layer_input input : layer_inputs) {
-      inputs_.emplace_back(width(j.model, input), j.o.drift_followed());
+      inputs_.emplace_back(width(j.model, input), j.o.drift_followed(), joined(j, input));
       if (sampled_tokens(j) > 0) sampled_.emplace_back(width(j.model, input), sampled_tokens(j));
     }
     if (j.o.smoothed()) rounding_.emplace(rounding_limits_of(j), linears_);
@@ -186,13 +190,13 @@ class gpu_arithmetic : public engine {
   }
   void forward(index_t layer) override {
     if (staged_ != layer) forward_.stage(j_.files, layer);
-    run_staged();
+    run_staged(layer_part::whole);
   }
-  void forward(const layer_weights& w) override {
+  void forward(const layer_weights& w, layer_part part) override {
     forward_.stage(w);
-    run_staged();
+    run_staged(part);
   }
-  void gather(index_t layer, const layer_weights& w, bool keep) override;
+  void gather(index_t layer, const layer_weights& w, layer_part part, bool keep) override;
   index_t non_finite() const override { return non_finite_; }
   void forget() override {
     data_ = {};
@@ -274,14 +278,14 @@ class gpu_arithmetic : public engine {
   matrix<const bf16> sample_rows(layer_input input) const { return sampled_[static_cast<size_t>(input)].at(); }
   const cuda::input_statistics& at(layer_input input) const { return inputs_[static_cast<size_t>(input)]; }
   cudaStream_t stream() const { return forward_.compute(); }
-  void run_staged(const cuda::device_observer& observer = nullptr,
+  void run_staged(layer_part part, const cuda::device_observer& observer = nullptr,
                   const cuda::device_cache_observer& cached = nullptr) {
     staged_ = -1;
     const cuda::phase_clock::span span(linears_.clock(), phase::forward);
-    forward_.forward_layer(observer, cached);
+    forward_.forward_layer(observer, cached, part);
   }
-  /// Both streams, of which the quantized model's stays where it is.
-  void run_beside(const cuda::device_cache_observer& cached);
+  /// A half of what is staged, of which nothing but statistics comes; the original's stream, where it is followed, goes through it.
+  void run_half(layer_part half, const cuda::device_cache_observer& cached);
   template <class T>
   void clear(const device_memory<T>& memory) {
     check(cudaMemsetAsync(memory.data(), 0, static_cast<size_t>(memory.size()) * sizeof(T), stream()),
@@ -324,13 +328,14 @@ class gpu_arithmetic : public engine {
   index_t non_finite_ = 0, staged_ = -1;
 };
 
-void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
+void gpu_arithmetic::gather(index_t layer, const layer_weights&, layer_part part, bool keep) {
   linears_.forget();
   if (solver_) solver_->begin(layer);
   for (const cuda::input_statistics& each : inputs_) {
     clear(each.gram);
     clear(each.magnitudes);
     if (each.followed()) clear(each.drift);
+    clear(each.residual_drift);
   }
   for (device_sample& each : sampled_) {
     clear(each.largest);
@@ -338,16 +343,20 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
   }
   clear(non_finite_there_);
   clear(cached_there_);
-  const bool beside = j_.o.drift_followed(), back = keep && !beside;
+  const bool half = part != layer_part::whole, back = keep && !half;
   if (back) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
-  if (staged_ != layer) forward_.stage(j_.files, layer);
+  if (part == layer_part::mlp)
+    forward_.stage_again();  // forward() brought it for the first half
+  else if (staged_ != layer)
+    forward_.stage(j_.files, layer);
   cuda::device_cache_observer of_cache;
   if (j_.o.cache_rounded)
     of_cache = [&](matrix<const bf16> k, matrix<const bf16> v, cudaStream_t) { observe_cached(k, v); };
-  if (beside)
-    run_beside(of_cache);
+  if (half)
+    run_half(part, of_cache);
   else
-    run_staged([&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, of_cache);
+    run_staged(
+        part, [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, of_cache);
   if (back) {
     forward_.upload({data_.data(), tokens_.tokens(), j_.model.hidden});  // data_ lives until the next layer
   } else if (!keep && layer + 1 < j_.model.layers) {
@@ -355,8 +364,10 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
     staged_ = layer + 1;
   }
   if (j_.o.smoothed())
-    for (const layer_input input : layer_inputs) look_at_sample(input);
-  for (cuda::input_statistics& each : inputs_) finish(each);
+    for (const layer_input input : layer_inputs)
+      if (belongs(input, part)) look_at_sample(input);
+  for (const layer_input input : layer_inputs)
+    if (belongs(input, part)) finish(inputs_[static_cast<size_t>(input)]);
   uint64_t count = 0;
   std::vector<float> cached(static_cast<size_t>(cached_there_.size()));
   linears_.copy_back(&count, non_finite_there_.data(), 1);
@@ -368,19 +379,29 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
   cached_ = {*std::max_element(cached.begin(), values), *std::max_element(values, cached.end())};
 }
 
-void gpu_arithmetic::run_beside(const cuda::device_cache_observer& cached) {
+void gpu_arithmetic::run_half(layer_part half, const cuda::device_cache_observer& cached) {
   staged_ = -1;
   const cuda::phase_clock::span span(linears_.clock(), phase::forward);
-  const auto compare = [&](layer_input input, matrix<const bf16> original, matrix<const bf16> x, cudaStream_t) {
-    observe(input, x);
+  if (!j_.o.drift_followed())
+    return forward_.observe_half(
+        half, [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, cached);
+  const auto compare = [&](layer_input input, const cuda::read_of_both& read, cudaStream_t) {
+    observe(input, read.x);
     const cuda::phase_clock::span statistics(linears_.clock(), phase::statistics);
     workspace_.run(
         [&](void* memory, index_t& bytes) {
-          return kernels::drift(original, x, at(input).drift_matrix(), memory, bytes, forward_.products());
+          return kernels::drift(read.beside, read.x, at(input).drift_matrix(), memory, bytes, forward_.products());
         },
         "add up the drift of inputs");
+    if (joined(j_, input) == 0) return;
+    workspace_.run(
+        [&](void* memory, index_t& bytes) {
+          return kernels::drift(read.residual_beside, read.residual, read.x, at(input).residual_matrix(), memory, bytes,
+                                forward_.products());
+        },
+        "add up the residual stream's drift");
   };
-  forward_.forward_beside(compare, cached);
+  forward_.forward_beside(half, compare, cached);
 }
 
 void gpu_arithmetic::observe_cached(matrix<const bf16> k, matrix<const bf16> v) {

@@ -189,7 +189,7 @@ void linear_search::find_differences(matrix<const T> w, const packed& as, clip_s
 chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as, clip_search clip, int sweeps,
                                          const std::vector<float>& s) {
   const matrix<const float> g = x_->gram_matrix();
-  return choose_codes(w, as, s, [&](matrix<float> part, matrix<params> ranges, matrix<uint8_t> codes) {
+  return choose_codes(w, as, s, [&](index_t, matrix<float> part, matrix<params> ranges, matrix<uint8_t> codes) {
     const matrix<const float> weights = part;
     find_ranges(weights, ranges, as, clip);
     const phase_clock::span span(clock_, phase::codes);
@@ -220,7 +220,7 @@ chosen_codes linear_search::choose_codes(matrix<const float> w, const packed& as
       check(kernels::fit(matrix<const float>(part), widest, per_group(as.group), as.scheme, minmax{}, nullptr, in_),
             "find ranges");
     }
-    round(part, ranges, codes);
+    round(row, part, ranges, codes);
     {
       const phase_clock::span span(clock_, phase::codes);
       judge(part, codes, ranges, as, row, rows_multiplied_ ? of_row_.data() + row : nullptr);

@@ -23,17 +23,24 @@ struct input_statistics {
   device_memory<float> diagonal;     ///< (k)
   device_memory<double> magnitudes;  ///< (k), sums of |x|
   device_memory<float> drift;  ///< (k, k), sums of (x₀ − x)·xᵀ; nothing where the original's inputs are not followed
+  device_memory<float>
+      residual_drift;  ///< (n, k), sums of (r₀ − r)·xᵀ; nothing where the residual stream's is not followed
   std::vector<float> mean, energy;  ///< x̄, E[x²], on the host
 
-  explicit input_statistics(index_t k, bool followed = false)
+  /// @param joined channels of the residual stream whose drift is followed.
+  explicit input_statistics(index_t k, bool followed = false, index_t joined = 0)
       : gram(k * k, "a Gram matrix"), diagonal(k, "statistics"), magnitudes(k, "statistics") {
     if (followed) drift = device_memory<float>(k * k, "the drift of inputs");
+    if (joined > 0) residual_drift = device_memory<float>(joined * k, "the residual stream's drift");
   }
   index_t k() const { return diagonal.size(); }
   bool followed() const { return drift.size() > 0; }
   matrix<float> gram_matrix() const { return {gram.data(), k(), k()}; }
   matrix<float> drift_matrix() const { return {drift.data(), k(), k()}; }
-  static index_t bytes(index_t k, bool followed) { return k * ((followed ? 8 : 4) * k + 12); }
+  matrix<float> residual_matrix() const { return {residual_drift.data(), residual_drift.size() / k(), k()}; }
+  static index_t bytes(index_t k, bool followed, index_t joined = 0) {
+    return k * ((followed ? 8 : 4) * k + 4 * joined + 12);
+  }
 };
 
 /// Device memory that grows to what a launcher asks for.
@@ -76,8 +83,8 @@ struct search_limits {
   index_t bytes() const;
 };
 
-/// Finds codes, and parameters, of a tile of rows on the device: w (rows, k), scaled, which may become what codes are to stand for.
-using tile_rounding = std::function<void(matrix<float> w, matrix<params> p, matrix<uint8_t> codes)>;
+/// Finds codes, and parameters, of rows from `first` on, on the device: w (rows, k), scaled, which may become what codes are to stand for.
+using tile_rounding = std::function<void(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes)>;
 
 class linear_search {
  public:

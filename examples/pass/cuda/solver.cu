@@ -132,7 +132,7 @@ void linear_solver::prepare(layer_input input, const input_statistics& x, const 
   search_.copy_there(column_.data(), order_.column.data(), order_.size());
   search_.copy_there(parameters_.data(), order_.parameters.data(), order_.size());
   reordered_ = o_.order == activation_order::descending && per_group(as.group).across(x.k()) > 1;
-  used_ = &x;
+  given_statistics_ = used_ = &x;
   scale_ = s;
   if (reordered_) {
     in_order_.reset();
@@ -159,7 +159,9 @@ chosen_codes linear_solver::choose_codes(layer_input input, const input_statisti
   prepare(input, x, as, s, false);
   chosen_codes out = search_.choose_codes(
       w, as, scale_,
-      [&](matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { round(part, p, codes, tokens, as); },
+      [&](index_t first, matrix<float> part, matrix<params> p, matrix<uint8_t> codes) {
+        round(first, part, p, codes, tokens, as);
+      },
       column());
   if (reordered_) put_back(order_.column, as.group, out.q);
   return out;
@@ -171,20 +173,28 @@ double linear_solver::judge(layer_input input, const input_statistics& x, matrix
   return search_
       .choose_codes(
           w, as, scale_,
-          [&](matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { solve(part, p, codes, as); }, column())
+          [&](index_t, matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { solve(part, p, codes, as); },
+          column())
       .loss;
 }
 
 /// Codes of some rows, which become what is aimed at.
-void linear_solver::round(matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens, const packed& as) {
+void linear_solver::round(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens,
+                          const packed& as) {
   const matrix<const float> weights = w;
   if (found_.usable && used_->followed()) {
     const phase_clock::span span(search_.clock(), phase::codes);
+    kernels::residual_drift residual;
+    if (given_statistics_->residual_drift.size() > 0) {
+      residual.sum = given_statistics_->residual_matrix().rows_at(first, w.rows);
+      residual.column = o_.order == activation_order::none ? nullptr : column_.data();
+      residual.share = o_.residual_drift;
+    }
     search_.run(
         [&](void* memory, index_t& bytes) {
           return kernels::moved_target(weights, scale_there_, matrix<const float>(used_->drift_matrix()), tokens,
-                                       order().column, factor(), state_.data(), o_.drift, o_.shrinkage, w, memory,
-                                       bytes, search_.products());
+                                       order().column, factor(), state_.data(), o_.drift, o_.shrinkage, residual, w,
+                                       memory, bytes, search_.products());
         },
         "find what codes are for");
   }

@@ -43,7 +43,7 @@ class linear_solver {
   const index_t* column() const { return reordered_ ? order_.column.data() : nullptr; }
   void climb(const std::vector<double>& importance);
   bool factorise(bool floored);
-  void round(matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens, const packed& as);
+  void round(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens, const packed& as);
   void solve(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as);
   void refine(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as);
   kernels::solving_order order() const;
@@ -59,7 +59,8 @@ class linear_solver {
   factoring found_;
   host::column_order order_;
   bool reordered_ = false;  ///< groups are formed in the order of solving, and so all that follows is in it
-  const input_statistics* used_ = nullptr;      ///< what is solved under: of the input, or in its order
+  const input_statistics* given_statistics_ = nullptr;  ///< of the input
+  const input_statistics* used_ = nullptr;              ///< what is solved under: the same, or in its order
   std::optional<input_statistics> in_order_;    ///< of the input, where groups are formed in the order of solving
   std::vector<float> scale_;                    ///< of used_
   const float* scale_there_ = nullptr;          ///< the same on the device

@@ -6,6 +6,8 @@
 /// H the damped, shrunk Hessian of x, E[(x₀ − x)·xᵀ] shrunk likewise; a share α of the way there, w + α·(w* − w). Codes are then chosen for w* under H, since
 /// what w* itself misses does not depend on them. (GPTAQ, Li et al., arXiv 2504.02692, has the same aim, and approximates it
 /// a column at a time.)
+/// Where the output joins a residual stream, r + w·x, that has drifted from r₀ as well, what w* should give is r₀ + w·x₀ − r, so
+/// E[(r₀ − r)·xᵀ]·H⁻¹ comes to w* − w, a share of its own: a linear can take back what earlier ones did to the stream.
 #pragma once
 
 #include <cblas.h>
@@ -25,33 +27,36 @@
 NIBBLE_NAMESPACE_BEGIN
 namespace host {
 
-/// E[(x₀ − x)·xᵀ] (k, k), gathered in chunks of tokens.
+/// E[(x₀ − x)·xᵀ] (k, k), and E[(r₀ − r)·xᵀ] (n, k) where a residual stream is followed, gathered in chunks of tokens.
 class drift {
  public:
   drift() = default;
-  explicit drift(index_t inputs) : inputs_(inputs), data_(static_cast<size_t>(inputs * inputs), 0.0f) {}
+  /// @param outputs n, channels of the residual stream that the linear's output joins; 0: that is not followed.
+  explicit drift(index_t inputs, index_t outputs = 0)
+      : inputs_(inputs),
+        outputs_(outputs),
+        data_(static_cast<size_t>(inputs * inputs), 0.0f),
+        residual_(static_cast<size_t>(outputs * inputs), 0.0f) {}
 
-  /// Adds tokens: x₀ and x (m, k), what is not finite as 0. Summed over 512 tokens by the BLAS, then added.
-  void add(matrix<const float> original, matrix<const float> x) {
-    const index_t k = inputs_, chunk = detail::gram_tokens, edge = detail::gram_tile, across = ceil_div(k, edge);
+  /// Adds tokens: x₀ and x (m, k), and r₀ and r (m, n) where there are outputs, what is not finite as 0. Summed over 512 tokens by the BLAS, then added.
+  void add(matrix<const float> original, matrix<const float> x, matrix<const float> original_residual = {},
+           matrix<const float> residual = {}) {
+    const index_t k = inputs_, chunk = detail::gram_tokens;
     detail::single_threaded_blas();
     for (index_t first = 0; first < x.rows; first += chunk) {
       const index_t rows = min(chunk, x.rows - first);
       const auto clean = detail::tile_buffers::view(clean_, rows, k),
-                 apart = detail::tile_buffers::view(apart_, rows, k);
+                 apart = detail::tile_buffers::view(apart_, rows, k + outputs_);
       parallel_for(rows, [&](index_t row) {
         for (index_t col = 0; col < k; ++col) {
           clean(row, col) = observed(x(first + row, col));
           apart(row, col) = observed(original(first + row, col)) - clean(row, col);
         }
+        for (index_t col = 0; col < outputs_; ++col)
+          apart(row, k + col) = observed(original_residual(first + row, col)) - observed(residual(first + row, col));
       });
-      const matrix<float> sum(data_.data(), k, k);
-      parallel_for(across * across, [&](index_t tile) {
-        const index_t i = tile / across * edge, j = tile % across * edge;
-        const index_t height = min(edge, k - i), width = min(edge, k - j);
-        detail::sgemm(CblasTrans, CblasNoTrans, height, width, rows, apart.cols_at(i, height), clean.cols_at(j, width),
-                      1.0f, sum.rows_at(i, height).cols_at(j, width));
-      });
+      add_product(apart.cols_at(0, k), clean, {data_.data(), k, k});
+      add_product(apart.cols_at(k, outputs_), clean, {residual_.data(), outputs_, k});
     }
     tokens_ += x.rows;
   }
@@ -60,22 +65,43 @@ class drift {
   index_t tokens() const noexcept { return tokens_; }
   /// Σ (x₀ − x)·xᵀ over the tokens, not divided.
   matrix<const float> sum() const noexcept { return {data_.data(), inputs_, inputs_}; }
+  /// Σ (r₀ − r)·xᵀ likewise; of no rows where it is not followed.
+  matrix<const float> residual_sum() const noexcept { return {residual_.data(), outputs_, inputs_}; }
 
  private:
-  index_t inputs_ = 0, tokens_ = 0;
-  std::vector<float> data_, clean_, apart_;
+  static void add_product(matrix<const float> apart, matrix<const float> clean, matrix<float> sum) {
+    const index_t edge = detail::gram_tile, across = ceil_div(sum.cols, edge);
+    parallel_for(ceil_div(sum.rows, edge) * across, [&](index_t tile) {
+      const index_t i = tile / across * edge, j = tile % across * edge;
+      const index_t height = min(edge, sum.rows - i), width = min(edge, sum.cols - j);
+      detail::sgemm(CblasTrans, CblasNoTrans, height, width, clean.rows, apart.cols_at(i, height),
+                    clean.cols_at(j, width), 1.0f, sum.rows_at(i, height).cols_at(j, width));
+    });
+  }
+
+  index_t inputs_ = 0, outputs_ = 0, tokens_ = 0;
+  std::vector<float> data_, residual_, clean_, apart_;
 };
 
-/// target (n, k) ← w + share·(w* − w) for w (n, k), whose columns are scaled by s (k), or null for 1, as h's are; d is not.
-/// Where that is not finite, w. @param shrinkage λ, of what is beside the diagonal of d. @pre h.usable(), d.tokens() > 0.
-inline void moved_target(matrix<const float> w, const float* s, const drift& d, const hessian& h, float share,
-                         float shrinkage, matrix<float> target) {
+/// How much of what has drifted a target makes up for, from 0 to 1.
+struct drift_shares {
+  float inputs = 1, residual = 0;
+};
+
+/// target (n, k) ← w + w·E[(x₀ − x)·xᵀ]·H⁻¹ and E[(r₀ − r)·xᵀ]·H⁻¹, shares of each, for w (n, k), whose columns are scaled by s (k), or
+/// null for 1, as h's are; d is not. Where that is not finite, w. @param shrinkage λ, of what is beside the diagonal of d.sum().
+/// @pre h.usable(), d.tokens() > 0; where d follows a residual stream, w has a row for each of its channels.
+inline void moved_target(matrix<const float> w, const float* s, const drift& d, const hessian& h,
+                         const drift_shares& share, float shrinkage, matrix<float> target) {
   const index_t k = w.cols;
+  const bool residual = share.residual > 0 && d.residual_sum().rows > 0;
   const auto& column = h.order().column;
   // d in the units and the order of h: diag(1/s)·E[(x₀ − x)·xᵀ]·diag(1/s) / unit
   std::vector<float> ordered(static_cast<size_t>(k * k));
   const matrix<float> o(ordered.data(), k, k);
-  const double per_token = static_cast<double>(share) / (h.unit() * static_cast<double>(d.tokens()));
+  const double unit = h.unit() * static_cast<double>(d.tokens());
+  const double per_token = static_cast<double>(share.inputs) / unit;
+  const double of_residual = static_cast<double>(share.residual) / unit;
   const auto scale = [&](index_t at) { return s == nullptr ? 1.0 : static_cast<double>(s[at]); };
   parallel_for(k, [&](index_t row) {
     const double of_row = per_token / scale(row);
@@ -87,7 +113,13 @@ inline void moved_target(matrix<const float> w, const float* s, const drift& d, 
   });
   detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
     const auto moved = detail::tile_buffers::view(detail::buffers().product, rows, k);
-    detail::sgemm(CblasNoTrans, CblasNoTrans, rows, k, k, w.rows_at(first, rows), o, 0.0f, moved);
+    for (index_t row = 0; residual && row < rows; ++row)
+      for (index_t i = 0; i < k; ++i) {
+        const index_t col = column[static_cast<size_t>(i)];
+        const float sum = d.residual_sum()(first + row, col);
+        moved(row, i) = static_cast<float>(of_residual / scale(col) * static_cast<double>(sum));
+      }
+    detail::sgemm(CblasNoTrans, CblasNoTrans, rows, k, k, w.rows_at(first, rows), o, residual ? 1.0f : 0.0f, moved);
     for (const auto transposed : {CblasNoTrans, CblasTrans})  // · (Lᵀ·L)⁻¹
       cblas_strsm(CblasRowMajor, CblasRight, CblasLower, transposed, CblasNonUnit, static_cast<int>(rows),
                   static_cast<int>(k), 1.0f, h.factor().data, detail::leading(h.factor().stride), moved.data,

@@ -82,24 +82,79 @@ status drift(matrix<const T> original, matrix<const T> x, matrix<float> sum, voi
   });
 }
 
+/// sum (n, k) += Σ (r₀ − r)·xᵀ over the tokens of r₀, r (m, n) and x (m, k), as above: how what the linear's output joins has drifted. The
+/// workspace holds 512 tokens of r and of x, as floats. @returns as above.
+template <class R, class T>
+status drift(matrix<const R> original, matrix<const R> residual, matrix<const T> x, matrix<float> sum, void* workspace,
+             index_t& workspace_bytes, cublasHandle_t blas) {
+  const index_t k = x.cols, n = residual.cols;
+  if (!detail::well_formed(original) || !detail::well_formed(residual) || !detail::well_formed(x))
+    return status::bad_shape;
+  if (original.rows != x.rows || original.cols != n || residual.rows != x.rows) return status::bad_shape;
+  if (!detail::well_formed(sum) || sum.rows != n || sum.cols != k) return status::bad_shape;
+  if (!detail::aligned(original) || !detail::aligned(residual) || !detail::aligned(x) || !detail::aligned(sum))
+    return status::misaligned;
+  return dispatch(tuning::gptq{}, [&](auto tuned) {
+    const index_t most = min(x.rows, detail::drift_tokens);
+    const status enough =
+        detail::check_workspace(workspace, workspace_bytes, most * (n + k) * static_cast<index_t>(sizeof(float)));
+    if (enough != status::ok || workspace == nullptr || x.empty() || residual.empty()) return enough;
+    cudaStream_t stream = nullptr;
+    status done = detail::stream_of(blas, stream);
+    const auto start = [&](auto before, auto now, matrix<float> clean, matrix<float> apart) {
+      using type = std::remove_const_t<std::remove_pointer_t<decltype(now.data)>>;
+      constexpr int wide = 16 / int{sizeof(type)};
+      const bool whole = detail::aligned(before, wide) && detail::aligned(now, wide);
+      return detail::launch_chunks<wide>(now.rows, now.cols, tuned.value.threads, whole,
+                                         [&](auto items, extent3 grid, extent3 block, unsigned across) {
+                                           return launch(detail::apart_kernel<decltype(tuned), items.value, type>, grid,
+                                                         block, 0, stream, before, now, clean, apart, across);
+                                         });
+    };
+    for (index_t first = 0; first < x.rows && done == status::ok; first += most) {
+      const index_t rows = min(most, x.rows - first);
+      const matrix<float> clean(static_cast<float*>(workspace), rows, k), apart(clean.data + most * k, rows, n);
+      const auto now = x.rows_at(first, rows);
+      done = start(now, now, clean, {nullptr, rows, k});
+      if (done == status::ok)
+        done = start(original.rows_at(first, rows), residual.rows_at(first, rows), {nullptr, rows, n}, apart);
+      if (done == status::ok)
+        done = matmul(blas, matrix<const float>(apart), reading::transposed, matrix<const float>(clean), reading::plain,
+                      1.0f, sum);
+    }
+    return done;
+  });
+}
+
+/// What the output of a linear (n, k) joins, where that has drifted as well, and how much of it the linear is to make up for.
+struct residual_drift {
+  matrix<const float> sum;          ///< (n, k), of the tokens that sum of inputs is of; empty: nothing is made up for
+  const index_t* column = nullptr;  ///< (k): its columns in the order of solving; null: as they lie
+  float share = 0;
+};
+
 /// host::moved_target in the stream of `blas`: target (n, k) ← w + share·(w* − w) for w (n, k), whose columns are scaled by s (k), or null
-/// for 1, as the factor's are; sum (k, k) is drift's over so many tokens, which is not scaled. column, l and state are factor's. Where
-/// the result is not finite, and where there is no factor, w. target may be w. The workspace holds a (k, k) and what 16384 rows move
-/// by. @error 10⁻⁴ of a row's largest weight where λ ≥ 0.01.
+/// for 1, as the factor's are; sum (k, k) is drift's over so many tokens, which is not scaled, nor is what is known of a residual
+/// stream. column, l and state are factor's. Where the result is not finite, and where there is no factor, w. target may be w. The
+/// workspace holds a (k, k) and what 16384 rows move by. @error 10⁻⁴ of a row's largest weight where λ ≥ 0.01.
 /// @param shrinkage λ, of what is beside the diagonal of sum. @pre tokens > 0.
 /// @returns bad_shape, misaligned, too_large, workspace_too_small, launch_failed, unsupported_device.
 inline status moved_target(matrix<const float> w, const float* s, matrix<const float> sum, index_t tokens,
                            const index_t* column, matrix<const float> l, const factored* state, float share,
-                           float shrinkage, matrix<float> target, void* workspace, index_t& workspace_bytes,
-                           cublasHandle_t blas) {
+                           float shrinkage, const residual_drift& residual, matrix<float> target, void* workspace,
+                           index_t& workspace_bytes, cublasHandle_t blas) {
   const index_t k = w.cols;
+  const bool joined = !residual.sum.empty();
+  if (joined && (!detail::well_formed(residual.sum) || residual.sum.rows != w.rows || residual.sum.cols != k))
+    return status::bad_shape;
   if (!detail::well_formed(w) || !detail::well_formed(target) || target.rows != w.rows || target.cols != k)
     return status::bad_shape;
   for (const auto& square : {sum, l})
     if (!detail::well_formed(square) || square.rows != k || square.cols != k) return status::bad_shape;
   if (state == nullptr || tokens < 1) return status::bad_shape;
   if (!detail::aligned(w) || !detail::aligned(target) || !detail::aligned(sum) || !detail::aligned(l) ||
-      !detail::aligned(s) || !detail::aligned(column) || !detail::aligned(state))
+      !detail::aligned(s) || !detail::aligned(column) || !detail::aligned(state) || !detail::aligned(residual.sum) ||
+      !detail::aligned(residual.column))
     return status::misaligned;
   return dispatch(tuning::gptq{}, [&](auto tuned) {
     using policy = decltype(tuned);
@@ -112,14 +167,19 @@ inline status moved_target(matrix<const float> w, const float* s, matrix<const f
     cudaStream_t stream = nullptr;
     status done = detail::stream_of(blas, stream);
     const double per_token = static_cast<double>(share) / static_cast<double>(tokens);
+    const double of_residual = static_cast<double>(residual.share) / static_cast<double>(tokens);
     if (done == status::ok)
       done = launch(detail::ordered_drift_kernel<policy>, k, threads, 0, stream, sum, s, column, per_token, shrinkage,
                     state, ordered);
     for (index_t row = 0; row < w.rows && done == status::ok; row += rows) {
       const index_t count = min(rows, w.rows - row);
       const matrix<float> moved(ordered.data + k * stride, count, k, stride);
-      done = matmul(blas, w.rows_at(row, count), reading::plain, matrix<const float>(ordered), reading::plain, 0.0f,
-                    moved);
+      if (joined)
+        done = launch(detail::ordered_residual_kernel<policy>, count, threads, 0, stream,
+                      residual.sum.rows_at(row, count), s, column, residual.column, of_residual, state, moved);
+      if (done == status::ok)
+        done = matmul(blas, w.rows_at(row, count), reading::plain, matrix<const float>(ordered), reading::plain,
+                      joined ? 1.0f : 0.0f, moved);
       if (done == status::ok) done = detail::solve_normal<policy>(l, moved, blas, stream);
       if (done == status::ok)
         done = launch(detail::move_kernel<policy>, count, threads, 0, stream, w.rows_at(row, count),
@@ -127,6 +187,14 @@ inline status moved_target(matrix<const float> w, const float* s, matrix<const f
     }
     return done;
   });
+}
+/// Where there is nothing that the output joins, or that has not drifted.
+inline status moved_target(matrix<const float> w, const float* s, matrix<const float> sum, index_t tokens,
+                           const index_t* column, matrix<const float> l, const factored* state, float share,
+                           float shrinkage, matrix<float> target, void* workspace, index_t& workspace_bytes,
+                           cublasHandle_t blas) {
+  return moved_target(w, s, sum, tokens, column, l, state, share, shrinkage, {}, target, workspace, workspace_bytes,
+                      blas);
 }
 
 }  // namespace kernels

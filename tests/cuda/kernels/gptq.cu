@@ -52,6 +52,9 @@ template __global__ void kernels::detail::apart_kernel<solving, 4, float>(matrix
 template __global__ void kernels::detail::ordered_drift_kernel<solving>(matrix<const float>, const float*,
                                                                         const index_t*, double, float, const factored*,
                                                                         matrix<float>);
+template __global__ void kernels::detail::ordered_residual_kernel<solving>(matrix<const float>, const float*,
+                                                                           const index_t*, const index_t*, double,
+                                                                           const kernels::factored*, matrix<float>);
 template __global__ void kernels::detail::solve_kernel<solving, false>(matrix<const float>, matrix<float>);
 template __global__ void kernels::detail::solve_kernel<solving, true>(matrix<const float>, matrix<float>);
 template __global__ void kernels::detail::move_kernel<solving>(matrix<const float>, matrix<const float>, const index_t*,

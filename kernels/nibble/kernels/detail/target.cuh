@@ -10,7 +10,7 @@ NIBBLE_NAMESPACE_BEGIN
 namespace kernels {
 namespace detail {
 
-/// clean (m, k) ← x, apart (m, k) ← x₀ − x, what is not finite as 0.
+/// clean (m, k) ← x, apart (m, k) ← x₀ − x, what is not finite as 0; the one that has no place is left out.
 template <class Tuned, int Items, class T>
 __global__ void __launch_bounds__(Tuned::value.threads)
     apart_kernel(matrix<const T> original, matrix<const T> x, matrix<float> clean, matrix<float> apart,
@@ -23,8 +23,9 @@ __global__ void __launch_bounds__(Tuned::value.threads)
   for (int j = 0; j < Items; ++j) {
     if (j >= mine.count) continue;
     const float now = observed(static_cast<float>(b.at[j]));
-    clean(mine.first_row, mine.col + j) = now;
-    apart(mine.first_row, mine.col + j) = device::subtract(observed(static_cast<float>(a.at[j])), now);
+    if (clean.data != nullptr) clean(mine.first_row, mine.col + j) = now;
+    if (apart.data != nullptr)
+      apart(mine.first_row, mine.col + j) = device::subtract(observed(static_cast<float>(a.at[j])), now);
   }
 }
 
@@ -42,6 +43,21 @@ __global__ void __launch_bounds__(Tuned::value.threads)
     const double of_pair = device::divide(of_row, scale(col));
     const float shrunk = shrink(sum(row, col), row, col, shrinkage);
     out(row, i) = static_cast<float>(device::multiply(of_pair, static_cast<double>(shrunk)));
+  }
+}
+
+/// out (rows, k) ← E[(r₀ − r)·xᵀ]·diag(1/s) in the factor's unit, columns in the order of solving; a block a row. @param column  by which s
+/// is put in that order, @param own  by which sum (rows, k) is; null: it is in it.
+template <class Tuned>
+__global__ void __launch_bounds__(Tuned::value.threads)
+    ordered_residual_kernel(matrix<const float> sum, const float* s, const index_t* column, const index_t* own,
+                            double per_token, const factored* state, matrix<float> out) {
+  const index_t row = blockIdx.x;
+  const double of_row = device::divide(per_token, state->unit);
+  for (index_t i = threadIdx.x; i < out.cols; i += Tuned::value.threads) {
+    const double scale = s == nullptr ? 1.0 : static_cast<double>(s[column == nullptr ? i : column[i]]);
+    const float there = sum(row, own == nullptr ? i : own[i]);
+    out(row, i) = static_cast<float>(device::multiply(device::divide(of_row, scale), static_cast<double>(there)));
   }
 }
 
