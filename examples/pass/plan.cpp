@@ -198,6 +198,7 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
   if (j.o.solved() && !on_gpu)
     grams += 5 * largest;  // a linear's target, or its columns in order, and codes a byte each
   if (j.o.smoothed() && !on_gpu) grams += sample_bytes(j);
+  if (j.o.drift_followed() && !on_gpu) grams += std::uint64_t(16) << 20;  // what is kept of the original's chunk
   // What attention and MLP read and gave; of linears that are rounded on trial, copies have the room of 2 largest.
   if (!on_gpu) grams += static_cast<std::uint64_t>(16 * j.judged_tokens() * j.model.hidden);
   const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
