@@ -68,9 +68,9 @@ TEST_CASE("at 3 bits each of GPTQ's parts lowers perplexity, on text like that i
   const double refined = increase({"--drift", "0", "--residual-drift", "0"});
   const double whole = increase({});
   // Measured: 2.41, 2.12, 1.11, 0.89.
-  CHECK(published < 0.95 * nearest);
+  CHECK(published < 0.9 * nearest);
   CHECK(refined < 0.8 * published);
-  CHECK(whole < 0.95 * refined);
+  CHECK(whole < 0.9 * refined);
   CHECK(whole > 0);
 }
 
