@@ -6,6 +6,7 @@
 
 #include "mistral/quantization.hpp"
 #include "mistral/weights.hpp"
+#include "pass/job.hpp"
 #include "support/model.hpp"
 #include "support/program.hpp"
 
@@ -136,6 +137,47 @@ TEST_CASE(
   }
   const words original = {"--propagate", "original"};
   CHECK((codes_of_mlp(original) == codes_of_mlp(original + attention_left)));
+}
+
+TEST_CASE(
+    "down makes up for the residual stream's drift: what a layer gives lies nearer to what it gave, the more of it") {
+  test::model_spec spec;
+  spec.layers = 1;
+  const workplace w(spec);
+  test::write_bytes(w.root / "recipe.yaml", test::rough_attention);
+  pass_options o;
+  o.how_found = methods::gptq, o.model = w.model.string(), o.group_size = 32;
+  o.calibration = test::embedded("text/calibration-state-of-the-union-2000-2012.txt").string();
+  o.samples = 40, o.max_length = 64;
+  check(o);
+  const job j(o);
+  const batch tokens = j.tokens();
+  const auto given = [&](const test::fs::path& model) {
+    const checkpoint files(model);
+    const config c = read_config(model);
+    std::vector<float> x(static_cast<size_t>(tokens.tokens() * c.hidden));
+    const matrix<float> all(x.data(), tokens.tokens(), c.hidden);
+    embed(files, c, tokens, all);
+    forward_layer(c, load_layer(files, c, 0), all, tokens.starts);
+    return x;
+  };
+  const std::vector<float> original = given(w.model);
+  std::vector<double> apart;
+  for (const char* share : {"0", "0.5", "1"}) {
+    const auto result =
+        w.run("out", {"--overwrite", "--recipe", (w.root / "recipe.yaml").string(), "--residual-drift", share},
+              {"--max-seq-length", "64", "--num-calibration-samples", "40"});
+    INFO(result.err);
+    REQUIRE(result.status == 0);
+    const std::vector<float> found = given(w.root / "out");
+    double sum = 0;
+    for (size_t i = 0; i < found.size(); ++i)
+      sum += std::pow(static_cast<double>(found[i]) - static_cast<double>(original[i]), 2);
+    apart.push_back(sum);
+  }
+  CAPTURE(apart);
+  CHECK(apart[1] < 0.985 * apart[0]);
+  CHECK(apart[2] < apart[1]);
 }
 
 TEST_CASE("no option of gptq_mistral is ignored") {

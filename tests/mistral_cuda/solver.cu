@@ -3,6 +3,7 @@
 /// GPTQ as a pass does it on a GPU, against the host's, under the same statistics and scales.
 #include "pass/cuda/solver.cuh"
 
+#include <array>
 #include <cmath>
 #include <random>
 
@@ -17,6 +18,9 @@ using namespace nibble::test;
 using namespace nibble::mistral;
 
 namespace {
+
+constexpr std::array orders = {activation_order::none, activation_order::static_groups, activation_order::group_aware,
+                               activation_order::descending};
 
 /// Linears with heavy-tailed weights, tokens that they read, and what they would have read of the original model; what their outputs
 /// join, which follows x in part, and what that would have been.
@@ -172,8 +176,7 @@ TEST_CASE("under the same statistics a GPU solves for the host's codes but for o
     other += apart, codes += p.w.rows * p.w.cols;
     CHECK(chosen.loss == Approx(expected.loss).epsilon(0.02));
   };
-  for (const activation_order order : {activation_order::none, activation_order::static_groups,
-                                       activation_order::group_aware, activation_order::descending}) {
+  for (const activation_order order : orders) {
     compare(order, clip_search::none, 2, packed_as(4, false, 32), true);
     compare(order, clip_search::mse, 0, packed_as(3, true, 64), false);
   }
@@ -187,8 +190,7 @@ TEST_CASE("under the same statistics a GPU solves for the host's codes but for o
 TEST_CASE(
     "a GPU makes up for the residual stream's drift as the host does, whatever the order, also in tiles of rows") {
   const problem p(24, 160);
-  for (const activation_order order : {activation_order::none, activation_order::static_groups,
-                                       activation_order::group_aware, activation_order::descending}) {
+  for (const activation_order order : orders) {
     CAPTURE(static_cast<int>(order));
     const pass_options o = solved(order, clip_search::none, 1);
     const packed as = packed_as(3, false, 32);
@@ -206,8 +208,7 @@ TEST_CASE(
 
 TEST_CASE("a GPU judges a scale as the host does, and codes that are chosen afterwards know nothing of it") {
   const problem p(24, 160);
-  for (const activation_order order : {activation_order::none, activation_order::static_groups,
-                                       activation_order::group_aware, activation_order::descending}) {
+  for (const activation_order order : orders) {
     CAPTURE(static_cast<int>(order));
     const pass_options o = solved(order, clip_search::none, 1);
     const packed as = packed_as(3, false, 32);

@@ -140,6 +140,21 @@ inline void copy_tokenizer(const fs::path& directory) {
     fs::copy_file(embedded("model") / name, directory / name);
 }
 
+/// A recipe of GPTQ whose attention is coarse, so that the residual stream drifts far before down reads what the MLP makes of it, and
+/// whose down is fine, so that what it gives is what it aims at.
+inline constexpr const char* rough_attention = R"(default_stage:
+  default_modifiers:
+    GPTQModifier:
+      ignore: [lm_head, 're:.*gate_proj', 're:.*up_proj']
+      config_groups:
+        attention:
+          targets: ['re:.*self_attn.*']
+          weights: {num_bits: 2, type: int, symmetric: false, strategy: group, group_size: 32}
+        down:
+          targets: ['re:.*down_proj']
+          weights: {num_bits: 8, type: int, symmetric: false, strategy: group, group_size: 32}
+)";
+
 /// A whole model: config, weights, tokenizer.
 inline void write_model(const model_spec& m, const fs::path& directory, const tensor_change& change = nullptr,
                         std::uint64_t max_shard_bytes = 5'000'000'000) {

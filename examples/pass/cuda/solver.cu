@@ -132,7 +132,7 @@ void linear_solver::prepare(layer_input input, const input_statistics& x, const 
   search_.copy_there(column_.data(), order_.column.data(), order_.size());
   search_.copy_there(parameters_.data(), order_.parameters.data(), order_.size());
   reordered_ = o_.order == activation_order::descending && per_group(as.group).across(x.k()) > 1;
-  given_statistics_ = used_ = &x;
+  gathered_ = used_ = &x;
   scale_ = s;
   if (reordered_) {
     in_order_.reset();
@@ -185,8 +185,8 @@ void linear_solver::round(index_t first, matrix<float> w, matrix<params> p, matr
   if (found_.usable && used_->followed()) {
     const phase_clock::span span(search_.clock(), phase::codes);
     kernels::residual_drift residual;
-    if (given_statistics_->residual_drift.size() > 0) {
-      residual.sum = given_statistics_->residual_matrix().rows_at(first, w.rows);
+    if (gathered_->residual_drift.size() > 0) {
+      residual.sum = gathered_->residual_matrix().rows_at(first, w.rows);
       residual.column = o_.order == activation_order::none ? nullptr : column_.data();
       residual.share = o_.residual_drift;
     }

@@ -59,8 +59,8 @@ class linear_solver {
   factoring found_;
   host::column_order order_;
   bool reordered_ = false;  ///< groups are formed in the order of solving, and so all that follows is in it
-  const input_statistics* given_statistics_ = nullptr;  ///< of the input
-  const input_statistics* used_ = nullptr;              ///< what is solved under: the same, or in its order
+  const input_statistics* gathered_ = nullptr;  ///< of the input
+  const input_statistics* used_ = nullptr;      ///< what is solved under: the same, or in its order
   std::optional<input_statistics> in_order_;    ///< of the input, where groups are formed in the order of solving
   std::vector<float> scale_;                    ///< of used_
   const float* scale_there_ = nullptr;          ///< the same on the device
