@@ -132,7 +132,8 @@ void decoder::keep(const std::vector<index_t>& sequences) {
 
 void decoder::advance(const std::vector<int32_t>& ids, const std::vector<row>& rows) {
   rotary_.reach(lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end()));
-  const auto last = view(last_, sequences(), settings_.hidden);
+  last_.resize(std::max(last_.size(), static_cast<size_t>(sequences() * settings_.hidden)));
+  const matrix<float> last(last_.data(), sequences(), settings_.hidden);
   const auto all = static_cast<index_t>(rows.size());
   for (index_t first = 0; first < all; first += chunk_tokens) {
     const index_t count = min(chunk_tokens, all - first);
@@ -196,7 +197,7 @@ void decoder::attend(size_t index, matrix<const float> q, const row* rows, matri
   const index_t shared = settings_.heads / settings_.kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   host::parallel_for(q.rows * settings_.kv_heads, [&](index_t tile) {
-    thread_local std::vector<float> buffer;
+    thread_local row_buffer buffer;
     const index_t i = tile / settings_.kv_heads, kv = tile % settings_.kv_heads;
     const index_t end = rows[i].position + 1, begin = window > 0 ? max(index_t(0), end - window) : 0;
     const head_cache& c = cache(rows[i].sequence, index, kv);

@@ -16,6 +16,7 @@
 #include "nibble/matrix.hpp"
 #include "resident.hpp"
 #include "rotary.hpp"
+#include "rows.hpp"
 #include "safetensors.hpp"
 
 namespace nibble::mistral {
@@ -64,7 +65,7 @@ class decoder {
     index_t sequence, position;
   };
   struct scratch {
-    std::vector<float> x, normed, q, k, v, attended, gate, up, out;
+    row_buffer x, normed, q, k, v, attended, gate, up, out;
   };
 
   head_cache& cache(index_t sequence, size_t layer, index_t head);
@@ -87,7 +88,8 @@ class decoder {
   rotary_table rotary_;
   std::vector<std::vector<head_cache>> caches_;  ///< by sequence, then layer · kv_heads + head
   std::vector<index_t> lengths_;                 ///< tokens seen, by sequence
-  std::vector<float> last_, logits_;             ///< (sequences, hidden), (sequences, vocabulary)
+  std::vector<float> last_;                      ///< (sequences, hidden)
+  row_buffer logits_;                            ///< (sequences, vocabulary)
   scratch scratch_;
 };
 

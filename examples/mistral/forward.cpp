@@ -45,7 +45,7 @@ index_t longest(const std::vector<index_t>& starts) {
 /// One query tile of one head: out rows = softmax(q kᵀ / √d) v over the keys each query may see.
 void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v, index_t first_query, index_t window,
             matrix<float> out) {
-  thread_local std::vector<float> buffer;
+  thread_local row_buffer buffer;
   const index_t keys = first_query + q.rows;
   const index_t first_key = window > 0 ? max(index_t(0), first_query + 1 - window) : 0;
   const index_t span = keys - first_key;
@@ -67,7 +67,7 @@ void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v,
 }
 
 struct scratch {
-  std::vector<float> normed, q, k, v, attended, gate, up, out, rounded;
+  row_buffer normed, q, k, v, attended, gate, up, out, rounded;
 };
 
 /// Linears that read the same x one after another; x is rounded again only for one that wants it another way.
@@ -375,7 +375,8 @@ cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t 
 cache_scales largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
                             const std::vector<index_t>& starts) {
   const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
-  std::vector<float> normed_data, k_data, v_data, largest_k(static_cast<size_t>(c.kv_width())), largest_v = largest_k;
+  row_buffer normed_data, k_data, v_data;
+  std::vector<float> largest_k(static_cast<size_t>(c.kv_width())), largest_v = largest_k;
   for (size_t s = 0; s + 1 < starts.size(); ++s) {
     const index_t first = starts[s], length = starts[s + 1] - first;
     const auto normed = view(normed_data, length, c.hidden);
@@ -404,7 +405,7 @@ void score(const lm_head& head, matrix<const float> x, const int32_t* targets, t
   host::detail::single_threaded_blas();
   host::parallel_for(ceil_div(x.rows, token_tile), [&](index_t tile) {
     const index_t first = tile * token_tile, tokens = min(token_tile, x.rows - first);
-    std::vector<float> normed_data, reference_data, rows_data, logits_data, reference_logits_data;
+    row_buffer normed_data, reference_data, rows_data, logits_data, reference_logits_data;
     const auto normed = view(normed_data, tokens, hidden), rows = view(rows_data, vocabulary_tile, hidden);
     const auto logits = view(logits_data, tokens, vocabulary_tile);
     matrix<float> reference_normed, reference_logits;

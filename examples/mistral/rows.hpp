@@ -4,7 +4,7 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
+#include <memory>
 
 #include "nibble/host/parallel.hpp"
 #include "nibble/matrix.hpp"
@@ -20,9 +20,25 @@ void over_rows(index_t rows, F&& f) {
   });
 }
 
+/// Room for rows. Numbers are what happens to be there until they are set, and lost when it grows.
+class row_buffer {
+ public:
+  float* data() { return data_.get(); }
+  void reserve(index_t size) {
+    if (size <= size_) return;
+    data_.reset();  // first, so that its place can be had again
+    data_.reset(new float[static_cast<size_t>(size)]);
+    size_ = size;
+  }
+
+ private:
+  std::unique_ptr<float[]> data_;
+  index_t size_ = 0;
+};
+
 /// A matrix (rows, cols) in `data`, which grows where it is too small.
-inline matrix<float> view(std::vector<float>& data, index_t rows, index_t cols) {
-  if (static_cast<index_t>(data.size()) < rows * cols) data.resize(static_cast<size_t>(rows * cols));
+inline matrix<float> view(row_buffer& data, index_t rows, index_t cols) {
+  data.reserve(rows * cols);
   return {data.data(), rows, cols};
 }
 

@@ -8,10 +8,17 @@ NIBBLE_VECTORISED void swiglu(float* gate, const float* up, index_t n) {
 }
 
 NIBBLE_VECTORISED float softmax_numerators(float* s, index_t first, index_t last, index_t n) {
-  float largest = s[first];
-  for (index_t j = first; j < last; ++j) largest = s[j] > largest ? s[j] : largest;
-  float lanes[16] = {};
+  const auto larger = [](float a, float b) { return a > b ? a : b; };
+  float lanes[16];
+  for (float& lane : lanes) lane = s[first];
   index_t j = first;
+  for (; j + 16 <= last; j += 16)
+    for (index_t lane = 0; lane < 16; ++lane) lanes[lane] = larger(s[j + lane], lanes[lane]);
+  float largest = lanes[0];
+  for (const float lane : lanes) largest = larger(lane, largest);
+  for (; j < last; ++j) largest = larger(s[j], largest);
+  for (float& lane : lanes) lane = 0;
+  j = first;
   for (; j + 16 <= last; j += 16)
     for (index_t lane = 0; lane < 16; ++lane) {
       const float e = fast_exp(s[j + lane] - largest);

@@ -45,8 +45,9 @@ inline void sgemm(CBLAS_TRANSPOSE trans_a, CBLAS_TRANSPOSE trans_b, index_t m, i
               a.data, leading(a.stride), b.data, leading(b.stride), beta, c.data, leading(c.stride));
 }
 
-inline constexpr index_t tile_rows = 256;
-inline constexpr index_t tile_cols = 256;
+/// Of y. The BLAS copies x's rows for each 512 columns, and w's for each 256 rows: with tiles of 256 × 256, which copy more, a small
+/// model's pass took 4 % longer, and with 512 × 512, which outgrow a cache, 2 %.
+inline constexpr index_t tile_rows = 256, tile_cols = 512;
 
 template <class F>
 void over_tiles(index_t rows, index_t cols, F&& f) {

@@ -20,8 +20,9 @@ namespace detail {
 
 /// Columns a thread goes down at a time, and rows it counts at a time.
 inline constexpr index_t column_tile = 128, row_tile = 64;
-/// Edge of a tile of the Gram matrix, and tokens a BLAS call adds to it.
-inline constexpr index_t gram_tile = 128, gram_tokens = 512;
+/// Edge of a tile of the Gram matrix, columns that a BLAS call takes at most, so that it does not copy the tile's for each 128 of them,
+/// and tokens it adds.
+inline constexpr index_t gram_tile = 128, gram_columns = 512, gram_tokens = 512;
 
 /// total (k) = the fold of term(x) down every column of x (m, k), beginning with total, in the order of the rows.
 template <class Total, class Fold>
@@ -78,14 +79,14 @@ inline void gram(matrix<const float> x, matrix<float> g) {
       std::transform(x.row(row), x.row(row) + x.cols, std::back_inserter(clean), observed);
     x = {clean.data(), x.rows, x.cols};
   }
-  const index_t edge = detail::gram_tile, tiles = ceil_div(x.cols, edge);
+  const index_t edge = detail::gram_tile, wide = detail::gram_columns;
   std::vector<std::pair<index_t, index_t>> upper;
-  for (index_t i = 0; i < tiles; ++i)
-    for (index_t j = i; j < tiles; ++j) upper.emplace_back(i * edge, j * edge);
+  for (index_t i = 0; i < x.cols; i += edge)
+    for (index_t j = i; j < x.cols; j += wide) upper.emplace_back(i, j);
   detail::single_threaded_blas();
   parallel_for(static_cast<index_t>(upper.size()), [&](index_t tile) {
     const auto [i, j] = upper[static_cast<size_t>(tile)];
-    const index_t rows = min(edge, x.cols - i), cols = min(edge, x.cols - j);
+    const index_t rows = min(edge, x.cols - i), cols = min(wide, x.cols - j);
     for (index_t token = 0; token < x.rows; token += detail::gram_tokens) {
       const auto part = x.rows_at(token, min(detail::gram_tokens, x.rows - token));
       detail::sgemm(CblasTrans, CblasNoTrans, rows, cols, part.rows, part.cols_at(i, rows), part.cols_at(j, cols), 1.0f,

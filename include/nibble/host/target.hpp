@@ -70,10 +70,10 @@ class drift {
 
  private:
   static void add_product(matrix<const float> apart, matrix<const float> clean, matrix<float> sum) {
-    const index_t edge = detail::gram_tile, across = ceil_div(sum.cols, edge);
+    const index_t edge = detail::gram_tile, wide = detail::gram_columns, across = ceil_div(sum.cols, wide);
     parallel_for(ceil_div(sum.rows, edge) * across, [&](index_t tile) {
-      const index_t i = tile / across * edge, j = tile % across * edge;
-      const index_t height = min(edge, sum.rows - i), width = min(edge, sum.cols - j);
+      const index_t i = tile / across * edge, j = tile % across * wide;
+      const index_t height = min(edge, sum.rows - i), width = min(wide, sum.cols - j);
       detail::sgemm(CblasTrans, CblasNoTrans, height, width, clean.rows, apart.cols_at(i, height),
                     clean.cols_at(j, width), 1.0f, sum.rows_at(i, height).cols_at(j, width));
     });
