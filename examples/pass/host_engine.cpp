@@ -55,7 +55,7 @@ class host_arithmetic : public engine {
   void embed() override {
     data_.resize(j_.activations());
     mistral::embed(j_.files, j_.model, tokens_, x());
-    if (j_.o.drift_followed()) std::copy_n(x().data, x().size(), original().data);
+    if (j_.o.drift_followed()) std::copy_n(x().data, original().size(), original().data);
   }
   void set(std::vector<float> x) override { data_ = std::move(x); }
   const std::vector<float>& get() override { return data_; }
@@ -179,8 +179,8 @@ class host_arithmetic : public engine {
 
  private:
   matrix<float> x() { return {data_.data(), tokens_.tokens(), j_.model.hidden}; }
-  /// Those of the original model. @pre j.o.drift_followed()
-  matrix<float> original() { return {data_.data() + x().size(), tokens_.tokens(), j_.model.hidden}; }
+  /// Those of the original model, of the first tokens. @pre j.o.drift_followed()
+  matrix<float> original() { return {data_.data() + x().size(), j_.followed_tokens(), j_.model.hidden}; }
   void look_at_samples();
   void gather_both(const layer_weights& w, layer_part half, phase_times& here, const observer& observe);
   matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
@@ -213,7 +213,8 @@ void host_arithmetic::look_at_samples() {
 }
 
 /// A chunk of sequences of the original model's activations through a half of w, then of the quantized one's, which stay: what linears
-/// read of the first, and the residual stream that the half adds to, are kept to be compared with the second.
+/// read of the first, and the residual stream that the half adds to, are kept to be compared with the second. Then the quantized one's of
+/// sequences on which the original is not followed.
 void host_arithmetic::gather_both(const layer_weights& w, layer_part half, phase_times& here, const observer& observe) {
   constexpr index_t chunk_bytes = index_t(16) << 20;  // of what is kept: the allocator has such buffers again at once
   const config& c = j_.model;
@@ -222,12 +223,17 @@ void host_arithmetic::gather_both(const layer_weights& w, layer_part half, phase
     if (belongs(input, half)) widths += width(c, input);
   const index_t chunk_tokens = chunk_bytes / (4 * widths);
   const auto& starts = tokens_.starts;
-  std::array<std::vector<float>, 4> kept;
-  std::vector<float> residual;
-  for (size_t first = 0, last; first + 1 < starts.size(); first = last) {
-    for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
+  const auto followed = static_cast<size_t>(j_.followed), sequences = starts.size() - 1;
+  const auto sequences_of = [&](size_t first, size_t last) {
     std::vector<index_t> chunk;
     for (size_t i = first; i <= last; ++i) chunk.push_back(starts[i] - starts[first]);
+    return chunk;
+  };
+  std::array<std::vector<float>, 4> kept;
+  std::vector<float> residual;
+  for (size_t first = 0, last; first < followed; first = last) {
+    for (last = first + 1; last < followed && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
+    const std::vector<index_t> chunk = sequences_of(first, last);
     const auto before = original().rows_at(starts[first], chunk.back()), now = x().rows_at(starts[first], chunk.back());
     residual.assign(before.data, before.data + before.size());
     for (auto& each : kept) each.clear();
@@ -252,6 +258,9 @@ void host_arithmetic::gather_both(const layer_weights& w, layer_part half, phase
       at += activations.rows;
     });
   }
+  if (followed == sequences) return;
+  const std::vector<index_t> rest = sequences_of(followed, sequences);
+  observe_half(c, w, half, x().rows_at(starts[followed], rest.back()), rest, observe);
 }
 
 /// The attention's or the MLP's output on one sequence of its sample.

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
+#include <vector>
 
 #include "mistral/error.hpp"
 #include "mistral/gguf_model.hpp"
@@ -61,9 +63,28 @@ void job::read_samples() {
   const auto chat =
       std::filesystem::path(o.calibration).extension() == ".jsonl" ? open_chat_template(o.model) : nullptr;
   samples = read_calibration(o.calibration, *tok, chat.get(), {o.samples, o.max_length, o.seed});
+  choose_followed();
   read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const planned_evaluation planned = {o.evaluate, text, windows};
   findings = check_calibration(samples, *tok, model.context, o.evaluate.empty() ? nullptr : &planned, o.allow_overlap);
+}
+
+/// Samples on which the original model is followed, spread over all, come first: a text's may lie in the text's order.
+void job::choose_followed() {
+  if (!o.drift_followed()) return;
+  auto& all = samples.sequences;
+  const auto count = static_cast<index_t>(all.size());
+  index_t widest = 0;
+  for (const layer_input input : layer_inputs) widest = max(widest, width(model, input));
+  const index_t suffice = ceil_div(drift_tokens_per_channel * widest * count, max(samples.tokens(), index_t(1)));
+  followed = min(count, o.drift_samples > 0 ? o.drift_samples : suffice);
+  std::vector<std::vector<int32_t>> first, rest;
+  for (index_t i = 0; i < count; ++i) {
+    const bool taken = (i + 1) * followed / count > i * followed / count;
+    (taken ? first : rest).push_back(std::move(all[static_cast<size_t>(i)]));
+  }
+  std::move(rest.begin(), rest.end(), std::back_inserter(first));
+  all = std::move(first);
 }
 
 /// Every tensor the model needs is there, of the shape that config.json asks for and a dtype that can be read.
@@ -84,7 +105,13 @@ void job::check_tensors() const {
 }
 
 size_t job::activations() const {
-  return static_cast<size_t>(samples.tokens() * model.hidden) * (o.drift_followed() ? 2 : 1);
+  return static_cast<size_t>((samples.tokens() + followed_tokens()) * model.hidden);
+}
+
+index_t job::followed_tokens() const {
+  index_t sum = 0;
+  for (index_t i = 0; i < followed; ++i) sum += static_cast<index_t>(samples.sequences[static_cast<size_t>(i)].size());
+  return sum;
 }
 
 index_t job::judged_tokens() const {

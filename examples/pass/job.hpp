@@ -32,12 +32,15 @@ struct job {
   std::optional<earlier_run> baseline;
   calibration_set samples;
   calibration_findings findings;  ///< about the samples
+  index_t followed = 0;           ///< the first of the samples, on which the original model is followed
   std::optional<gpu> on;          ///< to run on; the CPU otherwise
   double read_seconds = 0;        ///< what reading the samples took
 
   explicit job(const pass_options& options);
   /// Of the samples.
   batch tokens() const;
+  /// Of them, those on which the original model is followed beside the quantized one.
+  index_t followed_tokens() const;
   /// Of them, those that `--loss block` judges scales by; 0 with another loss.
   index_t judged_tokens() const;
   /// How many numbers the tokens' activations are.
@@ -47,6 +50,7 @@ struct job {
   void check_packings() const;
   void read_evaluated();
   void read_samples();
+  void choose_followed();
   /// Tells the user what is odd, and no reason to stop.
   void warn() const;
   void warn_of_unmatched() const;

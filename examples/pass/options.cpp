@@ -230,6 +230,8 @@ std::vector<std::string> check(pass_options& o) {
           "--drift and --residual-drift make up for what quantized layers do: use them with --propagate quantized");
     o.drift = o.residual_drift = 0;
   }
+  if (o.drift_samples > 0 && !o.drift_followed())
+    throw usage_error("--drift-samples is about drift, which is not made up for here; leave it out");
   if (!o.report.empty() && !o.json.empty() && same_file(o.report, o.json))
     throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");
   if (o.max_regression >= 0 && o.evaluate.empty())

@@ -120,6 +120,7 @@ struct pass_options {
   float drift = 1.0f;           ///< share of the drift of a linear's inputs that its target makes up for; GPTAQ's α
   float residual_drift = 0.5f;  ///< share of the residual stream's drift that down's target makes up for
   bool drift_given = false;     ///< one of them more than 0, by the user, not by default
+  index_t drift_samples = 0;    ///< sequences on which drift is seen; 0: as many as drift_tokens_per_channel asks for
   smoothing_strength strength;
   smoothing smoothed_inputs = smoothing::down;
   bool cache_rounded = false;  ///< scales for keys and values in fp8

@@ -415,6 +415,7 @@ pass_result run_pass(const job& j, output_directory& out, resumable_run& run) {
   pass_result r;
   r.seconds.read = j.read_seconds;
   r.calibration_sequences = static_cast<index_t>(j.samples.sequences.size());
+  r.followed_sequences = j.followed;
   r.calibration_tokens = j.samples.tokens();
   r.shared_with_calibration = j.findings.shared;
   r.measured = j.measured;

@@ -62,10 +62,11 @@ struct products {
       const auto k = static_cast<double>(inputs(j.model, p));
       if (j.o.correlations_seen() && (tokens >= k || j.o.solved())) gram += tokens * k * k;
     }
-    const int forwards = j.o.drift_followed() ? 3 : j.o.propagate == propagation::quantized ? 2 : 1;
+    const auto followed = static_cast<double>(j.followed_tokens());
+    const double forwards = (j.o.propagate == propagation::quantized ? 2 : 1) + followed / tokens;
     const double joined =
-        j.o.residual_followed() ? 2 * tokens * static_cast<double>(j.model.hidden * j.model.intermediate) : 0;
-    return of_forward() * forwards + gram * (j.o.drift_followed() ? 3 : 1) + joined;
+        j.o.residual_followed() ? 2 * followed * static_cast<double>(j.model.hidden * j.model.intermediate) : 0;
+    return of_forward() * forwards + gram * (1 + 2 * followed / tokens) + joined;
   }
   /// GPTQ's codes of some rows and their loss; and a factor, which linears that read one input share.
   double of_judging(projection p) const {

@@ -302,6 +302,14 @@ void pass_program::add_solver() {
   residual_drift_ = add_share(
       "--residual-drift", o_.residual_drift,
       "The same of the residual stream, which down makes up for, whose output is the last that a layer adds to it");
+  app_.add_option("--drift-samples", o_.drift_samples,
+                  "Calibration samples on which drift is seen; the original model is followed on them beside the "
+                  "quantized one, which takes time. 0: as many as have 40 tokens for each channel of the widest input, "
+                  "or all there are")
+      ->check(whole(0, 1000000))
+      ->capture_default_str()
+      ->type_name("N")
+      ->group(of_quantization);
 }
 
 void pass_program::add_smoothing() {

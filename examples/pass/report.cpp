@@ -122,7 +122,8 @@ nlohmann::ordered_json options_json(const pass_options& o) {
     options.update({{"dampening_frac", o.damping},
                     {"actorder", word_of(order_choices, o.order)},
                     {"drift", o.drift},
-                    {"residual_drift", o.residual_drift}});
+                    {"residual_drift", o.residual_drift},
+                    {"drift_samples", o.drift_samples}});
   return options;
 }
 
@@ -130,6 +131,7 @@ nlohmann::ordered_json to_json(const pass_options& o, const pass_result& r) {
   auto options = options_json(o);
   if (o.calibrated()) {
     options["num_calibration_samples"] = r.calibration_sequences;
+    if (o.drift_followed()) options["drift_samples"] = r.followed_sequences;
     options["calibration_tokens"] = r.calibration_tokens;
   }
   nlohmann::ordered_json out = {{"nibble", NIBBLE_VERSION},

@@ -81,6 +81,7 @@ TEST_CASE("gptq_mistral writes the same bytes whatever the number of threads, fo
                                        {"--propagate", "original"},
                                        {"--drift", "0.5", "--actorder", "group-aware"},
                                        {"--drift", "0", "--residual-drift", "0"},
+                                       {"--drift-samples", "2"},
                                        {"--actorder", "descending", "--format", "gptq-v2"},
                                        {"--actorder", "none", "--clip", "mse"},
                                        {"--method", "awq+gptq", "--n-grid", "4", "--scheme", "W3A16"},
@@ -180,6 +181,39 @@ TEST_CASE(
   CHECK(apart[2] < apart[1]);
 }
 
+TEST_CASE("drift is seen on samples spread over all, as many as are wanted, or suffice for the widest input") {
+  const test::temporary_directory root;
+  test::model_spec spec;
+  spec.hidden = 32, spec.heads = 2, spec.kv_heads = 1, spec.layers = 1, spec.intermediate = 48;
+  test::write_model(spec, root / "model");
+  const auto followed = [&](index_t wanted, const char* how) {
+    pass_options o;
+    o.how_found = methods::gptq, o.model = (root / "model").string(), o.group_size = -1;
+    o.calibration = test::embedded("text/calibration-state-of-the-union-2000-2012.txt").string();
+    o.propagate = std::string(how) == "followed" ? propagation::quantized : propagation::original;
+    o.samples = 10, o.max_length = 400, o.drift_samples = wanted;
+    check(o);
+    job j(o);
+    CHECK(j.followed_tokens() == 400 * j.followed);
+    CHECK(j.activations() == static_cast<size_t>(32 * (4000 + j.followed_tokens())));
+    return std::pair(j.followed, std::move(j.samples.sequences));
+  };
+  const auto [none, all] = followed(0, "original");
+  REQUIRE((none == 0 && all.size() == 10));
+  const auto expect = [&](index_t wanted, const std::vector<size_t>& first, const std::vector<size_t>& rest) {
+    const auto [count, sequences] = followed(wanted, "followed");
+    CAPTURE(wanted, count);
+    CHECK(count == static_cast<index_t>(first.size()));
+    std::vector<std::vector<std::int32_t>> expected;
+    for (const auto* part : {&first, &rest})
+      for (const size_t i : *part) expected.push_back(all[i]);
+    CHECK((sequences == expected));
+  };
+  expect(0, {1, 3, 5, 7, 9}, {0, 2, 4, 6, 8});  // 48 channels, 40 tokens for each
+  expect(3, {3, 6, 9}, {0, 1, 2, 4, 5, 7, 8});
+  expect(11, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, {});
+}
+
 TEST_CASE("no option of gptq_mistral is ignored") {
   const workplace w;
   std::vector<std::string> seen;
@@ -189,6 +223,7 @@ TEST_CASE("no option of gptq_mistral is ignored") {
                                        {"--residual-drift", "0"},
                                        {"--residual-drift", "1"},
                                        {"--drift", "0", "--residual-drift", "0"},
+                                       {"--drift-samples", "3"},
                                        {"--propagate", "original"},
                                        {"--clip", "mse"},
                                        {"--clip", "none"},
@@ -295,6 +330,11 @@ TEST_CASE("what cannot go together is refused with status 2") {
     CHECK(result.status == 2);
     CHECK_THAT(result.err, Contains(drift) && Contains("--propagate quantized"));
   }
+  for (const words& without : {words{"--propagate", "original"}, words{"--drift", "0", "--residual-drift", "0"}}) {
+    const auto samples = w.run("out", words{"--drift-samples", "2"} + without);
+    CHECK(samples.status == 2);
+    CHECK_THAT(samples.err, Contains("--drift-samples") && Contains("leave it out"));
+  }
   for (const words& wrong : {words{"--drift", "1.5"}, words{"--drift", "nan"}, words{"--dampening-frac", "-1"},
                              words{"--actorder", "group"}, words{"--method", "awq"}}) {
     CAPTURE(wrong);
@@ -324,6 +364,7 @@ TEST_CASE("the figures of a run name the method, its options and what it aimed a
   CHECK(all.at("options").at("method") == "awq+gptq");
   CHECK(all.at("options").at("drift") == 1.0);
   CHECK(all.at("options").at("residual_drift") == 0.5);
+  CHECK(all.at("options").at("drift_samples") == all.at("options").at("num_calibration_samples"));
   CHECK(all.at("options").at("actorder") == "static");
   CHECK(all.at("options").at("dampening_frac").get<double>() == Approx(0.01));
   CHECK(all.at("models").back().at("name") == "AWQ + GPTQ");

@@ -464,13 +464,14 @@ struct beside {
   std::vector<std::vector<float>> residuals;  ///< that down's output is added to: x's and the second's, by layer
   std::vector<float> ends;
 
-  beside(cuda_forward::forward_pass& pass, opened& model, opened& other, const batch& b) {
+  /// @param followed  tokens that have a second stream.
+  beside(cuda_forward::forward_pass& pass, opened& model, opened& other, const batch& b, index_t followed) {
     pass.embed(model.files, b.ids);
     for (index_t layer = 0; layer < model.c.layers; ++layer) {
       for (const layer_part half : {layer_part::attention, layer_part::mlp}) {
         pass.stage(other.files, layer);
         pass.forward_beside(half, [&](layer_input which, const cuda_forward::read_of_both& read, cudaStream_t in) {
-          note(second, which, read.beside, in);
+          if (!read.beside.empty()) note(second, which, read.beside, in);
           note(first, which, read.x, in);
           if (which != layer_input::down) return;
           residuals.push_back(noted(read.residual, in));
@@ -480,8 +481,8 @@ struct beside {
         pass.forward_layer(nullptr, nullptr, half);
       }
     }
-    ends.resize(static_cast<size_t>(2 * b.tokens() * model.c.hidden));
-    pass.download({ends.data(), 2 * b.tokens(), model.c.hidden});
+    ends.resize(static_cast<size_t>((b.tokens() + followed) * model.c.hidden));
+    pass.download({ends.data(), b.tokens() + followed, model.c.hidden});
   }
 };
 
@@ -525,7 +526,7 @@ TEST_CASE("of two streams each ends where it would alone, and what linears read 
   CHECK(expected == model.on_device(b));
 
   const auto holds = [&](cuda_forward::forward_pass& pass, bool whole) {
-    const beside got(pass, model, other, b);
+    const beside got(pass, model, other, b, b.tokens());
     const auto half = got.ends.begin() + static_cast<std::ptrdiff_t>(expected.size());
     const std::vector<float> of_first(got.ends.begin(), half), of_second(half, got.ends.end());
     CHECK(distance(of_first, expected) < rounding_bound(model.c) / 2);
@@ -541,27 +542,72 @@ TEST_CASE("of two streams each ends where it would alone, and what linears read 
     }
     return got.ends;
   };
-  cuda_forward::forward_pass both(model.c, b.starts, 0, 0, false, 2);
+  cuda_forward::forward_pass both(model.c, b.starts, 0, 0, false, b.tokens());
   REQUIRE(both.memory().chunk_tokens == b.tokens());
   const auto ends = holds(both, true);
   std::vector<float> again(ends.size());
   both.upload({ends.data(), 2 * b.tokens(), model.c.hidden});
   both.download({again.data(), 2 * b.tokens(), model.c.hidden});
   CHECK(again == ends);
+
+  // The first two sequences alone have a second stream.
+  const index_t followed = 11;
+  const auto holds_in_part = [&](cuda_forward::forward_pass& pass) {
+    beside got(pass, model, other, b, followed);
+    const auto half = got.ends.begin() + static_cast<std::ptrdiff_t>(expected.size());
+    const auto rows_of = [&](const std::vector<float>& all, index_t of) {
+      return std::vector<float>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(all.size()) * of / b.tokens());
+    };
+    CHECK(distance({got.ends.begin(), half}, expected) < rounding_bound(model.c) / 2);
+    CHECK(distance({half, got.ends.end()}, rows_of(beside_ends, followed)) < rounding_bound(model.c) / 2);
+    REQUIRE(got.second.size() == of_other.size());
+    for (size_t i = 0; i < of_other.size(); ++i) {
+      CAPTURE(i);
+      CHECK(got.second[i].first == of_other[i].first);
+      CHECK(distance(got.second[i].second, rows_of(of_other[i].second, followed)) < rounding_bound(model.c) / 2);
+    }
+    // By halves: both inputs of the first chunk, then of the next ones.
+    const size_t chunks = got.first.size() / of_x.size();
+    REQUIRE(chunks * of_x.size() == got.first.size());
+    CHECK(chunks > 1);
+    for (size_t i = 0; i < of_x.size(); ++i) {
+      CAPTURE(i);
+      std::vector<float> read;
+      for (size_t chunk = 0; chunk < chunks; ++chunk) {
+        const auto& [which, rows] = got.first[(i / 2 * chunks + chunk) * 2 + i % 2];
+        CHECK(which == of_x[i].first);
+        read.insert(read.end(), rows.begin(), rows.end());
+      }
+      CHECK(distance(read, of_x[i].second) < rounding_bound(model.c) / 2);
+    }
+    return got.ends;
+  };
+  cuda_forward::forward_pass in_part(model.c, b.starts, 0, 0, false, followed);
+  holds_in_part(in_part);
   alone.stage(model.files, 0);
   CHECK_THROWS_WITH(alone.forward_beside(layer_part::mlp, nullptr), Contains("no second stream"));
 #if defined(NIBBLE_SIMT)
-  std::vector<std::vector<float>> by_chunks;
+  std::vector<std::vector<float>> by_chunks, by_chunks_in_part;
   for (const auto where : {cuda_forward::residual::on_device, cuda_forward::residual::on_host}) {
-    cuda_forward::memory_plan plan = cuda_forward::plan_memory(model.c, b.starts, index_t{1} << 30, where, 2);
+    cuda_forward::memory_plan plan = cuda_forward::plan_memory(model.c, b.starts, index_t{1} << 30, where, b.tokens());
     plan.chunk_tokens = 12;
     const simt::pretended_memory little(static_cast<std::size_t>(plan.total() + cuda_forward::runtime_bytes));
-    cuda_forward::forward_pass pass(model.c, b.starts, 0, 0, true, 2);
+    cuda_forward::forward_pass pass(model.c, b.starts, 0, 0, true, b.tokens());
     REQUIRE(pass.memory().where == where);
     REQUIRE(pass.memory().chunk_tokens == 12);
     by_chunks.push_back(holds(pass, false));
+    const index_t second =
+        where == cuda_forward::residual::on_device ? 4 * model.c.hidden * (b.tokens() - followed) : 0;
+    CHECK(plan.batch_bytes -
+              cuda_forward::plan_memory(model.c, b.starts, index_t{1} << 30, where, followed).batch_bytes ==
+          second);
+    const simt::pretended_memory less(static_cast<std::size_t>(plan.total() - second + cuda_forward::runtime_bytes));
+    cuda_forward::forward_pass in_parts(model.c, b.starts, 0, 0, true, followed);
+    REQUIRE(in_parts.memory().where == where);
+    by_chunks_in_part.push_back(holds_in_part(in_parts));
   }
   CHECK(by_chunks[0] == by_chunks[1]);
+  CHECK(by_chunks_in_part[0] == by_chunks_in_part[1]);
 #endif
 }
 

@@ -73,7 +73,7 @@ TEST_CASE("gptq_mistral on a GPU loses what it loses on the CPU at 3 bits, in gr
       w,
       {"--scheme", "W3A16_ASYM", "--actorder", "descending", "--format", "gptq-v2", "--clip", "none", "--sweeps", "1"},
       loss_bound, 0.05);  // measured: 3.1 % of a magnitude
-  agrees(w, {"--actorder", "none", "--clip", "none", "--sweeps", "0"}, loss_bound);
+  agrees(w, {"--actorder", "none", "--clip", "none", "--sweeps", "0", "--drift-samples", "2"}, loss_bound);
 }
 
 TEST_CASE("gptq_mistral on a GPU finds the CPU's scales of AWQ, and loses what it loses with them") {
@@ -88,7 +88,7 @@ TEST_CASE(
   const workplace w("gptq_mistral");
   write_bytes(w.root / "recipe.yaml", rough_attention);
   const auto run = [&](const char* output, const words& more) {
-    words how = w.options(output, words{"--recipe", (w.root / "recipe.yaml").string()} + more);
+    words how = w.options(output, words{"--recipe", (w.root / "recipe.yaml").string(), "--drift-samples", "1"} + more);
     const auto size = std::find(how.begin(), how.end(), "--group-size");  // which the recipe decides
     how.erase(size, size + 2);
     const outcome result = run_program(on_gpu(w.program), how, w.root.path());
@@ -100,7 +100,7 @@ TEST_CASE(
                  left = run("left", {"--backend", "cpu", "--residual-drift", "0"});
   const double made_up = down_apart(cpu, left), same = down_apart(gpu, cpu);
   CAPTURE(made_up, same);
-  CHECK(same < 0.5 * made_up);  // measured: 0.26
+  CHECK(same < 0.5 * made_up);  // measured: 0.40
 }
 
 TEST_CASE(
@@ -155,6 +155,7 @@ TEST_CASE("a GPU follows the original's activations across an interruption: it g
   const workplace w("gptq_mistral");
   const words how = {"--backend", "cuda", "--clip", "none", "--sweeps", "0"};
   same_after_interruption(w, how);
+  same_after_interruption(w, how + words{"--drift-samples", "1", "--overwrite"});
 }
 
 TEST_CASE("gptq_mistral on a GPU finds the CPU's scales of keys and values, also where drift is followed") {

@@ -78,16 +78,16 @@ std::function<void(index_t, index_t, bf16*)> rows_of(const tensor& t, index_t co
 }  // namespace
 
 memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes, residual where,
-                        index_t streams) {
+                        index_t beside) {
   const index_t tokens = starts.back(), longest = longest_of(starts), token = 4 * c.hidden;
   const bool here = where == residual::on_device;
   memory_plan plan;
   plan.where = where;
   plan.layer_bytes = 2 * layer_elements(c) + 4 * 2 * c.hidden;
-  plan.batch_bytes = tokens * ((here ? streams * token : 0) + 4 + index_t{sizeof(score_state)}) +
+  plan.batch_bytes = (here ? (tokens + beside) * token : 0) + tokens * (4 + index_t{sizeof(score_state)}) +
                      16 * static_cast<index_t>(starts.size()) + 4 * longest * c.head_dim + 4 * 2 * c.hidden;
   plan.token_bytes = 4 * wide_width(c) + 2 * narrow_width(c) + 2 * c.hidden + (here ? 0 : 2 * token);
-  if (streams > 1) plan.token_bytes += 2 * read_by_half(c) + token;
+  if (beside > 0) plan.token_bytes += 2 * read_by_half(c) + token;
   plan.chunk_tokens = longest;
   if (plan.total() > free_bytes)
     throw gpu_unusable("the GPU has " + gibibytes(max(free_bytes, index_t(0))) + " of memory left, but " +
@@ -98,34 +98,34 @@ memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, ind
   return plan;
 }
 
-memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes, index_t streams) {
+memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes, index_t beside) {
   try {
-    return plan_memory(c, starts, free_bytes, residual::on_device, streams);
+    return plan_memory(c, starts, free_bytes, residual::on_device, beside);
   } catch (const gpu_unusable&) {
-    return plan_memory(c, starts, free_bytes, residual::on_host, streams);
+    return plan_memory(c, starts, free_bytes, residual::on_host, beside);
   }
 }
 
 namespace {
 
 memory_plan plan_here(const config& c, const std::vector<index_t>& starts, int device, index_t reserved_bytes,
-                      bool either, index_t streams) {
+                      bool either, index_t beside) {
   use_device(device);
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "tell how much memory the GPU has");
   const index_t left = static_cast<index_t>(free) - reserved_bytes - runtime_bytes;
-  return either ? plan_either(c, starts, left, streams) : plan_memory(c, starts, left, residual::on_device, streams);
+  return either ? plan_either(c, starts, left, beside) : plan_memory(c, starts, left, residual::on_device, beside);
 }
 
 }  // namespace
 
 forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int device, index_t reserved_bytes,
-                           bool either, index_t streams)
+                           bool either, index_t beside)
     : c_(c),
       starts_(std::move(starts)),
-      streams_(streams),
+      beside_(beside),
       heads_{c.heads, c.kv_heads, c.head_dim},
-      plan_(plan_here(c, starts_, device, reserved_bytes, either, streams)),
+      plan_(plan_here(c, starts_, device, reserved_bytes, either, beside)),
       blas_(compute_),
       staging_(max(piece_goal, 4 * max(max(c.hidden, c.intermediate), c.q_width()))) {
   const index_t tokens = starts_.back(), longest = longest_of(starts_);
@@ -134,9 +134,9 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
     s.norms = device_memory<float>(2 * c.hidden, "norms");
   }
   const bool here = plan_.where == residual::on_device;
-  if (!here) far_ = pinned_memory<float>(streams * tokens * c.hidden, "the residual stream");
-  x_ = device_memory<float>((here ? streams * tokens : 2 * plan_.chunk_tokens) * c.hidden, "the residual stream");
-  if (streams > 1) {
+  if (!here) far_ = pinned_memory<float>((tokens + beside) * c.hidden, "the residual stream");
+  x_ = device_memory<float>((here ? tokens + beside : 2 * plan_.chunk_tokens) * c.hidden, "the residual stream");
+  if (beside > 0) {
     kept_ = device_memory<bf16>(plan_.chunk_tokens * read_by_half(c), "activations");
     kept_residual_ = device_memory<float>(plan_.chunk_tokens * c.hidden, "activations");
   }
@@ -150,7 +150,9 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
   std::vector<index_t> relative;
   for (std::size_t first = 0, last; first + 1 < starts_.size(); first = last) {
     chunk part{starts_[first], 0, 0, 1, static_cast<index_t>(relative.size())};
-    for (last = first; last + 1 < starts_.size() && starts_[last + 1] - starts_[first] <= plan_.chunk_tokens; ++last) {
+    const index_t end = starts_[first] < beside ? min(beside, starts_[first] + plan_.chunk_tokens)
+                                                : starts_[first] + plan_.chunk_tokens;
+    for (last = first; last + 1 < starts_.size() && starts_[last + 1] <= end; ++last) {
       relative.push_back(starts_[last] - starts_[first]);
       part.longest = max(part.longest, starts_[last + 1] - starts_[last]);
     }
@@ -205,7 +207,7 @@ void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids
     host::parallel_for(x.rows, [&](index_t row) {
       for (index_t col = 0; col < x.cols; ++col) x(row, col) = static_cast<float>(bf16(x(row, col)));
     });
-    if (streams_ > 1) std::copy_n(x.data, x.size(), far_.data() + x.size());
+    std::copy_n(x.data, beside_ * c_.hidden, far_.data() + x.size());
     return;
   }
   const tensor& table = from.at("model.embed_tokens.weight", {c_.vocabulary, c_.hidden});
@@ -223,9 +225,10 @@ void forward_pass::embed(const checkpoint& from, const std::vector<int32_t>& ids
           "look up embeddings");
     s.used.record(compute_);
   }
-  if (streams_ > 1)
-    check(cudaMemcpyAsync(x_.data() + x().size(), x_.data(), static_cast<std::size_t>(x().size()) * sizeof(float),
-                          cudaMemcpyDeviceToDevice, compute_),
+  if (beside_ > 0)
+    check(cudaMemcpyAsync(x_.data() + x().size(), x_.data(),
+                          static_cast<std::size_t>(beside_ * c_.hidden) * sizeof(float), cudaMemcpyDeviceToDevice,
+                          compute_),
           "copy activations");
   staged_ = nullptr;
   from.release(table);
@@ -323,9 +326,12 @@ void forward_pass::run_alone(layer_part part, bool stays, const device_observer&
 /// A chunk of the second stream, then the same tokens of the first: what linears read of the one is kept until the other's is there.
 void forward_pass::forward_beside(layer_part half, const device_pair_observer& observe,
                                   const device_cache_observer& cached) {
-  if (streams_ < 2) throw error("there is no second stream of activations");
+  if (beside_ == 0) throw error("there is no second stream of activations");
   std::vector<turn> turns;
-  for (const chunk& part : chunks_) turns.insert(turns.end(), {{1, &part, half, false}, {0, &part, half, true}});
+  for (const chunk& part : chunks_) {
+    if (part.first < beside_) turns.push_back({1, &part, half, false});
+    turns.push_back({0, &part, half, true});
+  }
   const auto keep = [&](auto to, auto from) {
     check(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(to.size()) * sizeof(*to.data),
                           cudaMemcpyDeviceToDevice, compute_),
@@ -333,6 +339,7 @@ void forward_pass::forward_beside(layer_part half, const device_pair_observer& o
   };
   const auto keep_or_tell = [&](const turn& of, layer_input which, matrix<const bf16> activations,
                                 matrix<const float> residual) {
+    if (of.part->first >= beside_) return observe(which, {{}, activations, {}, residual}, compute_);
     const bool last = which == layer_input::o || which == layer_input::down;
     const auto kept = view(kept_.data() + (last ? of.part->tokens * c_.hidden : 0), activations.rows, activations.cols);
     const auto stream = view(kept_residual_.data(), residual.rows, residual.cols);

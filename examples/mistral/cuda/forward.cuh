@@ -38,15 +38,17 @@ inline constexpr index_t chunk_goal = 4096;
 inline constexpr index_t runtime_bytes = index_t(96) << 20;
 
 /// What a batch (`starts` as batch::starts) takes; as many tokens a chunk as `free_bytes` allow, up to chunk_goal or the
-/// longest sequence. @param streams 1, or 2 residual streams of the batch. @throws error when there is no room for the longest.
+/// longest sequence. @param beside tokens of the batch's first sequences that have a second residual stream. @throws error when there
+/// is no room for the longest.
 memory_plan plan_memory(const config& c, const std::vector<index_t>& starts, index_t free_bytes,
-                        residual where = residual::on_device, index_t streams = 1);
+                        residual where = residual::on_device, index_t beside = 0);
 /// As that, on the device where it has room, else on the host.
-memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes, index_t streams = 1);
+memory_plan plan_either(const config& c, const std::vector<index_t>& starts, index_t free_bytes, index_t beside = 0);
 
 /// As `observer`, of activations on the device; what it starts in the stream sees them, and nothing after that may.
 using device_observer = std::function<void(layer_input, matrix<const bf16>, cudaStream_t)>;
-/// What linears read of both residual streams of a batch; of down also what its output is added to, (tokens, hidden).
+/// What linears read of both residual streams of a batch; of down also what its output is added to, (tokens, hidden). Nothing of the
+/// second where sequences have none.
 struct read_of_both {
   matrix<const bf16> beside, x;  ///< of the second stream, and of the first
   matrix<const float> residual_beside, residual;
@@ -68,11 +70,11 @@ class forward_pass {
   /// @param reserved_bytes of device memory left for others, such as an observer's sums.
   /// @param either  Whether the residual stream may be on the host where the device has no room for it; x() and score() are not
   /// for such a pass.
-  /// @param streams  2: a second residual stream of the same batch is followed, such as the original model's where layers before
-  /// this are quantized.
+  /// @param beside  A second residual stream of the batch's first sequences, so many tokens, is followed, such as the original model's
+  /// where layers before this are quantized.
   /// @throws error without a GPU of compute capability 8.0 or newer, or with too little memory on it.
   forward_pass(const config& c, std::vector<index_t> starts, int device = 0, index_t reserved_bytes = 0,
-               bool either = false, index_t streams = 1);
+               bool either = false, index_t beside = 0);
 
   const memory_plan& memory() const { return plan_; }
   /// The residual stream (tokens, hidden), the first of two. @pre it is on the device.
@@ -107,7 +109,7 @@ class forward_pass {
   /// As observe_half of forward.hpp: tells what the linears of a half of the layer staged last read of x, which stays. Asynchronous.
   void observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached = nullptr);
   /// The second stream through a half of the layer staged last; x stays, and `observe` is told what linears read of both. Asynchronous.
-  /// @pre there are two streams.
+  /// @pre there is a second stream.
   void forward_beside(layer_part half, const device_pair_observer& observe,
                       const device_cache_observer& cached = nullptr);
 
@@ -176,7 +178,7 @@ class forward_pass {
 
   config c_;
   std::vector<index_t> starts_;
-  index_t streams_;
+  index_t beside_;
   head_layout heads_;
   memory_plan plan_;
   stream compute_, carried_;

@@ -57,10 +57,6 @@ index_t judged_elements(const job& j) {
   return j.o.smoothed() ? largest_linear(j.model) : held_elements(j.model);
 }
 
-/// Streams of activations.
-index_t streams(const job& j) {
-  return j.o.drift_followed() ? 2 : 1;
-}
 /// Channels of the residual stream that down, which reads `input`, makes up for.
 index_t joined(const job& j, layer_input input) {
   return j.o.residual_followed() && input == layer_input::down ? j.model.hidden : 0;
@@ -159,7 +155,7 @@ class gpu_arithmetic : public engine {
       : j_(j),
         name_(on.name),
         tokens_(j.tokens()),
-        forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true, streams(j)),
+        forward_(j.model, tokens_.starts, on.device, engine_bytes(j), true, j.followed_tokens()),
         linears_(limits_of(j), forward_.compute(), forward_.products()),
         non_finite_there_(1, "statistics"),
         cached_there_(cached_channels(j), "statistics"),
@@ -181,11 +177,11 @@ class gpu_arithmetic : public engine {
 
   void embed() override { forward_.embed(j_.files, tokens_.ids); }
   void set(std::vector<float> x) override {
-    forward_.upload({x.data(), streams(j_) * tokens_.tokens(), j_.model.hidden});
+    forward_.upload({x.data(), rows(), j_.model.hidden});
     linears_.wait();
   }
   const std::vector<float>& get() override {
-    forward_.download({room(), streams(j_) * tokens_.tokens(), j_.model.hidden});
+    forward_.download({room(), rows(), j_.model.hidden});
     return data_;
   }
   void forward(index_t layer) override {
@@ -262,7 +258,8 @@ class gpu_arithmetic : public engine {
   chosen_codes choose_codes(const layer_weights& w, projection p, const packed& as, const std::vector<float>& s,
                             const float* of_row) override {
     linears_.multiply_rows(of_row, outputs(j_.model, p));
-    if (solver_) return solver_->choose_codes(input_of(p), at(input_of(p)), tokens_.tokens(), w.at(j_.model, p), as, s);
+    if (solver_)
+      return solver_->choose_codes(input_of(p), at(input_of(p)), j_.followed_tokens(), w.at(j_.model, p), as, s);
     linears_.use(at(input_of(p)));
     return linears_.choose_codes(w.at(j_.model, p), as, j_.o.clip, j_.o.sweeps, s);
   }
@@ -291,6 +288,8 @@ class gpu_arithmetic : public engine {
     check(cudaMemsetAsync(memory.data(), 0, static_cast<size_t>(memory.size()) * sizeof(T), stream()),
           "clear statistics");
   }
+  /// Of activations: the quantized model's, then the original's where that is followed.
+  index_t rows() const { return tokens_.tokens() + j_.followed_tokens(); }
   float* room() {
     data_.resize(j_.activations());
     return data_.data();
@@ -387,6 +386,7 @@ void gpu_arithmetic::run_half(layer_part half, const cuda::device_cache_observer
         half, [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, cached);
   const auto compare = [&](layer_input input, const cuda::read_of_both& read, cudaStream_t) {
     observe(input, read.x);
+    if (read.beside.empty()) return;
     const cuda::phase_clock::span statistics(linears_.clock(), phase::statistics);
     workspace_.run(
         [&](void* memory, index_t& bytes) {
@@ -521,7 +521,7 @@ std::uint64_t gpu_memory(const job& j, const gpu& on) {
   const index_t own = engine_bytes(j);
   const auto free = static_cast<index_t>(on.free_bytes) - own - cuda::runtime_bytes;
   return static_cast<std::uint64_t>(own + cuda::runtime_bytes +
-                                    cuda::plan_either(j.model, j.tokens().starts, free, streams(j)).total());
+                                    cuda::plan_either(j.model, j.tokens().starts, free, j.followed_tokens()).total());
 }
 
 }  // namespace nibble::mistral

@@ -154,13 +154,13 @@ void linear_solver::prepare(layer_input input, const input_statistics& x, const 
   if (!judged) tell(o_, layer_, input, found_);
 }
 
-chosen_codes linear_solver::choose_codes(layer_input input, const input_statistics& x, index_t tokens,
+chosen_codes linear_solver::choose_codes(layer_input input, const input_statistics& x, index_t followed,
                                          matrix<const float> w, const packed& as, const std::vector<float>& s) {
   prepare(input, x, as, s, false);
   chosen_codes out = search_.choose_codes(
       w, as, scale_,
       [&](index_t first, matrix<float> part, matrix<params> p, matrix<uint8_t> codes) {
-        round(first, part, p, codes, tokens, as);
+        round(first, part, p, codes, followed, as);
       },
       column());
   if (reordered_) put_back(order_.column, as.group, out.q);
@@ -179,7 +179,7 @@ double linear_solver::judge(layer_input input, const input_statistics& x, matrix
 }
 
 /// Codes of some rows, which become what is aimed at.
-void linear_solver::round(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens,
+void linear_solver::round(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t followed,
                           const packed& as) {
   const matrix<const float> weights = w;
   if (found_.usable && used_->followed()) {
@@ -192,7 +192,7 @@ void linear_solver::round(index_t first, matrix<float> w, matrix<params> p, matr
     }
     search_.run(
         [&](void* memory, index_t& bytes) {
-          return kernels::moved_target(weights, scale_there_, matrix<const float>(used_->drift_matrix()), tokens,
+          return kernels::moved_target(weights, scale_there_, matrix<const float>(used_->drift_matrix()), followed,
                                        order().column, factor(), state_.data(), o_.drift, o_.shrinkage, residual, w,
                                        memory, bytes, search_.products());
         },

@@ -21,9 +21,9 @@ class linear_solver {
 
   /// What follows is about another layer, or other statistics.
   void begin(index_t layer);
-  /// Codes of w (n, k) on the host, whose columns are scaled by s (k) already, under statistics x of `tokens` tokens that it reads as
-  /// `input`; tells the user where the Hessian had to be mended. The loss is against the weights that were aimed at.
-  chosen_codes choose_codes(layer_input input, const input_statistics& x, index_t tokens, matrix<const float> w,
+  /// Codes of w (n, k) on the host, whose columns are scaled by s (k) already, under statistics x, whose drift is of `followed` tokens, of
+  /// what it reads as `input`; tells the user where the Hessian had to be mended. The loss is against the weights that were aimed at.
+  chosen_codes choose_codes(layer_input input, const input_statistics& x, index_t followed, matrix<const float> w,
                             const packed& as, const std::vector<float>& s);
   /// What host_solver::judge() tells of rows w (m, k) on the host.
   double judge(layer_input input, const input_statistics& x, matrix<const float> w, const packed& as,
@@ -43,7 +43,8 @@ class linear_solver {
   const index_t* column() const { return reordered_ ? order_.column.data() : nullptr; }
   void climb(const std::vector<double>& importance);
   bool factorise(bool floored);
-  void round(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t tokens, const packed& as);
+  void round(index_t first, matrix<float> w, matrix<params> p, matrix<uint8_t> codes, index_t followed,
+             const packed& as);
   void solve(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as);
   void refine(matrix<const float> w, matrix<params> p, matrix<uint8_t> codes, const packed& as);
   kernels::solving_order order() const;
