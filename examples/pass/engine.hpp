@@ -26,8 +26,8 @@ inline constexpr int clip_steps = 6;
 /// Tokens, spread over all of them, that SmoothQuant judges linears on: as many at least, where there are, and less than twice as many.
 inline constexpr index_t smoothing_tokens = 1024;
 
-/// Tokens, for each channel of the widest input, on which drift is seen unless the user says how many samples: of more, what follows
-/// from it could not be told from chance (docs/gptq.md).
+/// Tokens, for each channel of the widest input, on which drift is seen unless the user says how many samples: more of them gave no
+/// better codes that could be told from chance (docs/gptq.md).
 inline constexpr index_t drift_tokens_per_channel = 40;
 
 /// Tokens of the first sequences that a block's loss is measured on.

@@ -32,7 +32,7 @@ struct job {
   std::optional<earlier_run> baseline;
   calibration_set samples;
   calibration_findings findings;  ///< about the samples
-  index_t followed = 0;           ///< the first of the samples, on which the original model is followed
+  index_t followed = 0;           ///< how many samples, the first ones, the original model is followed on
   std::optional<gpu> on;          ///< to run on; the CPU otherwise
   double read_seconds = 0;        ///< what reading the samples took
 

@@ -584,6 +584,8 @@ TEST_CASE("of two streams each ends where it would alone, and what linears read 
   };
   cuda_forward::forward_pass in_part(model.c, b.starts, 0, 0, false, followed);
   holds_in_part(in_part);
+  CHECK_THROWS_WITH(cuda_forward::forward_pass(model.c, b.starts, 0, 0, false, followed + 3),
+                    Contains("whole sequences"));
   alone.stage(model.files, 0);
   CHECK_THROWS_WITH(alone.forward_beside(layer_part::mlp, nullptr), Contains("no second stream"));
 #if defined(NIBBLE_SIMT)

@@ -129,6 +129,8 @@ forward_pass::forward_pass(const config& c, std::vector<index_t> starts, int dev
       blas_(compute_),
       staging_(max(piece_goal, 4 * max(max(c.hidden, c.intermediate), c.q_width()))) {
   const index_t tokens = starts_.back(), longest = longest_of(starts_);
+  if (std::find(starts_.begin(), starts_.end(), beside) == starts_.end())
+    throw error("a second residual stream is of whole sequences: " + std::to_string(beside) + " tokens end within one");
   for (slot& s : slots_) {
     s.weights = device_memory<bf16>(layer_elements(c), "a layer's weights");
     s.norms = device_memory<float>(2 * c.hidden, "norms");

@@ -72,7 +72,7 @@ class forward_pass {
   /// for such a pass.
   /// @param beside  A second residual stream of the batch's first sequences, so many tokens, is followed, such as the original model's
   /// where layers before this are quantized.
-  /// @throws error without a GPU of compute capability 8.0 or newer, or with too little memory on it.
+  /// @throws error without a GPU of compute capability 8.0 or newer, or with too little memory on it; where `beside` ends within a sequence.
   forward_pass(const config& c, std::vector<index_t> starts, int device = 0, index_t reserved_bytes = 0,
                bool either = false, index_t beside = 0);
 
