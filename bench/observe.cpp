@@ -24,10 +24,10 @@ const std::vector<float>& activations() {
 }
 
 /// m·k·(k + 1): a product and a sum for each token and each pair of channels.
-void gram(benchmark::State& state) {
+void gram(benchmark::State& state, host::matmul_precision how) {
   std::vector<float> g(static_cast<size_t>(channels * channels));
   bench::beside_sgemm(state, static_cast<double>(tokens) * static_cast<double>(channels * (channels + 1)), [&] {
-    host::gram({activations().data(), tokens, channels}, {g.data(), channels, channels});
+    host::gram({activations().data(), tokens, channels}, {g.data(), channels, channels}, how);
   });
 }
 
@@ -96,7 +96,14 @@ void kl(benchmark::State& state) {
 
 }  // namespace
 
-BENCHMARK(gram)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(gram, float32, host::matmul_precision::float32)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(gram, bfloat16, host::matmul_precision::bfloat16)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
 BENCHMARK(absolute_sum)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(absolute_maximum)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(count_non_finite)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond);

@@ -4,6 +4,8 @@
 #include <array>
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <limits>
+#include <random>
 
 #include "support/activations.hpp"
 
@@ -12,6 +14,8 @@ namespace matmul_tests {
 using namespace nibble;
 
 namespace {
+
+constexpr host::matmul_precision precisions[] = {host::matmul_precision::float32, host::matmul_precision::bfloat16};
 
 /// y against Σ_i x(r, i)·b(i, c) in double. Float products summed in any order are off by k·u·Σ|x·b| at most.
 template <class B>
@@ -29,6 +33,12 @@ void near_product(matrix<const float> x, B b, matrix<const float> y) {
     }
 }
 
+/// x rounded to bfloat16.
+owned<float> rounded(owned<float> x) {
+  for (float& value : x.data) value = bf16_value(bf16_bits(value));
+  return x;
+}
+
 }  // namespace
 
 TEST_CASE("a product is the plain sum up to rounding, on both sides of a tile's edge") {
@@ -44,6 +54,87 @@ TEST_CASE("a product is the plain sum up to rounding, on both sides of a tile's 
   }
 }
 
+TEST_CASE(
+    "a product in bfloat16 is the plain sum of rounded factors, on both sides of the edges of blocks, tiles and runs") {
+  constexpr auto how = host::matmul_precision::bfloat16;
+  for (const auto& [m, n, k] : {std::array<index_t, 3>{1, 1, 1},
+                                {3, 257, 5},
+                                {8, 32, 2},
+                                {7, 31, 33},
+                                {9, 33, 31},
+                                {16, 64, 64},
+                                {257, 513, 34},
+                                {12, 40, 511},
+                                {12, 40, 512},
+                                {12, 40, 513},
+                                {9, 17, 1100}}) {
+    CAPTURE(m, n, k);
+    const auto x = activations(m, k), w = activations(n, k, 4), t = activations(k, n, 5);
+    const auto rx = rounded(x), rw = rounded(w), rt = rounded(t);
+    owned<float> y(m, n, 99.0f);
+    host::matmul_nt(x.view(), w.view(), y.view(), how);
+    near_product(
+        rx.view(), [&](index_t i, index_t col) { return rw.view()(col, i); }, y.view());
+    host::matmul_nn(x.view(), t.view(), y.view(), how);
+    near_product(rx.view(), rt.view(), y.view());
+  }
+}
+
+TEST_CASE("a product in bfloat16 reads and writes views whose rows lie apart, and nothing beside them") {
+  constexpr auto how = host::matmul_precision::bfloat16;
+  const auto x = activations(300, 90), w = activations(70, 90, 4), t = activations(50, 80, 5);
+  const auto rx = rounded(x), rw = rounded(w), rt = rounded(t);
+  owned<float> y(300, 80, 99.0f);
+  const auto untouched = [&] {
+    for (index_t row = 0; row < 300; ++row)
+      for (index_t col = 0; col < 80; ++col)
+        if (col < 5 || col >= 75) REQUIRE(y.view()(row, col) == 99.0f);
+  };
+  host::matmul_nt(x.view().cols_at(10, 50), w.view().cols_at(20, 50), y.view().cols_at(5, 70), how);
+  near_product(
+      rx.view().cols_at(10, 50), [&](index_t i, index_t col) { return rw.view()(col, 20 + i); },
+      y.view().cols_at(5, 70));
+  untouched();
+  host::matmul_nn(x.view().cols_at(10, 50), t.view().cols_at(3, 70), y.view().cols_at(5, 70), how);
+  near_product(rx.view().cols_at(10, 50), rt.view().cols_at(3, 70), y.view().cols_at(5, 70));
+  untouched();
+}
+
+TEST_CASE(
+    "a product in bfloat16 is the same bytes in plain loops as in this machine's instructions, by infinities and NaN "
+    "too") {
+  if (!host::has_bfloat16()) {
+    WARN("left out: this machine has no AVX512_BF16");
+    return;
+  }
+  std::mt19937 engine(7);
+  std::normal_distribution<float> normal;
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  // Products stay in float's range, beyond which the instruction, which fuses, may give an infinity where loops give NaN.
+  const float odd[] = {inf, -inf, std::numeric_limits<float>::quiet_NaN(), 1e15f, -1e15f, 1e-15f, -1e-15f, 0.0f, -0.0f};
+  for (const bool nasty : {false, true})
+    for (const auto& [m, n, k] : {std::array<index_t, 3>{8, 32, 64}, {13, 45, 333}, {40, 70, 1025}}) {
+      CAPTURE(nasty, m, n, k);
+      owned<float> x(m, k), w(n, k), t(k, n), y(m, n), wanted(m, n);
+      for (owned<float>* each : {&x, &w, &t})
+        for (size_t i = 0; i < each->data.size(); ++i)
+          each->data[i] = nasty && i % 17 == 3 ? odd[engine() % 9] : normal(engine);
+      const auto same = [&] {
+        for (size_t i = 0; i < y.data.size(); ++i) {
+          INFO("element " << i << ": " << y.data[i] << ", not " << wanted.data[i]);
+          REQUIRE((bit_cast<uint32_t>(y.data[i]) == bit_cast<uint32_t>(wanted.data[i]) ||
+                   (std::isnan(y.data[i]) && std::isnan(wanted.data[i]))));
+        }
+      };
+      host::detail::multiply_pairs<host::detail::plain_pairs, true>(x.view(), w.view(), wanted.view());
+      host::detail::multiply_rounded<true>(x.view(), w.view(), y.view());
+      same();
+      host::detail::multiply_pairs<host::detail::plain_pairs, false>(x.view(), t.view(), wanted.view());
+      host::detail::multiply_rounded<false>(x.view(), t.view(), y.view());
+      same();
+    }
+}
+
 TEST_CASE("a product reads and writes views whose rows lie apart, and nothing beside them") {
   const auto x = activations(300, 90), w = activations(70, 90, 4);
   owned<float> y(300, 80, 99.0f);
@@ -56,30 +147,35 @@ TEST_CASE("a product reads and writes views whose rows lie apart, and nothing be
 }
 
 TEST_CASE("a product over no inputs is 0, and an empty one touches nothing") {
-  owned<float> none(300, 0), y(300, 4, 99.0f);
-  host::matmul_nt(none.view(), matrix<const float>(nullptr, 4, 0), y.view());
-  REQUIRE(y.data == std::vector<float>(1200, 0.0f));
-  y.data.assign(1200, 99.0f);
-  host::matmul_nn(none.view(), matrix<const float>(nullptr, 0, 4), y.view());
-  REQUIRE(y.data == std::vector<float>(1200, 0.0f));
-  host::matmul_nt(matrix<const float>(nullptr, 0, 5), activations(4, 5).view(), matrix<float>(nullptr, 0, 4));
+  for (const auto how : precisions) {
+    owned<float> none(300, 0), y(300, 4, 99.0f);
+    host::matmul_nt(none.view(), matrix<const float>(nullptr, 4, 0), y.view(), how);
+    REQUIRE(y.data == std::vector<float>(1200, 0.0f));
+    y.data.assign(1200, 99.0f);
+    host::matmul_nn(none.view(), matrix<const float>(nullptr, 0, 4), y.view(), how);
+    REQUIRE(y.data == std::vector<float>(1200, 0.0f));
+    host::matmul_nt(matrix<const float>(nullptr, 0, 5), activations(4, 5).view(), matrix<float>(nullptr, 0, 4), how);
+  }
 }
 
 TEST_CASE("a product is the same bytes for any number of threads") {
   const auto x = activations(700, 300), w = activations(600, 300, 4);
-  REQUIRE(same_for_any_threads([&] {
-    owned<float> y(700, 600);
-    host::matmul_nt(x.view(), w.view(), y.view());
-    return y.data;
-  }));
+  for (const auto how : precisions)
+    REQUIRE(same_for_any_threads([&] {
+      owned<float> y(700, 600);
+      host::matmul_nt(x.view(), w.view(), y.view(), how);
+      return y.data;
+    }));
 }
 
 TEST_CASE("a token's product does not depend on which other tiles are computed") {
   const auto x = activations(512, 100), w = activations(300, 100, 4);
-  owned<float> all(512, 300), half(256, 300);
-  host::matmul_nt(x.view(), w.view(), all.view());
-  host::matmul_nt(x.view().rows_at(256, 256), w.view(), half.view());
-  REQUIRE(std::vector<float>(all.data.begin() + 256 * 300, all.data.end()) == half.data);
+  for (const auto how : precisions) {
+    owned<float> all(512, 300), half(256, 300);
+    host::matmul_nt(x.view(), w.view(), all.view(), how);
+    host::matmul_nt(x.view().rows_at(256, 256), w.view(), half.view(), how);
+    REQUIRE(std::vector<float>(all.data.begin() + 256 * 300, all.data.end()) == half.data);
+  }
 }
 
 }  // namespace matmul_tests

@@ -37,10 +37,13 @@ owned<float> cleaned(owned<float> x) {
   return x;
 }
 
-owned<float> host_gram(const owned<float>& x, index_t chunk) {
+constexpr auto in_bfloat16 = host::matmul_precision::bfloat16;
+
+owned<float> host_gram(const owned<float>& x, index_t chunk,
+                       host::matmul_precision how = host::matmul_precision::float32) {
   owned<float> g(x.cols, x.cols, 0.0f);
   for (index_t row = 0; row < x.rows; row += chunk)
-    host::gram(x.view().rows_at(row, std::min(chunk, x.rows - row)), g.view());
+    host::gram(x.view().rows_at(row, std::min(chunk, x.rows - row)), g.view(), how);
   host::mirror(g.view(), 1.0f);
   return g;
 }
@@ -108,6 +111,22 @@ TEST_CASE("the host's Gram matrix is the reference's up to rounding, and symmetr
     }
 }
 
+TEST_CASE("the host's Gram matrix in bfloat16 is that of the rounded tokens up to rounding, and symmetric") {
+  for (const index_t tokens : token_counts)
+    for (const index_t channels : channel_counts) {
+      CAPTURE(tokens, channels);
+      const auto x = activations(tokens, channels);
+      auto rounded = x;
+      for (float& value : rounded.data) value = bf16_value(bf16_bits(value));
+      owned<double> exact(channels, channels, 0.0);
+      reference::gram(matrix<const float>(rounded.view()), exact.view());
+      const auto g = host_gram(x, tokens, in_bfloat16);
+      near_gram(g, exact, tokens, 0);
+      for (index_t i = 0; i < channels; ++i)
+        for (index_t j = 0; j < i; ++j) REQUIRE(g.view()(i, j) == g.view()(j, i));
+    }
+}
+
 TEST_CASE("gathering in chunks gives what one chunk gives") {
   const auto x = nasty_activations(1100, 130);
   std::vector<double> whole(130, 0.0);
@@ -129,14 +148,16 @@ TEST_CASE("gathering in chunks gives what one chunk gives") {
   owned<double> exact(130, 130, 0.0);
   reference::gram(ordinary.view(), exact.view());
   for (const index_t chunk : {7, 100, 513}) near_gram(host_gram(ordinary, chunk), exact, 1100, 0);
-  REQUIRE(host_gram(ordinary, 512).data == host_gram(ordinary, 1100).data);
+  for (const auto how : {host::matmul_precision::float32, in_bfloat16})
+    REQUIRE(host_gram(ordinary, 512, how).data == host_gram(ordinary, 1100, how).data);
 }
 
 TEST_CASE("tokens that hold NaN or inf add to a Gram matrix as if those were 0, in both columns of the grid") {
   auto x = activations(70, 65);
   for (size_t i = 3; i < x.data.size(); i += 97) x.data[i] = std::array<float, 3>{not_a_number, inf, -inf}[i % 3];
   const auto clean = cleaned(x);
-  REQUIRE(host_gram(x, 70).data == host_gram(clean, 70).data);
+  for (const auto how : {host::matmul_precision::float32, in_bfloat16})
+    REQUIRE(host_gram(x, 70, how).data == host_gram(clean, 70, how).data);
   owned<double> dirty_exact(65, 65, 0.0), exact(65, 65, 0.0);
   reference::gram(std::as_const(x).view(), dirty_exact.view());
   reference::gram(clean.view(), exact.view());
@@ -287,9 +308,12 @@ TEST_CASE("activation statistics are the same bytes for any number of threads") 
     host::absolute_maximum(x.view(), most.data());
     return most;
   }));
-  for (const index_t announced : {299, 700})
-    REQUIRE(same_for_any_threads([&] {
-      host::second_moment moment(300, announced, 0.5f);
+  for (const auto& [announced, how] : {std::pair{index_t(299), in_bfloat16},
+                                       {700, in_bfloat16},
+                                       {299, host::matmul_precision::float32},
+                                       {700, host::matmul_precision::float32}})
+    REQUIRE(same_for_any_threads([&, announced = announced, how = how] {
+      host::second_moment moment(300, announced, 0.5f, how);
       moment.add(finite.view().rows_at(0, announced));
       moment.finish();
       owned<float> all(300, 300);

@@ -233,7 +233,47 @@ TEST_CASE("a moved target does not depend on the scales its columns carry") {
   for (size_t i = 0; i < plain.data.size(); ++i) REQUIRE(scaled.data[i] == Approx(plain.data[i]).margin(1e-4 * 0.5));
 }
 
+TEST_CASE("a drift in bfloat16 is that of rounded inputs and rounded differences, of the residual stream too") {
+  const problem of(700, 200, 70);
+  host::drift d(200, 70, host::matmul_precision::bfloat16);
+  d.add(of.original.view(), of.x.view(), of.original_residual.view(), of.residual.view());
+  const auto rounded = [](float value) { return static_cast<double>(bf16_value(bf16_bits(value))); };
+  const auto near = [&](const owned<float>& before, const owned<float>& now, matrix<const float> sum) {
+    REQUIRE(sum.rows == before.cols);
+    for (index_t i = 0; i < sum.rows; ++i)
+      for (index_t j = 0; j < sum.cols; ++j) {
+        double exact = 0, size = 0;
+        for (index_t token = 0; token < 700; ++token) {
+          const double term = rounded(before.view()(token, i) - now.view()(token, i)) * rounded(of.x.view()(token, j));
+          exact += term, size += std::fabs(term);
+        }
+        INFO("element " << i << ", " << j);
+        REQUIRE(std::fabs(static_cast<double>(sum(i, j)) - exact) <= 700 * roundoff * size);
+      }
+  };
+  near(of.original, of.x, d.sum());
+  near(of.original_residual, of.residual, d.residual_sum());
+  REQUIRE(d.tokens() == 700);
+  // What rounding does to it is little beside it.
+  double off = 0, size = 0;
+  for (index_t i = 0; i < 200; ++i)
+    for (index_t j = 0; j < 200; ++j) {
+      off += std::pow(static_cast<double>(d.sum()(i, j) - of.d.sum()(i, j)), 2);
+      size += std::pow(static_cast<double>(of.d.sum()(i, j)), 2);
+    }
+  REQUIRE(off < 1e-5 * size);
+  REQUIRE(off > 0);
+}
+
 TEST_CASE("drifts and targets are the same bytes for any number of threads") {
+  REQUIRE(same_for_any_threads([] {
+    const problem of(700, 200, 300);
+    host::drift d(200, 300, host::matmul_precision::bfloat16);
+    d.add(of.original.view(), of.x.view(), of.original_residual.view(), of.residual.view());
+    std::vector<float> all(d.sum().data, d.sum().data + d.sum().size());
+    all.insert(all.end(), d.residual_sum().data, d.residual_sum().data + d.residual_sum().size());
+    return all;
+  }));
   REQUIRE(same_for_any_threads([] {
     const problem of(700, 200, 300);
     return of.target(std::vector<float>(200, 1.0f), activation_order::descending, {1.0f, 0.5f}, 0.3f, 0.01f).data;

@@ -22,8 +22,9 @@ namespace {
 constexpr index_t forward_tile = 64;
 /// Queries whose scores are held at a time, and tokens and vocabulary entries of a tile of logits.
 constexpr index_t query_tile = 128, token_tile = 256, vocabulary_tile = 512;
-/// Scratch of a chunk, bytes; a single longer sequence takes what it takes.
-constexpr index_t chunk_bytes = index_t(64) << 20;
+/// Scratch of a chunk, bytes, or what that many tokens take, as weights and sums of statistics go by once for each chunk; a single longer
+/// sequence takes what it takes.
+constexpr index_t chunk_bytes = index_t(16) << 20, least_chunk_tokens = 512;
 
 NIBBLE_VECTORISED float sum_of_squares(const float* x, index_t n) {
   float lanes[16] = {};
@@ -44,13 +45,13 @@ index_t longest(const std::vector<index_t>& starts) {
 
 /// One query tile of one head: out rows = softmax(q kᵀ / √d) v over the keys each query may see.
 void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v, index_t first_query, index_t window,
-            matrix<float> out) {
+            matrix<float> out, host::matmul_precision precision) {
   thread_local row_buffer buffer;
   const index_t keys = first_query + q.rows;
   const index_t first_key = window > 0 ? max(index_t(0), first_query + 1 - window) : 0;
   const index_t span = keys - first_key;
   const auto scores = view(buffer, q.rows, span);
-  host::detail::sgemm(CblasNoTrans, CblasTrans, q.rows, span, q.cols, q, k.rows_at(first_key, span), 0.0f, scores);
+  host::detail::multiply_nt(q, k.rows_at(first_key, span), scores, precision);
   const float scale = 1.0f / std::sqrt(static_cast<float>(q.cols));
   float inverse[query_tile];
   for (index_t i = 0; i < q.rows; ++i) {
@@ -61,7 +62,7 @@ void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v,
     for (index_t j = low; j < high; ++j) row[j] *= scale;
     inverse[i] = softmax_numerators(row, low, high, span);
   }
-  host::detail::sgemm(CblasNoTrans, CblasNoTrans, q.rows, q.cols, span, scores, v.rows_at(first_key, span), 0.0f, out);
+  host::detail::multiply_nn(matrix<const float>(scores), v.rows_at(first_key, span), out, precision);
   for (index_t i = 0; i < q.rows; ++i)
     for (index_t j = 0; j < out.cols; ++j) out(i, j) *= inverse[i];
 }
@@ -79,14 +80,14 @@ class rounding_reader {
   /// y = rounded x · wᵀ
   void multiply(projection p, matrix<float> y) {
     const rounded_inputs& how = w_.rounded[static_cast<size_t>(p)];
-    if (how.how == input_rounding::none) return host::matmul_nt(x_, w_.at(c_, p), y);
+    if (how.how == input_rounding::none) return host::matmul_nt(x_, w_.at(c_, p), y, w_.precision);
     const auto rounded = view(s_.rounded, x_.rows, x_.cols);
     if (!(how == held_)) {
       over_rows<forward_tile>(x_.rows, [&](index_t row) { std::copy_n(x_.row(row), x_.cols, rounded.row(row)); });
       round_inputs(rounded, how);
       held_ = how;
     }
-    host::matmul_nt(matrix<const float>(rounded), w_.at(c_, p), y);
+    host::matmul_nt(matrix<const float>(rounded), w_.at(c_, p), y, w_.precision);
   }
 
  private:
@@ -98,9 +99,8 @@ class rounding_reader {
 };
 
 /// Attention of whole sequences: q, k, v already projected (tokens, width); rotates q and k.
-void attention(const config& c, const rotary_table& rotary, const cache_scales& cache,
-               const std::vector<index_t>& starts, matrix<float> q, matrix<float> k, matrix<float> v,
-               matrix<float> out) {
+void attention(const config& c, const rotary_table& rotary, const layer_weights& w, const std::vector<index_t>& starts,
+               matrix<float> q, matrix<float> k, matrix<float> v, matrix<float> out) {
   struct piece {
     index_t sequence, head, query;
   };
@@ -115,8 +115,8 @@ void attention(const config& c, const rotary_table& rotary, const cache_scales& 
       for (index_t query = 0; query < length; query += query_tile)
         pieces.push_back({static_cast<index_t>(s), head, query});
   }
-  if (cache.k > 0) round_inputs(k, {input_rounding::tensor, code_type::e4m3, cache.k});
-  if (cache.v > 0) round_inputs(v, {input_rounding::tensor, code_type::e4m3, cache.v});
+  if (w.cache.k > 0) round_inputs(k, {input_rounding::tensor, code_type::e4m3, w.cache.k});
+  if (w.cache.v > 0) round_inputs(v, {input_rounding::tensor, code_type::e4m3, w.cache.v});
   host::detail::single_threaded_blas();
   host::parallel_for(static_cast<index_t>(pieces.size()), [&](index_t tile) {
     const auto [s, head, query] = pieces[static_cast<size_t>(tile)];
@@ -127,7 +127,7 @@ void attention(const config& c, const rotary_table& rotary, const cache_scales& 
     attend(q.rows_at(first + query, queries).cols_at(head * c.head_dim, c.head_dim),
            k.rows_at(first, length).cols_at(kv * c.head_dim, c.head_dim),
            v.rows_at(first, length).cols_at(kv * c.head_dim, c.head_dim), query, c.sliding_window,
-           out.rows_at(first + query, queries).cols_at(head * c.head_dim, c.head_dim));
+           out.rows_at(first + query, queries).cols_at(head * c.head_dim, c.head_dim), w.precision);
   });
 }
 
@@ -141,7 +141,7 @@ void attention_block(const config& c, const layer_weights& w, const rotary_table
   input.multiply(projection::q, q);
   input.multiply(projection::k, k);
   input.multiply(projection::v, v);
-  attention(c, rotary, w.cache, starts, q, k, v, attended);
+  attention(c, rotary, w, starts, q, k, v, attended);
   if (observe) observe(layer_input::o, attended);
   if (!out.empty()) rounding_reader(c, w, attended, s).multiply(projection::o, out);
 }
@@ -322,7 +322,7 @@ using chunk_runner =
 void in_chunks(const config& c, const std::vector<index_t>& starts, const chunk_runner& run) {
   const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
   const index_t widest = max(2 * c.intermediate, 2 * c.q_width() + 2 * c.kv_width()) + 2 * c.hidden;
-  const index_t chunk_tokens = max(index_t(1), chunk_bytes / (4 * widest));
+  const index_t chunk_tokens = max(least_chunk_tokens, chunk_bytes / (4 * widest));
   scratch s;
   for (size_t first = 0, last; first + 1 < starts.size(); first = last) {
     for (last = first + 1; last + 1 < starts.size() && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
@@ -382,8 +382,8 @@ cache_scales largest_cached(const config& c, const layer_weights& w, matrix<cons
     const auto normed = view(normed_data, length, c.hidden);
     const auto k = view(k_data, length, c.kv_width()), v = view(v_data, length, c.kv_width());
     rms_norm(x.rows_at(first, length), w.input_norm, c.rms_norm_eps, normed);
-    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::k), k);
-    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::v), v);
+    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::k), k, w.precision);
+    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::v), v, w.precision);
     over_rows<forward_tile>(length, [&](index_t position) {
       for (index_t h = 0; h < c.kv_heads; ++h) rotary.rotate(k.row(position) + h * c.head_dim, position);
     });

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "config.hpp"
+#include "nibble/host/matmul.hpp"
 #include "nibble/matrix.hpp"
 #include "quantization.hpp"
 #include "safetensors.hpp"
@@ -46,6 +47,7 @@ struct layer_weights {
   std::array<std::vector<float>, 7> w;       ///< (outputs, inputs) row-major, by projection
   std::array<rounded_inputs, 7> rounded;     ///< by projection
   cache_scales cache;
+  host::matmul_precision precision = host::matmul_precision::float32;  ///< of the products with them and of attention
 
   matrix<float> at(const config& c, projection p) {
     return {w[static_cast<size_t>(p)].data(), outputs(c, p), inputs(c, p)};

@@ -25,7 +25,7 @@ class row_buffer {
  public:
   float* data() { return data_.get(); }
   void reserve(index_t size) {
-    if (size <= size_) return;
+    if (data_ != nullptr && size <= size_) return;
     data_.reset();  // first, so that its place can be had again
     data_.reset(new float[static_cast<size_t>(size)]);
     size_ = size;

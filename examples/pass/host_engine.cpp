@@ -40,7 +40,7 @@ range_kept compare_to_whole(matrix<const float> w, const quantized_linear& q, co
 
 class host_arithmetic : public engine {
  public:
-  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()), solver_(j.o), rounding_(j.model) {
+  explicit host_arithmetic(const job& j) : j_(j), tokens_(j.tokens()), solver_(j.o, j.precision), rounding_(j.model) {
     const auto first = tokens_.starts.begin();
     sample_starts_.assign(first, first + 1 + (j.o.blocks_judged() ? block_loss_sequences(tokens_.starts) : 0));
   }
@@ -59,7 +59,7 @@ class host_arithmetic : public engine {
   }
   void set(std::vector<float> x) override { data_ = std::move(x); }
   const std::vector<float>& get() override { return data_; }
-  void forward(index_t layer) override { forward(load_layer(j_.files, j_.model, layer), layer_part::whole); }
+  void forward(index_t layer) override { forward(j_.load_layer(layer), layer_part::whole); }
   void forward(const layer_weights& w, layer_part part) override {
     const stopwatch watch(times_, phase::forward);
     forward_layer(j_.model, w, x(), tokens_.starts, nullptr, part);
@@ -72,8 +72,8 @@ class host_arithmetic : public engine {
     inputs_ = {};
     for (const layer_input input : layer_inputs)
       if (belongs(input, part))
-        inputs_[static_cast<size_t>(input)] =
-            host::second_moment(width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage);
+        inputs_[static_cast<size_t>(input)] = host::second_moment(
+            width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage, j_.precision);
     const index_t sampled = sample_starts_.back();
     if (j_.o.smoothed()) rounding_.begin(max(index_t(1), tokens_.tokens() / smoothing_tokens));
     phase_times here{};
@@ -207,7 +207,8 @@ class host_arithmetic : public engine {
 void host_arithmetic::look_at_samples() {
   for (const layer_input input : layer_inputs) {
     const matrix<const float> rows = rounding_.rows(input);
-    auto& moment = inputs_[static_cast<size_t>(input)] = host::second_moment(rows.cols, rows.rows, j_.o.shrinkage);
+    auto& moment = inputs_[static_cast<size_t>(input)] =
+        host::second_moment(rows.cols, rows.rows, j_.o.shrinkage, j_.precision);
     moment.add(rows);
   }
 }

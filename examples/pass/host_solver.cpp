@@ -38,7 +38,8 @@ void host_solver::begin(index_t layer) {
 
 host::drift& host_solver::drift_of(layer_input input, const config& c) {
   auto& drift = drifts_[static_cast<size_t>(input)];
-  if (!drift) drift.emplace(width(c, input), o_.residual_followed() && input == layer_input::down ? c.hidden : 0);
+  if (!drift)
+    drift.emplace(width(c, input), o_.residual_followed() && input == layer_input::down ? c.hidden : 0, precision_);
   return *drift;
 }
 

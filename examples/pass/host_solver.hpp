@@ -27,7 +27,9 @@ std::vector<T> columns_in_order(matrix<const T> w, const std::vector<index_t>& c
 
 class host_solver {
  public:
-  explicit host_solver(const pass_options& o) : o_(o) {}
+  /// @param precision  of the products that drift is made of.
+  explicit host_solver(const pass_options& o, host::matmul_precision precision = host::matmul_precision::float32)
+      : o_(o), precision_(precision) {}
 
   /// What follows is about another layer, or other statistics.
   void begin(index_t layer);
@@ -56,6 +58,7 @@ class host_solver {
                                   index_t group, bool judged);
 
   const pass_options& o_;
+  host::matmul_precision precision_;
   index_t layer_ = 0;
   std::array<std::optional<host::drift>, 4> drifts_;
   std::optional<host::hessian> hessian_;

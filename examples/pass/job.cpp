@@ -34,10 +34,20 @@ dtype stored_dtype(const pass_options& o, const checkpoint& files) {
   return o.format == packed_format::compressed_tensors ? own : dtype::f16;
 }
 
+/// Where it is left to us: bfloat16 has no room for the weights of a checkpoint in another type.
+host::matmul_precision precision_for(const pass_options& o, const checkpoint& files) {
+  const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
+  return o.precision.value_or(own == dtype::bf16 ? host::fastest_precision() : host::matmul_precision::float32);
+}
+
 }  // namespace
 
 job::job(const pass_options& options)
-    : o(options), model(read_dense_config(o.model)), files(o.model), stored(stored_dtype(o, files)) {
+    : o(options),
+      model(read_dense_config(o.model)),
+      files(o.model),
+      stored(stored_dtype(o, files)),
+      precision(precision_for(o, files)) {
   check_tensors();
   check_packings();
   tok = open_tokenizer(o.model);
@@ -55,6 +65,12 @@ void job::read_evaluated() {
   measured = {text, windows, window_options{}};
   measured.model = fingerprint(files);
   if (!o.baseline.empty()) baseline = read_earlier_run(o.baseline, measured);
+}
+
+layer_weights job::load_layer(index_t layer) const {
+  layer_weights w = mistral::load_layer(files, model, layer);
+  w.precision = precision;
+  return w;
 }
 
 /// The calibration samples, and whether they suit what is evaluated.

@@ -24,7 +24,8 @@ struct job {
   const pass_options& o;
   config model;
   checkpoint files;
-  dtype stored;  ///< dtype of what is not packed, and of scales
+  dtype stored;                      ///< dtype of what is not packed, and of scales
+  host::matmul_precision precision;  ///< of what calibration multiplies on the CPU
   std::unique_ptr<tokenizer> tok;
   evaluation_text text;  ///< to evaluate on
   std::vector<window> windows;
@@ -45,6 +46,8 @@ struct job {
   index_t judged_tokens() const;
   /// How many numbers the tokens' activations are.
   size_t activations() const;
+  /// As load_layer of forward.hpp, to be multiplied in the run's precision.
+  layer_weights load_layer(index_t layer) const;
   layer_packing packings(index_t layer) const;
   std::vector<std::string> linears() const;
   void check_packings() const;

@@ -86,6 +86,22 @@ void check_order(pass_options& o) {
 }
 
 /// Scales of keys and values, which compressed-tensors has a place for, come from a calibration.
+/// float32 is a CPU's, for the whole run.
+void check_precision(pass_options& o, std::vector<std::string>& notes) {
+  if (!o.precision) return;
+  if (!o.calibrated())
+    throw usage_error(std::string("--matmul-precision is about calibration, and --method ") + o.how_found.word +
+                      " does none; leave it out");
+  if (*o.precision == host::matmul_precision::bfloat16) return;
+  if (o.backend.insists())
+    throw usage_error(
+        "--matmul-precision float32 is for a CPU, as a GPU multiplies bfloat16 here; leave it out, or run with "
+        "--backend cpu");
+  if (o.backend.name == "auto" && gpu_count() > 0)
+    notes.push_back("--matmul-precision float32 keeps the run on the CPU, as a GPU multiplies bfloat16 here");
+  o.backend.name = "cpu";
+}
+
 void check_cache(pass_options& o) {
   if (!o.cache_rounded) return;
   if (o.format != packed_format::compressed_tensors)
@@ -232,6 +248,7 @@ std::vector<std::string> check(pass_options& o) {
   }
   if (o.drift_samples > 0 && !o.drift_followed())
     throw usage_error("--drift-samples is about drift, which is not made up for here; leave it out");
+  check_precision(o, notes);
   if (!o.report.empty() && !o.json.empty() && same_file(o.report, o.json))
     throw usage_error("--report and --json are both to be written to " + o.report + "; name two files");
   if (o.max_regression >= 0 && o.evaluate.empty())

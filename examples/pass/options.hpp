@@ -13,6 +13,7 @@
 #include "mistral/quantization.hpp"
 #include "nibble/awq.hpp"
 #include "nibble/gptq.hpp"
+#include "nibble/host/matmul.hpp"
 
 namespace nibble::mistral {
 
@@ -76,6 +77,12 @@ inline constexpr choice<clip_search> clip_choices[] = {
 inline constexpr choice<propagation> propagation_choices[] = {{"original", propagation::original},
                                                               {"quantized", propagation::quantized}};
 
+/// None: the fastest that leaves the checkpoint's weights as they are.
+inline constexpr choice<std::optional<host::matmul_precision>> precision_choices[] = {
+    {"auto", std::nullopt},
+    {"float32", host::matmul_precision::float32},
+    {"bfloat16", host::matmul_precision::bfloat16}};
+
 inline constexpr choice<bool> cache_choices[] = {{"none", false}, {"fp8", true}};
 
 inline constexpr choice<activation_order> order_choices[] = {{"none", activation_order::none},
@@ -125,7 +132,8 @@ struct pass_options {
   smoothing smoothed_inputs = smoothing::down;
   bool cache_rounded = false;  ///< scales for keys and values in fp8
   backend_options backend;
-  int threads = 0;  ///< 0: all
+  std::optional<host::matmul_precision> precision;  ///< of products on the CPU
+  int threads = 0;                                  ///< 0: all
   std::uint64_t seed = 42;
   double max_regression = -1;  ///< negative: off
   std::uint64_t max_shard_bytes = 5'000'000'000;

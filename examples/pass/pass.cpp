@@ -128,6 +128,7 @@ struct run_progress {
                             {"layers", nlohmann::ordered_json(r.layers).dump()},  // text keeps the order of members
                             {"seconds", {r.seconds.read, r.seconds.forward, r.seconds.search, r.seconds.write}},
                             {"output_bytes", r.output_bytes},
+                            {"precisions", r.precisions},
                             {"activations", activations},
                             {"writer", writer.state()}};
     const auto done = static_cast<index_t>(r.layers.size());
@@ -142,6 +143,7 @@ void restore(const nlohmann::json& state, pass_result& r) {
   r.seconds.read += seconds.at(0).get<double>(), r.seconds.forward = seconds.at(1);
   r.seconds.search = seconds.at(2), r.seconds.write = seconds.at(3);
   r.output_bytes = state.at("output_bytes");
+  for (const auto& word : state.at("precisions")) r.precisions.insert(word.get<std::string>());
 }
 
 /// The GPU's, or the host's where there is none, or where one that nobody insisted on has too little memory.
@@ -155,6 +157,11 @@ std::unique_ptr<engine> make_engine(const job& j, pass_result& r) {
   }
   if (!on) on = host_engine(j);
   r.machine = on->name();
+  if (!on->on_gpu() && j.precision == host::matmul_precision::bfloat16 && !host::has_bfloat16())
+    tell(j.o,
+         "this CPU has no instruction for --matmul-precision bfloat16 (AVX512_BF16): products take several times as "
+         "long as in float32");
+  r.precisions.insert(word_of(precision_choices, {on->on_gpu() ? host::matmul_precision::bfloat16 : j.precision}));
   return on;
 }
 
@@ -249,7 +256,7 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
     layer_weights w;
     {
       stopwatch watch(r.seconds.read);
-      w = load_layer(j.files, j.model, layer);
+      w = j.load_layer(layer);
       j.check_finite(layer, w);
     }
     const layer_packing how = j.packings(layer);

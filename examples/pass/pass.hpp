@@ -5,6 +5,8 @@
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "mistral/overlap.hpp"
@@ -29,7 +31,8 @@ struct pass_result {
   std::string machine;          ///< that quantized: engine::name
   double rtn_seconds = 0;
   index_t calibration_sequences = 0, calibration_tokens = 0;
-  index_t followed_sequences = 0;                      ///< of these, on which the original model was followed
+  std::set<std::string> precisions;  ///< in which calibration multiplied; of more than one after an interruption
+  index_t followed_sequences = 0;    ///< of these, on which the original model was followed
   std::uint64_t original_bytes = 0, output_bytes = 0;  ///< of the weight files
   double bits_per_weight = 0;                          ///< of the quantized linears, parameters included
   std::vector<evaluation> evaluations;                 ///< original, round to nearest, this; empty without --evaluate

@@ -17,7 +17,7 @@
 namespace nibble::mistral {
 namespace {
 
-/// Share of sgemm's rate that the pass's products reach with all that lies between them (docs/awq_mistral.md).
+/// Share of a plain product's rate that the pass's products reach with all that lies between them (docs/awq_mistral.md).
 constexpr double efficiency = 0.6;
 /// Rounds of clip_under_gram, in products (n, g) · (g, g) a group.
 constexpr double range_candidates = 66;
@@ -25,8 +25,8 @@ constexpr double range_candidates = 66;
 /// Products of the sample that SmoothQuant's search, and judging what came of it, take for a linear.
 constexpr double smoothing_losses = 17;
 
-/// FLOP/s of sgemm on all threads, the best of a few runs.
-double sgemm_rate() {
+/// FLOP/s of products on all threads, the best of a few runs.
+double product_rate(host::matmul_precision precision) {
   constexpr index_t side = 512;
   const index_t tiles = 2 * host::pool().size();
   std::vector<float> a(static_cast<size_t>(side * side), 1.0f), out(static_cast<size_t>(tiles * side * side));
@@ -36,8 +36,7 @@ double sgemm_rate() {
   for (int run = 0; run < 4; ++run) {
     const auto start = std::chrono::steady_clock::now();
     host::parallel_for(tiles, [&](index_t tile) {
-      host::detail::sgemm(CblasNoTrans, CblasTrans, side, side, side, in, in, 0.0f,
-                          matrix<float>(out.data() + tile * side * side, side, side));
+      host::detail::multiply_nt(in, in, matrix<float>(out.data() + tile * side * side, side, side), precision);
     });
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
     best = std::max(best, 2.0 * static_cast<double>(tiles * side * side * side) / spent.count());
@@ -258,16 +257,18 @@ plan plan_run(const job& j) {
   }
   out.memory_bytes = std::max(memory_needed(j, out.gpu_bytes > 0), answering_memory(j));
 
-  const double rate = efficiency * sgemm_rate();
+  const double rate = efficiency * product_rate(host::matmul_precision::float32);
+  const bool rounded = j.o.calibrated() && !j.on && j.precision == host::matmul_precision::bfloat16;
+  const double calibration_rate = rounded ? efficiency * product_rate(j.precision) : rate;
   const auto tokens = static_cast<double>(j.samples.tokens());
   const products p{j, tokens, tokens / std::max<double>(1, static_cast<double>(j.samples.sequences.size()))};
-  double work = 0, weights = 0;
+  double seconds = 0, weights = 0;
   for (index_t layer = 0; layer < j.model.layers; ++layer)
-    if (j.o.calibrated()) work += p.of_statistics() + p.of_search(j.packings(layer));
+    if (j.o.calibrated()) seconds += p.of_statistics() / calibration_rate + p.of_search(j.packings(layer)) / rate;
   for (const auto& [name, t] : j.files.tensors()) weights += static_cast<double>(t.size());
   constexpr double read_and_pack =
       20e-9;  // seconds a weight on one thread: convert, fit, round, pack, write, read back
-  out.quantization_seconds = work / rate + weights * read_and_pack / host::pool().size();
+  out.quantization_seconds = seconds + weights * read_and_pack / host::pool().size();
   const products evaluated{j, static_cast<double>(j.text.ids.size()), 1024};
   if (!j.o.evaluate.empty()) {
     const double head = 2 * static_cast<double>(j.model.vocabulary * j.model.hidden) * evaluated.tokens;

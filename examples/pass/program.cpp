@@ -215,6 +215,11 @@ void pass_program::add_machine() {
       ->check(whole(1, 4096))
       ->type_name("N")
       ->group(group);
+  add_choice(
+      "--matmul-precision", o_.precision, precision_choices,
+      "What a CPU multiplies in calibration's forward passes and statistics; sums are float32. auto: bfloat16 where "
+      "that is faster and the checkpoint's own type. A GPU multiplies bfloat16; float32 keeps a run on the CPU")
+      ->group(group);
 }
 
 void pass_program::offer_methods(const std::vector<method>& offered, const std::string& help) {

@@ -113,6 +113,7 @@ nlohmann::ordered_json options_json(const pass_options& o) {
   if (o.smoothed())
     options.update({{"smoothing_strength", to_string(o.strength)},
                     {"smoothed_inputs", word_of(smoothing_choices, o.smoothed_inputs)}});
+  options["matmul_precision"] = word_of(precision_choices, o.precision);
   options.update({{"clip", word_of(clip_choices, o.clip)},
                   {"sweeps", o.sweeps},
                   {"shrinkage", o.shrinkage},
@@ -131,6 +132,9 @@ nlohmann::ordered_json to_json(const pass_options& o, const pass_result& r) {
   auto options = options_json(o);
   if (o.calibrated()) {
     options["num_calibration_samples"] = r.calibration_sequences;
+    std::string words;
+    for (const std::string& word : r.precisions) words += (words.empty() ? "" : ", ") + word;
+    options["matmul_precision"] = words;
     if (o.drift_followed()) options["drift_samples"] = r.followed_sequences;
     options["calibration_tokens"] = r.calibration_tokens;
   }

@@ -222,6 +222,51 @@ TEST_CASE("an observer sees every activation that a linear reads, chunk by chunk
   CHECK(largest_difference(mlp.data(), x.data() + last * c.hidden, mlp.size()) < 1e-3);
 }
 
+TEST_CASE("a layer in bfloat16 gives what it gives in float32 but for rounding, and tells what its linears read") {
+  for (const index_t window : {index_t(0), index_t(9)}) {
+    test::model_spec spec;
+    spec.vocabulary = 50;
+    const opened model(spec);
+    config c = model.settings;
+    c.sliding_window = window;
+    const batch b = random_batch({13, 1, 270}, 50);
+    layer_weights w = load_layer(*model.files, c, 0);
+    REQUIRE(w.precision == host::matmul_precision::float32);
+    std::vector<float> start(static_cast<size_t>(b.tokens() * c.hidden));
+    embed(*model.files, c, b, {start.data(), b.tokens(), c.hidden});
+    const auto run = [&](host::matmul_precision precision, std::array<std::vector<float>, 4>& seen) {
+      w.precision = precision;
+      std::vector<float> x = start;
+      forward_layer(c, w, {x.data(), b.tokens(), c.hidden}, b.starts, [&](layer_input input, matrix<const float> rows) {
+        auto& all = seen[static_cast<size_t>(input)];
+        all.insert(all.end(), rows.data, rows.data + rows.size());
+      });
+      return x;
+    };
+    std::array<std::vector<float>, 4> wanted_seen, seen;
+    const auto wanted = run(host::matmul_precision::float32, wanted_seen);
+    const auto got = run(host::matmul_precision::bfloat16, seen);
+    // 2^-9 is the largest rounding of a factor; what it does to sums of many is less, beside them as a whole.
+    const auto apart = [](const std::vector<float>& a, const std::vector<float>& b_) {
+      REQUIRE(a.size() == b_.size());
+      double off = 0, size = 0;
+      for (size_t i = 0; i < a.size(); ++i) {
+        off += std::pow(static_cast<double>(a[i]) - static_cast<double>(b_[i]), 2);
+        size += std::pow(static_cast<double>(a[i]), 2);
+      }
+      return std::sqrt(off / size);
+    };
+    CHECK(apart(wanted, got) < 0.01);
+    CHECK(apart(wanted, got) > 1e-6);
+    CHECK(seen[0] == wanted_seen[0]);
+    for (size_t input = 1; input < 4; ++input) {
+      CAPTURE(input);
+      CHECK(apart(wanted_seen[input], seen[input]) < 0.01);
+      CHECK(apart(wanted_seen[input], seen[input]) > 1e-6);
+    }
+  }
+}
+
 TEST_CASE("two halves of a layer are the layer, and what linears read of a half can be told without going through it") {
   test::model_spec spec;
   spec.vocabulary = 50;

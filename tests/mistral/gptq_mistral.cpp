@@ -42,8 +42,14 @@ struct workplace {
   std::string weights(const std::string& name) const { return test::read_bytes(root / name / "model.safetensors"); }
 };
 
-/// How much perplexity rises on a dozen windows of two texts when the embedded model is quantized under 20 sequences of one's kind.
-double increase(const words& more) {
+/// What calibration of a bfloat16 checkpoint is not multiplied in unless asked for.
+std::string other_precision() {
+  return host::fastest_precision() == host::matmul_precision::bfloat16 ? "float32" : "bfloat16";
+}
+
+/// Mean KL divergence from the original on a dozen windows of two texts when the embedded model is quantized under 20 sequences of one's
+/// kind. (From machine to machine it changes by 3 %; what perplexity rises by changes by half.)
+double divergence(const words& more) {
   const test::temporary_directory root;
   const std::string held_out = (root / "text.txt").string(), figures = (root / "figures.json").string();
   test::write_bytes(
@@ -55,24 +61,32 @@ double increase(const words& more) {
                                             more);
   INFO(result.err);
   REQUIRE(result.status == 0);
-  const double found = json::parse(test::read_bytes(figures)).at("models").back().at("increase").get<double>();
-  UNSCOPED_INFO("+" << found);
+  const double found = json::parse(test::read_bytes(figures)).at("models").back().at("kl_divergence").get<double>();
+  UNSCOPED_INFO(found);
   return found;
 }
 
 }  // namespace
 
-TEST_CASE("at 3 bits each of GPTQ's parts lowers perplexity, on text like that it was calibrated on and other text") {
-  const double nearest = increase({"--method", "rtn"});
-  const double published = increase({"--clip", "none", "--sweeps", "0", "--drift", "0", "--residual-drift", "0",
-                                     "--shrinkage", "0", "--actorder", "none"});
-  const double refined = increase({"--drift", "0", "--residual-drift", "0"});
-  const double whole = increase({});
-  // Measured: 2.41, 2.12, 1.11, 0.89.
-  CHECK(published < 0.9 * nearest);
-  CHECK(refined < 0.8 * published);
-  CHECK(whole < 0.9 * refined);
-  CHECK(whole > 0);
+TEST_CASE(
+    "at 3 bits each of GPTQ's parts brings the model nearer to the original, in float32 and in what this machine is "
+    "fast in") {
+  const double nearest = divergence({"--method", "rtn"});
+  std::vector<std::string> fast = {"float32"};
+  if (host::fastest_precision() == host::matmul_precision::bfloat16) fast.push_back("bfloat16");
+  for (const std::string& precision : fast) {
+    CAPTURE(precision);
+    const words in = {"--matmul-precision", precision};
+    const double published = divergence(in + words{"--clip", "none", "--sweeps", "0", "--drift", "0",
+                                                   "--residual-drift", "0", "--shrinkage", "0", "--actorder", "none"});
+    const double refined = divergence(in + words{"--drift", "0", "--residual-drift", "0"});
+    const double whole = divergence(in);
+    // Measured on samples of 20, 24 and 28 in either: 0.102, 0.076 to 0.081, 0.056 to 0.057, 0.050 to 0.052 (0.88 to 0.92 of what it was).
+    CHECK(published < 0.85 * nearest);
+    CHECK(refined < 0.8 * published);
+    CHECK(whole < 0.97 * refined);
+    CHECK(whole > 0);
+  }
 }
 
 TEST_CASE("gptq_mistral writes the same bytes whatever the number of threads, for every way of solving") {
@@ -82,6 +96,8 @@ TEST_CASE("gptq_mistral writes the same bytes whatever the number of threads, fo
                                        {"--drift", "0.5", "--actorder", "group-aware"},
                                        {"--drift", "0", "--residual-drift", "0"},
                                        {"--drift-samples", "2"},
+                                       {"--matmul-precision", "float32"},
+                                       {"--matmul-precision", "bfloat16"},
                                        {"--actorder", "descending", "--format", "gptq-v2"},
                                        {"--actorder", "none", "--clip", "mse"},
                                        {"--method", "awq+gptq", "--n-grid", "4", "--scheme", "W3A16"},
@@ -214,6 +230,34 @@ TEST_CASE("drift is seen on samples spread over all, as many as are wanted, or s
   expect(11, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, {});
 }
 
+TEST_CASE(
+    "what calibration multiplies is this machine's choice for a bfloat16 checkpoint, float32 for others, or the "
+    "user's") {
+  const workplace w;
+  const std::string figures = (w.root / "figures.json").string();
+  const auto precision_in = [&](const workplace& in, const words& more) {
+    in.quantize("out", words{"--group-size", "32", "--overwrite", "--json", figures} + more);
+    return json::parse(test::read_bytes(figures)).at("options").at("matmul_precision").get<std::string>();
+  };
+  const auto precision_of = [&](const words& more) { return precision_in(w, more); };
+  REQUIRE(precision_of({}) == (other_precision() == "float32" ? "bfloat16" : "float32"));
+  const std::string own = w.weights("out");
+  for (const std::string word : {"float32", "bfloat16"}) {
+    REQUIRE(precision_of({"--matmul-precision", word}) == word);
+    CHECK((w.weights("out") == own) == (word != other_precision()));
+  }
+  test::model_spec spec;
+  spec.stored = dtype::f16;
+  CHECK(precision_in(workplace(spec), {}) == "float32");
+  const auto needless = w.run("other", {"--matmul-precision", "bfloat16", "--method", "rtn"});
+  CHECK(needless.status == 2);
+  CHECK_THAT(needless.err, Contains("--matmul-precision") && Contains("leave it out"));
+  const auto refused = w.run("other", {"--matmul-precision", "float32", "--device", "0"});
+  CHECK(refused.status == 2);
+  CHECK_THAT(refused.err, Contains("--matmul-precision float32") && Contains("--backend cpu"));
+  CHECK(!test::fs::exists(w.root / "other"));
+}
+
 TEST_CASE("no option of gptq_mistral is ignored") {
   const workplace w;
   std::vector<std::string> seen;
@@ -224,6 +268,7 @@ TEST_CASE("no option of gptq_mistral is ignored") {
                                        {"--residual-drift", "1"},
                                        {"--drift", "0", "--residual-drift", "0"},
                                        {"--drift-samples", "3"},
+                                       {"--matmul-precision", other_precision()},
                                        {"--propagate", "original"},
                                        {"--clip", "mse"},
                                        {"--clip", "none"},

@@ -23,6 +23,7 @@ inline constexpr index_t column_tile = 128, row_tile = 64;
 /// Edge of a tile of the Gram matrix, columns that a BLAS call takes at most, so that it does not copy the tile's for each 128 of them,
 /// and tokens it adds.
 inline constexpr index_t gram_tile = 128, gram_columns = 512, gram_tokens = 512;
+static_assert(gram_tokens <= product_depth && gram_tile % block_cols == 0 && gram_columns % block_cols == 0);
 
 /// total (k) = the fold of term(x) down every column of x (m, k), beginning with total, in the order of the rows.
 template <class Total, class Fold>
@@ -69,9 +70,9 @@ inline index_t count_non_finite(matrix<const float> x) {
   return total;
 }
 
-/// reference::gram in float, on and above the diagonal: g (k, k) += xᵀ x, summed over 512 tokens by the BLAS, then added.
+/// reference::gram in float, or of x rounded to bfloat16, on and above the diagonal: g (k, k) += xᵀ x, summed over 512 tokens, then added.
 /// Below the diagonal, whole tiles of 128 stay untouched; mirror() fills them.
-inline void gram(matrix<const float> x, matrix<float> g) {
+inline void gram(matrix<const float> x, matrix<float> g, matmul_precision how = matmul_precision::float32) {
   std::vector<float> clean;
   if (count_non_finite(x) > 0) {
     clean.reserve(static_cast<size_t>(x.size()));
@@ -83,15 +84,30 @@ inline void gram(matrix<const float> x, matrix<float> g) {
   std::vector<std::pair<index_t, index_t>> upper;
   for (index_t i = 0; i < x.cols; i += edge)
     for (index_t j = i; j < x.cols; j += wide) upper.emplace_back(i, j);
-  detail::single_threaded_blas();
-  parallel_for(static_cast<index_t>(upper.size()), [&](index_t tile) {
-    const auto [i, j] = upper[static_cast<size_t>(tile)];
-    const index_t rows = min(edge, x.cols - i), cols = min(wide, x.cols - j);
-    for (index_t token = 0; token < x.rows; token += detail::gram_tokens) {
-      const auto part = x.rows_at(token, min(detail::gram_tokens, x.rows - token));
-      detail::sgemm(CblasTrans, CblasNoTrans, rows, cols, part.rows, part.cols_at(i, rows), part.cols_at(j, cols), 1.0f,
-                    g.rows_at(i, rows).cols_at(j, cols));
+  // f(i, j, tile of g), once for each
+  const auto over_upper = [&](auto&& f) {
+    parallel_for(static_cast<index_t>(upper.size()), [&](index_t tile) {
+      const auto [i, j] = upper[static_cast<size_t>(tile)];
+      f(i, j, g.rows_at(i, min(edge, x.cols - i)).cols_at(j, min(wide, x.cols - j)));
+    });
+  };
+  const index_t tokens = detail::gram_tokens;
+  const auto part = [&](index_t token) { return x.rows_at(token, min(tokens, x.rows - token)); };
+  if (how == matmul_precision::bfloat16) {
+    thread_local detail::packed_columns packing;
+    auto& columns = packing;  // this thread's, for all threads
+    for (index_t token = 0; token < x.rows; token += tokens) {
+      columns.pack(part(token));
+      over_upper(
+          [&](index_t i, index_t j, matrix<float> to) { detail::add_columns_product(columns, i, columns, j, to); });
     }
+    return;
+  }
+  detail::single_threaded_blas();
+  over_upper([&](index_t i, index_t j, matrix<float> to) {
+    for (index_t token = 0; token < x.rows; token += tokens)
+      detail::sgemm(CblasTrans, CblasNoTrans, to.rows, to.cols, part(token).rows, part(token).cols_at(i, to.rows),
+                    part(token).cols_at(j, to.cols), 1.0f, to);
   });
 }
 
@@ -114,9 +130,14 @@ inline void mirror(matrix<float> g, float factor) {
 class second_moment {
  public:
   second_moment() = default;
-  /// @param tokens how many will be added. @param shrinkage λ of the shrunk Gram matrix.
-  second_moment(index_t inputs, index_t tokens, float shrinkage)
-      : inputs_(inputs), announced_(tokens), shrinkage_(shrinkage), absolute_(static_cast<size_t>(inputs), 0.0) {
+  /// @param tokens how many will be added. @param shrinkage λ of the shrunk Gram matrix. @param how its products are taken; where the
+  /// tokens are kept, they stay floats.
+  second_moment(index_t inputs, index_t tokens, float shrinkage, matmul_precision how = matmul_precision::float32)
+      : inputs_(inputs),
+        announced_(tokens),
+        shrinkage_(shrinkage),
+        how_(how),
+        absolute_(static_cast<size_t>(inputs), 0.0) {
     data_.assign(static_cast<size_t>(sampled() ? tokens * inputs : inputs * inputs), 0.0f);
   }
 
@@ -128,7 +149,7 @@ class second_moment {
       for (index_t row = 0; row < x.rows; ++row)
         std::transform(x.row(row), x.row(row) + inputs_, data_.data() + (tokens_ + row) * inputs_, observed);
     else
-      gram(x, {data_.data(), inputs_, inputs_});
+      gram(x, {data_.data(), inputs_, inputs_}, how_);
     tokens_ += x.rows;
   }
 
@@ -157,7 +178,7 @@ class second_moment {
 
   /// The same of the inputs in another order: input i is what column[i] (k, a permutation) was. @pre finish() was called.
   second_moment reordered(const std::vector<index_t>& column) const {
-    second_moment out(inputs_, announced_, shrinkage_);
+    second_moment out(inputs_, announced_, shrinkage_, how_);
     out.tokens_ = tokens_, out.non_finite_ = non_finite_;
     for (const index_t from : column) {
       out.mean_.push_back(mean_[static_cast<size_t>(from)]);
@@ -221,6 +242,7 @@ class second_moment {
  private:
   index_t inputs_ = 0, announced_ = 0, tokens_ = 0, non_finite_ = 0;
   float shrinkage_ = 0;
+  matmul_precision how_ = matmul_precision::float32;
   std::vector<float> data_, mean_, diagonal_;
   std::vector<double> absolute_;
 };

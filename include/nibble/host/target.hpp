@@ -31,14 +31,16 @@ namespace host {
 class drift {
  public:
   drift() = default;
-  /// @param outputs n, channels of the residual stream that the linear's output joins; 0: that is not followed.
-  explicit drift(index_t inputs, index_t outputs = 0)
+  /// @param outputs n, channels of the residual stream that the linear's output joins; 0: that is not followed. @param how products are
+  /// taken, of differences and of x.
+  explicit drift(index_t inputs, index_t outputs = 0, matmul_precision how = matmul_precision::float32)
       : inputs_(inputs),
         outputs_(outputs),
+        how_(how),
         data_(static_cast<size_t>(inputs * inputs), 0.0f),
         residual_(static_cast<size_t>(outputs * inputs), 0.0f) {}
 
-  /// Adds tokens: x₀ and x (m, k), and r₀ and r (m, n) where there are outputs, what is not finite as 0. Summed over 512 tokens by the BLAS, then added.
+  /// Adds tokens: x₀ and x (m, k), and r₀ and r (m, n) where there are outputs, what is not finite as 0. Summed over 512 tokens, then added.
   void add(matrix<const float> original, matrix<const float> x, matrix<const float> original_residual = {},
            matrix<const float> residual = {}) {
     const index_t k = inputs_, chunk = detail::gram_tokens;
@@ -55,6 +57,7 @@ class drift {
         for (index_t col = 0; col < outputs_; ++col)
           apart(row, k + col) = observed(original_residual(first + row, col)) - observed(residual(first + row, col));
       });
+      if (how_ == matmul_precision::bfloat16) packed_inputs().pack(clean);
       add_product(apart.cols_at(0, k), clean, {data_.data(), k, k});
       add_product(apart.cols_at(k, outputs_), clean, {residual_.data(), outputs_, k});
     }
@@ -69,17 +72,31 @@ class drift {
   matrix<const float> residual_sum() const noexcept { return {residual_.data(), outputs_, inputs_}; }
 
  private:
-  static void add_product(matrix<const float> apart, matrix<const float> clean, matrix<float> sum) {
+  /// Of the thread that adds, whatever it adds to.
+  static detail::packed_columns& packed_inputs() {
+    thread_local detail::packed_columns instance;
+    return instance;
+  }
+  void add_product(matrix<const float> apart, matrix<const float> clean, matrix<float> sum) {
+    const bool rounded = how_ == matmul_precision::bfloat16;
+    thread_local detail::packed_columns packing;
+    auto &packed_apart = packing, &packed_clean = packed_inputs();  // this thread's, for all threads
+    if (rounded) packed_apart.pack(apart);
     const index_t edge = detail::gram_tile, wide = detail::gram_columns, across = ceil_div(sum.cols, wide);
     parallel_for(ceil_div(sum.rows, edge) * across, [&](index_t tile) {
       const index_t i = tile / across * edge, j = tile % across * wide;
       const index_t height = min(edge, sum.rows - i), width = min(wide, sum.cols - j);
-      detail::sgemm(CblasTrans, CblasNoTrans, height, width, clean.rows, apart.cols_at(i, height),
-                    clean.cols_at(j, width), 1.0f, sum.rows_at(i, height).cols_at(j, width));
+      const auto to = sum.rows_at(i, height).cols_at(j, width);
+      if (rounded)
+        detail::add_columns_product(packed_apart, i, packed_clean, j, to);
+      else
+        detail::sgemm(CblasTrans, CblasNoTrans, height, width, clean.rows, apart.cols_at(i, height),
+                      clean.cols_at(j, width), 1.0f, to);
     });
   }
 
   index_t inputs_ = 0, outputs_ = 0, tokens_ = 0;
+  matmul_precision how_ = matmul_precision::float32;
   std::vector<float> data_, residual_, clean_, apart_;
 };
 
