@@ -16,6 +16,7 @@
 
 #include "mistral/file.hpp"
 #include "mistral/sha256.hpp"
+#include "nibble/host/matmul.hpp"
 #include "support/limits.hpp"
 #include "support/model.hpp"
 #include "support/program.hpp"
@@ -262,6 +263,20 @@ TEST_CASE("a rerun says what it goes on with, and computes no layer again") {
   CHECK_THAT(again.err, Contains("quantizing: layer 6 of 6"));
 }
 
+TEST_CASE("a run that went on where calibration multiplies otherwise tells of both") {
+  const workplace w;
+  w.leave_unfinished();
+  auto json = nlohmann::json::from_cbor(test::read_bytes(w.partial / resume_file));
+  json["state"]["precisions"] = nlohmann::json::array({"another"});
+  const auto bytes = nlohmann::json::to_cbor(json);
+  test::write_bytes(w.partial / resume_file, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  const std::string figures = (w.root / "figures.json").string();
+  REQUIRE(w.run({"--json", figures}).status == 0);
+  const auto told = nlohmann::json::parse(test::read_bytes(figures)).at("options").at("matmul_precision");
+  const bool rounds = host::fastest_precision() == host::matmul_precision::bfloat16;
+  CHECK(told == std::string("another, ") + (rounds ? "bfloat16" : "float32"));
+}
+
 TEST_CASE("a rerun with other options, another text or another model is refused by what differs, and can restart") {
   const workplace w;
   const auto usual_result = w.undisturbed({"--shrinkage", "0.25"}).first;
@@ -361,7 +376,7 @@ TEST_CASE("what an interrupted run left is refused by name where it is damaged o
     refused();
   }
   auto json = nlohmann::json::from_cbor(state);
-  for (const char* member : {"phase", "layers", "seconds", "writer", "activations", "output_bytes"}) {
+  for (const char* member : {"phase", "layers", "seconds", "writer", "activations", "output_bytes", "precisions"}) {
     CAPTURE(member);
     auto less = json;
     less["state"].erase(member);
