@@ -72,15 +72,17 @@ void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
     }
 }
 
-/// Blocks next to each other without a search, a batch of the first half and of the second by turns: a processor reads two places at
-/// once faster than one.
+/// Blocks next to each other without a search, a batch of the first half and of the second by turns: most processors read two places at
+/// once faster than one, if memory is asked for ahead.
 template <class Block, class Lanes, class T>
 void encode_run_along(const T* from, uint8_t* to, index_t blocks) noexcept {
   constexpr index_t batch = Lanes::count;
   const index_t half = blocks / (2 * batch) * batch, rest = 2 * half;
+  const bool asks = !is_zen4();
   const auto encode = [&](index_t at, index_t count) {
-    Lanes::template encode_along<Block>(from + 32 * at, to + at * index_t(sizeof(Block)), count);
+    Lanes::template encode_along<Block>(from + 32 * at, to + at * index_t(sizeof(Block)), count, asks);
   };
+  if (!asks) return encode(0, blocks);
   for (index_t at = 0; at < half; at += batch) {
     encode(at, batch);
     encode(half + at, batch);

@@ -23,12 +23,19 @@ constexpr index_t streamed_bytes = index_t(32) << 20;
 
 namespace detail {
 
-/// Whether so many bytes are streamed on this machine: AMD's with AVX-512 (Zen 4) write into the caches as fast or faster.
-inline bool is_streamed(index_t bytes) noexcept {
+/// AMD's processors with AVX-512 (Zen 4): memory is best left to them, written through the caches, and read in order without being asked
+/// for ahead (docs/block.md).
+inline bool is_zen4() noexcept {
 #if defined(__GNUC__) && defined(__x86_64__)
-  if (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f")) return false;
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+#else
+  return false;
 #endif
-  return bytes >= streamed_bytes;
+}
+
+/// Whether so many bytes are streamed on this machine.
+inline bool is_streamed(index_t bytes) noexcept {
+  return !is_zen4() && bytes >= streamed_bytes;
 }
 
 /// The least power of two that is no less than x.

@@ -290,16 +290,18 @@ NIBBLE_LANE void store_codes(const sixteen_bytes& first, const sixteen_bytes& se
   std::memcpy(to + (Block::bits == 5 ? 4 : 0), &nibbles, 16);
 }
 
-/// A batch: N blocks of x (N, 32) to `to`, one after another.
+/// A batch: N blocks of x (N, 32) to `to`, one after another. @param asks  for memory ahead.
 template <class Block, int N>
-NIBBLE_LANE void encode_batch(const float* x, uint8_t* to) noexcept {
+NIBBLE_LANE void encode_batch(const float* x, uint8_t* to, bool asks) noexcept {
   constexpr auto index = std::make_index_sequence<16 / N>{};
   batch_scale<N> scale;
   batch_scales<Block>(x, scale);
   for (int j = 0; j < N; ++j, x += 32, to += sizeof(Block)) {
-    __builtin_prefetch(x + read_ahead);
-    __builtin_prefetch(x + read_ahead + 16);
-    __builtin_prefetch(to + write_ahead, 1);
+    if (asks) {
+      __builtin_prefetch(x + read_ahead);
+      __builtin_prefetch(x + read_ahead + 16);
+      __builtin_prefetch(to + write_ahead, 1);
+    }
     code_scale<N> s;
     s.inverse = lanes<N>(scale.inverse[j]);
     if constexpr (has_offset<Block>)
@@ -339,16 +341,16 @@ NIBBLE_LANE void widen(const fp16* from, float* to) noexcept {
   std::memcpy(to, &x.v, sizeof(x.v));
 }
 
-/// `blocks` blocks next to each other.
+/// `blocks` blocks next to each other. @param asks  for memory ahead.
 template <class Block, int N, class T>
-NIBBLE_LANE void encode_run(const T* from, uint8_t* to, index_t blocks) noexcept {
+NIBBLE_LANE void encode_run(const T* from, uint8_t* to, index_t blocks, bool asks) noexcept {
   float x[32 * N];
   for (; blocks >= N; blocks -= N, from += 32 * N, to += N * sizeof(Block)) {
     if constexpr (std::is_same_v<T, float>) {
-      encode_batch<Block, N>(from, to);
+      encode_batch<Block, N>(from, to, asks);
     } else {
       for (int i = 0; i < 32 * N; i += N) widen<N>(from + i, x + i);
-      encode_batch<Block, N>(x, to);
+      encode_batch<Block, N>(x, to, asks);
     }
   }
   if (blocks == 0) return;
@@ -356,7 +358,7 @@ NIBBLE_LANE void encode_run(const T* from, uint8_t* to, index_t blocks) noexcept
   std::memset(x, 0, sizeof(x));
   for (int i = 0; i < rest; ++i) x[i] = load(from[i]);
   uint8_t made[N * sizeof(Block)];
-  encode_batch<Block, N>(x, made);
+  encode_batch<Block, N>(x, made, false);
   std::memcpy(to, made, static_cast<std::size_t>(blocks) * sizeof(Block));
 }
 

@@ -115,8 +115,8 @@ struct four_lanes {
     encode_tile<Block, 4>(tile);
   }
   template <class Block, class T>
-  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
-    encode_run<Block, 4>(from, to, blocks);
+  static void encode_along(const T* from, uint8_t* to, index_t blocks, bool asks) noexcept {
+    encode_run<Block, 4>(from, to, blocks, asks);
   }
   template <class Block, class T>
   static void decode(const uint8_t* from, T* to, index_t blocks, bool streamed) noexcept {
@@ -135,8 +135,8 @@ struct eight_lanes {
   }
   template <class Block, class T>
   NIBBLE_LANE_ENTRY("avx2")
-  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
-    encode_run<Block, 8>(from, to, blocks);
+  static void encode_along(const T* from, uint8_t* to, index_t blocks, bool asks) noexcept {
+    encode_run<Block, 8>(from, to, blocks, asks);
   }
   template <class Block, class T>
   NIBBLE_LANE_ENTRY("avx2")
@@ -158,8 +158,8 @@ struct sixteen_lanes {
   }
   template <class Block, class T>
   NIBBLE_LANE_ENTRY("avx512f,avx512bw,avx512dq,avx512vl")
-  static void encode_along(const T* from, uint8_t* to, index_t blocks) noexcept {
-    encode_run<Block, 16>(from, to, blocks);
+  static void encode_along(const T* from, uint8_t* to, index_t blocks, bool asks) noexcept {
+    encode_run<Block, 16>(from, to, blocks, asks);
   }
 };
 #endif
