@@ -5,6 +5,7 @@
 #include "nibble/host/gptq.hpp"
 #include "nibble/host/refit.hpp"
 #include "pass/factoring.hpp"
+#include "pass/judged_rows.hpp"
 
 namespace nibble::mistral {
 namespace {
@@ -72,7 +73,8 @@ double host_solver::choose(projection p, matrix<const float> w, const std::vecto
 double host_solver::judge(projection p, matrix<const float> w, const std::vector<float>& s,
                           const host::second_moment& x, const packed& as) {
   quantized_linear q = quantized_linear::blank(w.rows, w.cols, as.group);
-  return solve(hessian_of(p, s, x, as.group, true), w, s, nullptr, x, as, 0, q);
+  const double loss = solve(hessian_of(p, s, x, as.group, true), w, s, nullptr, x, as, 0, q);
+  return loss + loss_elsewhere(w, q, as, s, x.diagonal());
 }
 
 double host_solver::solve(const host::hessian& h, matrix<const float> w, const std::vector<float>& s,

@@ -41,7 +41,8 @@ class host_solver {
   /// be mended. @returns tr(ΔW·G'·ΔWᵀ) against the weights that were aimed at, rows times of_row, unless that is null.
   double choose(projection p, matrix<const float> w, const std::vector<float>& s, const float* of_row,
                 const host::second_moment& x, const packed& as, quantized_linear& q);
-  /// tr(ΔW·G'·ΔWᵀ) of the codes that GPTQ alone finds for the rows w, scaled by s: as choose() but for drift and sweeps. Tells nobody.
+  /// tr(ΔW·G'·ΔWᵀ) + loss_elsewhere() of the codes that GPTQ alone finds for the rows w, scaled by s: as choose() but for drift and
+  /// sweeps. Tells nobody.
   double judge(projection p, matrix<const float> w, const std::vector<float>& s, const host::second_moment& x,
                const packed& as);
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// Rows of a linear that stand for all of them when GPTQ's codes are found for one candidate scale after another.
+/// How a candidate scale is judged where GPTQ chooses the codes: on rows of a linear that stand for all of them, by what those lose on the
+/// calibration text and elsewhere.
 #pragma once
 
 #include <vector>
 
 #include "nibble/matrix.hpp"
+#include "pass/engine.hpp"
 
 namespace nibble::mistral {
 
@@ -28,5 +30,11 @@ struct judged_rows {
   }
   matrix<const float> scaled() const { return {data.data(), rows, cols}; }
 };
+
+/// mean(energy) · ‖ΔW‖², scales undone: what codes q of w · diag(s) lose on a text of which nothing is known but how loud channels are on
+/// the mean. Scales that gain on the calibration text alone lose more on texts of another kind than they gain (docs/gptq.md).
+/// @param energy (k) E[x²] of each channel.
+double loss_elsewhere(matrix<const float> w, const quantized_linear& q, const packed& as, const std::vector<float>& s,
+                      const std::vector<float>& energy);
 
 }  // namespace nibble::mistral

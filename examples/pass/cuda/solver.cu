@@ -9,6 +9,7 @@
 #include "nibble/kernels/refit.cuh"
 #include "nibble/kernels/target.cuh"
 #include "pass/cuda/order.cuh"
+#include "pass/judged_rows.hpp"
 
 namespace nibble::mistral::cuda {
 namespace {
@@ -170,12 +171,12 @@ chosen_codes linear_solver::choose_codes(layer_input input, const input_statisti
 double linear_solver::judge(layer_input input, const input_statistics& x, matrix<const float> w, const packed& as,
                             const std::vector<float>& s) {
   prepare(input, x, as, s, true);
-  return search_
-      .choose_codes(
-          w, as, scale_,
-          [&](index_t, matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { solve(part, p, codes, as); },
-          column())
-      .loss;
+  chosen_codes tried = search_.choose_codes(
+      w, as, scale_,
+      [&](index_t, matrix<float> part, matrix<params> p, matrix<uint8_t> codes) { solve(part, p, codes, as); },
+      column());
+  if (reordered_) put_back(order_.column, as.group, tried.q);
+  return tried.loss + loss_elsewhere(w, tried.q, as, s, x.energy);
 }
 
 /// Codes of some rows, which become what is aimed at.
