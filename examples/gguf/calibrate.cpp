@@ -30,7 +30,8 @@ layer_statistics statistics_of(const config& c, const layer_weights& w, matrix<f
   for (const layer_input input : layer_inputs) {
     const auto at = static_cast<size_t>(input);
     seen.squares[at].assign(static_cast<size_t>(width(c, input)), 0.0);
-    if (correlations) seen.correlations[at] = host::second_moment(width(c, input), x.rows, calibration_shrinkage);
+    if (correlations)
+      seen.correlations[at] = host::second_moment(width(c, input), x.rows, calibration_shrinkage, w.precision);
   }
   forward_layer(c, w, x, starts, [&](layer_input input, matrix<const float> activations) {
     const auto at = static_cast<size_t>(input);
@@ -52,14 +53,15 @@ calibration_set open_calibration(const std::filesystem::path& file, const std::f
 }
 
 void calibrate(const checkpoint& files, const config& c, const calibration_set& samples,
-               const calibration_listener& told) {
+               host::matmul_precision precision, const calibration_listener& told) {
   batch all;
   for (const auto& sequence : samples.sequences) all.append(sequence.data(), static_cast<index_t>(sequence.size()));
   std::vector<float> data(static_cast<size_t>(all.tokens() * c.hidden));
   const matrix<float> x(data.data(), all.tokens(), c.hidden);
   embed(files, c, all, x);
   for (index_t layer = 0; layer < c.layers; ++layer) {
-    const layer_weights w = load_layer(files, c, layer);
+    layer_weights w = load_layer(files, c, layer);
+    w.precision = precision;
     index_t non_finite = 0;
     const layer_statistics seen = statistics_of(c, w, x, all.starts, told.correlations, non_finite);
     check_finite(files, "layer " + std::to_string(layer), non_finite);

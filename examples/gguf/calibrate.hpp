@@ -34,10 +34,11 @@ struct calibration_listener {
 calibration_set open_calibration(const std::filesystem::path& file, const std::filesystem::path& model,
                                  const calibration_options& options);
 
-/// Runs the samples through the model. Holds a layer, the tokens' activations (tokens, hidden) and a layer's statistics.
+/// Runs the samples through the model, multiplying in `precision`. Holds a layer, the tokens' activations (tokens, hidden) and a layer's
+/// statistics.
 /// @throws error for ids that are not the model's, and for activations that are NaN or infinite.
 void calibrate(const checkpoint& files, const config& c, const calibration_set& samples,
-               const calibration_listener& told);
+               host::matmul_precision precision, const calibration_listener& told);
 
 /// The importance of every linear's columns before anything is known: 1 each. With it a plan can be made; the same vectors hold
 /// what calibration finds later. @throws error naming a tensor that the settings do not fit.

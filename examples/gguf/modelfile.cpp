@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "mistral/error.hpp"
+#include "mistral/gguf_tokenizer.hpp"
 #include "mistral/jinja.hpp"
 
 namespace nibble::mistral {
@@ -99,6 +100,27 @@ text literal(const text& said) {
   return replaced(std::move(out), braces, "{{ \"{{\" }}");
 }
 
+/// Leaves out the space that llama.cpp adds: behind one of `tokens`, and where a text begins or a mark follows on one of them.
+void leave_out_spaces(const std::vector<text>& tokens, dialogue_marks& m) {
+  if (tokens.empty()) return;
+  const auto ends_so = [&](const text& mark) {
+    return std::any_of(tokens.begin(), tokens.end(), [&](const text& token) {
+      return mark.size() >= token.size() && mark.compare(mark.size() - token.size(), token.size(), token) == 0;
+    });
+  };
+  const auto begin_so = [](text& mark, bool follows) {
+    if (follows && !mark.empty() && mark.front() == ' ') mark.erase(0, 1);
+  };
+  const bool own = m.place == system_place::own;
+  const bool starts = (m.opening.empty() || ends_so(m.opening)) && (!own || ends_so(m.system_end));
+  begin_so(m.user, starts && ends_so(m.assistant_end));
+  begin_so(m.assistant, ends_so(m.user_end));
+  begin_so(m.opening, true);
+  if (own) begin_so(m.system, true);
+  for (text* mark : {&m.opening, &m.user, &m.user_end, &m.assistant, &m.assistant_end, &m.system, &m.system_end})
+    for (const text& token : tokens) *mark = replaced(*mark, token + " ", token);
+}
+
 text go_template(const dialogue_marks& m) {
   const bool own = m.place == system_place::own;
   text out = "{{ range $i, $_ := .Messages }}";
@@ -122,11 +144,12 @@ text go_template(const dialogue_marks& m) {
 }  // namespace
 
 text modelfile_text(const std::filesystem::path& weights, const chat_template* chat, const text& bos,
-                    std::vector<text>& notes) {
+                    const std::vector<text>& spaced, std::vector<text>& notes) {
   const text from = "FROM ./" + weights.filename().string() + "\n";
   const text plain = from + "TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n";
   if (!chat) return plain;
-  const auto marks = marks_of(*chat, bos);
+  auto marks = marks_of(*chat, bos);
+  if (marks) leave_out_spaces(spaced, *marks);
   const text told = marks ? go_template(*marks) : "";
   if (!marks || told.find("\"\"\"") != text::npos) {
     notes.emplace_back("the Modelfile takes prompts as they are: the chat template is none that Ollama's could follow");
@@ -134,6 +157,26 @@ text modelfile_text(const std::filesystem::path& weights, const chat_template* c
   }
   text out = from + "TEMPLATE \"\"\"" + told + "\"\"\"\n";
   for (const char* mark : {"[INST]", "[/INST]"}) out += text("PARAMETER stop ") + mark + "\n";
+  return out;
+}
+
+std::vector<text> spaced_tokens(const gguf_metadata& file, const tokenizer& own) {
+  const auto key = [&](const char* name) -> const gguf_value* {
+    const auto found = std::find_if(file.begin(), file.end(), [&](const auto& pair) { return pair.first == name; });
+    return found == file.end() ? nullptr : &found->second;
+  };
+  const gguf_value* prefixed = key("tokenizer.ggml.add_space_prefix");
+  if (!prefixed || !std::get<bool>(*prefixed)) return {};
+  const auto& tokens = std::get<std::vector<text>>(std::get<gguf_array>(*key("tokenizer.ggml.tokens")));
+  const auto& types = std::get<std::vector<std::int32_t>>(std::get<gguf_array>(*key("tokenizer.ggml.token_type")));
+  const std::vector<std::int32_t> word = own.encode("x");  // with the space that is put before a text
+  std::vector<text> out;
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (types[id] != control_token) continue;
+    std::vector<std::int32_t> behind = {static_cast<std::int32_t>(id)};
+    behind.insert(behind.end(), word.begin(), word.end());
+    if (own.encode(tokens[id] + " x") == behind) out.push_back(tokens[id]);
+  }
   return out;
 }
 

@@ -36,6 +36,12 @@ void add_calibration(CLI::App& app, gguf_options& o) {
       ->check(whole(0, std::numeric_limits<std::uint64_t>::max()))
       ->capture_default_str()
       ->type_name("N");
+  app.add_option("--matmul-precision", o.precision,
+                 "What calibration multiplies; sums are float32. auto: bfloat16 where that is faster and the "
+                 "checkpoint's own type")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}).description(""))
+      ->capture_default_str()
+      ->type_name("auto|float32|bfloat16");
 }
 
 void check_output_file(const gguf_options& o) {
@@ -70,6 +76,11 @@ void check_importance_output(const gguf_options& o) {
 }
 
 }  // namespace
+
+std::optional<host::matmul_precision> gguf_options::matmul_precision() const {
+  if (precision == "auto") return std::nullopt;
+  return precision == "bfloat16" ? host::matmul_precision::bfloat16 : host::matmul_precision::float32;
+}
 
 std::string gguf_type_names() {
   std::string names;
@@ -139,7 +150,7 @@ void settle(const CLI::App& app, gguf_options& o) {
   if (app.count("--target-size") > 0) o.target.bytes = parse_size(o.target_size, "--target-size");
   if (app.count("--calibration") > 0 && !o.calibrated() && !o.targeted())
     throw usage_error("--calibration is for --imatrix auto, --awq and targets; give one of them too, or leave it out");
-  for (const char* option : {"--num-calibration-samples", "--max-seq-length", "--seed"})
+  for (const char* option : {"--num-calibration-samples", "--max-seq-length", "--seed", "--matmul-precision"})
     if (app.count(option) > 0 && !o.calibrated())
       throw usage_error(std::string(option) +
                         " is for --imatrix auto and --awq; give one of them too, or leave it out");

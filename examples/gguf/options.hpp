@@ -5,18 +5,20 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "gguf/measure.hpp"
 #include "mistral/calibration.hpp"
 #include "mistral/places.hpp"
+#include "nibble/host/matmul.hpp"
 
 namespace nibble::mistral {
 
 struct gguf_options {
   std::string model = source_directory + std::string("/examples/awq_mistral/model");
   std::string output, type = "Q4_K_M", search = "ggml", importance, importance_output, name, json;
-  std::string calibration, target_size;
+  std::string calibration, target_size, precision = "auto";
   calibration_options samples;
   size_target target;
   int threads = 0;
@@ -24,6 +26,8 @@ struct gguf_options {
 
   bool own_importance() const { return importance == "auto"; }
   bool calibrated() const { return own_importance() || awq; }
+  /// None: left to us.
+  std::optional<host::matmul_precision> matmul_precision() const;
   bool targeted() const { return target.bytes > 0 || target.bits_per_weight > 0; }
 };
 

@@ -23,6 +23,7 @@
 #include "mistral/chat.hpp"
 #include "mistral/gguf_model.hpp"
 #include "mistral/json.hpp"
+#include "mistral/precision.hpp"
 #include "mistral/program.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/tokenizer_files.hpp"
@@ -34,14 +35,15 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string modelfile_for(const gguf_options& o, std::vector<std::string>& notes) {
+std::string modelfile_for(const gguf_options& o, gguf_plan& plan) {
   std::unique_ptr<chat_template> chat;
   try {
     chat = open_chat_template(o.model);
   } catch (const error& unknown) {
-    notes.push_back(std::string("the Modelfile takes prompts as they are: ") + unknown.what());
+    plan.notes.push_back(std::string("the Modelfile takes prompts as they are: ") + unknown.what());
   }
-  return modelfile_text(o.output, chat.get(), read_tokenizer_settings(o.model).bos.value_or(""), notes);
+  const std::string bos = read_tokenizer_settings(o.model).bos.value_or("");
+  return modelfile_text(o.output, chat.get(), bos, spaced_tokens(plan.metadata, *open_tokenizer(o.model)), plan.notes);
 }
 
 /// The samples to calibrate on, and what is odd about them; nothing where nothing is calibrated.
@@ -65,8 +67,8 @@ std::optional<importance_matrix> open_importance(const gguf_options& o, const ch
 /// Runs the text through the model: fills the importance that the plan's tensors refer to where `own` is it, and where
 /// scales are given finds AWQ's, which the plan's tensors refer to from then on.
 void calibrate_plan(const gguf_options& o, const checkpoint& files, const config& settings,
-                    const calibration_set& samples, importance_matrix* own, folded_gguf_scales* scales,
-                    gguf_plan& plan) {
+                    const calibration_set& samples, nibble::host::matmul_precision precision, importance_matrix* own,
+                    folded_gguf_scales* scales, gguf_plan& plan) {
   importance_sums sums = {fs::path(o.calibration).filename().string(),
                           static_cast<nibble::index_t>(samples.sequences.size()),
                           samples.longest(),
@@ -90,7 +92,7 @@ void calibrate_plan(const gguf_options& o, const checkpoint& files, const config
   told.head = [&](const std::vector<double>& squares) {
     fill({"", 0, 0, sums.tokens, {{head_name(settings), squares}}});
   };
-  calibrate(files, settings, samples, told);
+  calibrate(files, settings, samples, precision, told);
   if (own && !o.importance_output.empty() && !o.dry_run) write_importance(o.importance_output, sums);
   if (scales) scales->apply(plan);
 }
@@ -150,6 +152,8 @@ int run(const gguf_options& o) {
   const checkpoint files(o.model);
   std::vector<std::string> notes;
   const std::optional<calibration_set> samples = open_samples(o, settings.context, notes);
+  const auto precision = calibration_precision(o.matmul_precision(), files);
+  if (const std::string note = precision_note(precision); samples && !note.empty()) notes.push_back(note);
   std::optional<importance_matrix> importance = open_importance(o, files, settings, samples);
   const std::string name = utf8_repaired(o.name.empty() ? fs::canonical(o.model).filename().string() : o.name);
   gguf_plan plan = plan_gguf(files, settings, *type, importance ? &*importance : nullptr, name);
@@ -157,14 +161,14 @@ int run(const gguf_options& o) {
   if (o.search == "exhaustive") plan.search = block_search_kind::exhaustive;
   check_scalable(o, settings, plan);
   folded_gguf_scales scales;
-  const std::string modelfile = modelfile_for(o, plan.notes);
+  const std::string modelfile = modelfile_for(o, plan);
   for (const std::string& note : plan.notes) std::fprintf(stderr, "gguf_mistral: note: %s\n", printable(note).c_str());
   const pending_file json(o.json);
   std::optional<target_choice> chosen;
   mix mixed = *type;
   importance_matrix* own = o.own_importance() ? &*importance : nullptr;
   if (o.targeted()) {
-    if (own) calibrate_plan(o, files, settings, *samples, own, nullptr, plan);
+    if (own) calibrate_plan(o, files, settings, *samples, precision, own, nullptr, plan);
     own = nullptr;
     chosen = choose(o, plan, files, settings);
     mixed = nearest_mix(plan);
@@ -174,7 +178,7 @@ int run(const gguf_options& o) {
   if (!o.dry_run) {
     const pending_file beside(modelfile_of(o.output));
     check_room(o.output, plan);
-    if (own || o.awq) calibrate_plan(o, files, settings, *samples, own, o.awq ? &scales : nullptr, plan);
+    if (own || o.awq) calibrate_plan(o, files, settings, *samples, precision, own, o.awq ? &scales : nullptr, plan);
     progress bar("writing", settings.layers);
     bytes = write_gguf(o.output, plan, files, settings, [&](nibble::index_t done) { bar.at(done); });
     beside.finish(modelfile);
@@ -191,6 +195,7 @@ int run(const gguf_options& o) {
   add_plan(out, plan, mixed);
   if (chosen) add_choice(out, *chosen, o.target);
   if (o.awq) out["awq"] = to_json(scales.found());
+  if (samples) out["matmul_precision"] = precision == nibble::host::matmul_precision::bfloat16 ? "bfloat16" : "float32";
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
   const std::string text = json_text(out);

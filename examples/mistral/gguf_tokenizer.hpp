@@ -13,6 +13,9 @@
 
 namespace nibble::mistral {
 
+/// llama.cpp's type of tokens such as <s> and [INST], which no text is made of.
+inline constexpr std::int32_t control_token = 3;
+
 /// Adds the keys of a model directory's tokenizer, its chat template's included. Ids that only the embedding has become
 /// unused tokens [PAD…].
 /// @throws error naming the file: more tokens than config.json has, or a tokenizer that llama.cpp has no name for.

@@ -8,6 +8,7 @@
 
 #include "mistral/error.hpp"
 #include "mistral/gguf_model.hpp"
+#include "mistral/precision.hpp"
 #include "pass/engine.hpp"
 
 namespace nibble::mistral {
@@ -34,12 +35,6 @@ dtype stored_dtype(const pass_options& o, const checkpoint& files) {
   return o.format == packed_format::compressed_tensors ? own : dtype::f16;
 }
 
-/// Where it is left to us: bfloat16 has no room for the weights of a checkpoint in another type.
-host::matmul_precision precision_for(const pass_options& o, const checkpoint& files) {
-  const dtype own = parse_dtype(floating(files.at(projection_name(0, projection::q) + ".weight")).dtype);
-  return o.precision.value_or(own == dtype::bf16 ? host::fastest_precision() : host::matmul_precision::float32);
-}
-
 }  // namespace
 
 job::job(const pass_options& options)
@@ -47,7 +42,7 @@ job::job(const pass_options& options)
       model(read_dense_config(o.model)),
       files(o.model),
       stored(stored_dtype(o, files)),
-      precision(precision_for(o, files)) {
+      precision(calibration_precision(o.precision, files)) {
   check_tensors();
   check_packings();
   tok = open_tokenizer(o.model);

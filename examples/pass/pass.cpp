@@ -16,6 +16,7 @@
 #include "mistral/machine.hpp"
 #include "mistral/model_card.hpp"
 #include "mistral/output.hpp"
+#include "mistral/precision.hpp"
 #include "mistral/progress.hpp"
 #include "mistral/recipe.hpp"
 #include "mistral/resume.hpp"
@@ -157,10 +158,7 @@ std::unique_ptr<engine> make_engine(const job& j, pass_result& r) {
   }
   if (!on) on = host_engine(j);
   r.machine = on->name();
-  if (!on->on_gpu() && j.precision == host::matmul_precision::bfloat16 && !host::has_bfloat16())
-    tell(j.o,
-         "this CPU has no instruction for --matmul-precision bfloat16 (AVX512_BF16): products take several times as "
-         "long as in float32");
+  if (const std::string note = precision_note(j.precision); !on->on_gpu() && !note.empty()) tell(j.o, note);
   r.precisions.insert(word_of(precision_choices, {on->on_gpu() ? host::matmul_precision::bfloat16 : j.precision}));
   return on;
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "gguf/calibrate.hpp"
 #include "mistral/gguf_model.hpp"
@@ -34,7 +35,7 @@ calibration_set some_samples(index_t sequences, index_t length) {
 }
 
 /// What calibration adds up, by the names of the file.
-importance_sums sums_of(const fs::path& model, const calibration_set& samples) {
+importance_sums sums_of(const fs::path& model, const calibration_set& samples, host::matmul_precision precision) {
   const checkpoint files(model);
   const config c = read_config(model);
   importance_sums sums;
@@ -42,7 +43,7 @@ importance_sums sums_of(const fs::path& model, const calibration_set& samples) {
   calibration_listener told;
   told.layer = [&](index_t layer, const layer_weights&, const layer_statistics& seen) { add_layer(sums, layer, seen); };
   told.head = [&](const std::vector<double>& squares) { sums.of[head_name(c)] = squares; };
-  calibrate(files, c, samples, told);
+  calibrate(files, c, samples, precision, told);
   return sums;
 }
 
@@ -96,6 +97,7 @@ TEST_CASE("importance is the mean square of what each linear reads, over all tok
   const test::temporary_directory root;
   test::model_spec spec;
   spec.tied = GENERATE(false, true);
+  const auto precision = spec.tied ? host::matmul_precision::bfloat16 : host::matmul_precision::float32;
   test::write_weights(spec, root / "model");
   const checkpoint files(root / "model");
   const config c = read_config(root / "model");
@@ -118,8 +120,10 @@ TEST_CASE("importance is the mean square of what each linear reads, over all tok
   const auto named = [](index_t layer, const std::string& role) {
     return "blk." + std::to_string(layer) + "." + role + ".weight";
   };
-  for (index_t layer = 0; layer < c.layers; ++layer)
-    forward_layer(c, load_layer(files, c, layer), x, all.starts, [&](layer_input input, matrix<const float> rows) {
+  for (index_t layer = 0; layer < c.layers; ++layer) {
+    layer_weights w = load_layer(files, c, layer);
+    w.precision = precision;
+    forward_layer(c, w, x, all.starts, [&](layer_input input, matrix<const float> rows) {
       if (input == layer_input::attention)
         for (const char* role : {"attn_q", "attn_k", "attn_v"}) expect(named(layer, role), rows);
       if (input == layer_input::o) expect(named(layer, "attn_output"), rows);
@@ -127,12 +131,13 @@ TEST_CASE("importance is the mean square of what each linear reads, over all tok
         for (const char* role : {"ffn_gate", "ffn_up"}) expect(named(layer, role), rows);
       if (input == layer_input::down) expect(named(layer, "ffn_down"), rows);
     });
+  }
   std::vector<float> normed(data.size());
   const matrix<float> last(normed.data(), m, c.hidden);
   rms_norm(x, read_vector(files, "model.norm.weight", c.hidden), c.rms_norm_eps, last);
   expect(spec.tied ? "token_embd.weight" : "output.weight", last);
 
-  const importance_matrix found = importance_of(sums_of(root / "model", samples));
+  const importance_matrix found = importance_of(sums_of(root / "model", samples, precision));
   REQUIRE(found.weights.size() == expected.size());
   for (const auto& [name, weights] : expected) {
     CAPTURE(name);
@@ -187,6 +192,56 @@ TEST_CASE(
   CHECK(!same_tensors(root / "a.gguf", root / "d.gguf"));
 }
 
+TEST_CASE(
+    "option --matmul-precision decides what calibration multiplies, which otherwise is this machine's choice for a "
+    "bfloat16 checkpoint and float32 for any other") {
+  const test::temporary_directory root;
+  test::write_model({}, root / "model");
+  const auto run = [&](const fs::path& model, const std::string& matrix, const words& more) {
+    words arguments = {"--type",
+                       "Q4_0",
+                       "--num-calibration-samples",
+                       "3",
+                       "--max-seq-length",
+                       "64",
+                       "--imatrix",
+                       "auto",
+                       "--overwrite",
+                       "--imatrix-output",
+                       (root / matrix).string(),
+                       "--json",
+                       (root / "figures.json").string()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const auto result = convert(model, root / "a.gguf", arguments);
+    CAPTURE(result.err);
+    REQUIRE(result.status == 0);
+    CHECK((result.err.find("AVX512_BF16") != std::string::npos) ==
+          (!more.empty() && more.back() == "bfloat16" && !host::has_bfloat16()));
+    return nlohmann::json::parse(test::read_bytes(root / "figures.json")).at("matmul_precision").get<std::string>();
+  };
+  const bool rounds = host::fastest_precision() == host::matmul_precision::bfloat16;
+  CHECK(run(root / "model", "auto.gguf", {}) == (rounds ? "bfloat16" : "float32"));
+  for (const std::string word : {"float32", "bfloat16"})
+    CHECK(run(root / "model", word + ".gguf", {"--matmul-precision", word}) == word);
+  CHECK(same_tensors(root / "auto.gguf", root / (rounds ? "bfloat16.gguf" : "float32.gguf")));
+  const importance_matrix one = read_importance(root / "float32.gguf"), other = read_importance(root / "bfloat16.gguf");
+  CHECK(one.weights != other.weights);
+  for (const auto& [name, weights] : one.weights) {
+    CAPTURE(name);
+    for (size_t i = 0; i < weights.size(); ++i) CHECK(other.weights.at(name)[i] == Approx(weights[i]).epsilon(0.02));
+  }
+
+  test::model_spec spec;
+  spec.stored = dtype::f16;
+  test::write_model(spec, root / "half");
+  CHECK(run(root / "half", "half.gguf", {}) == "float32");
+  const words pack = {
+      "--model", (root / "model").string(), "--output", (root / "packed").string(), "--method", "rtn", "--group-size",
+      "32"};
+  REQUIRE(test::run_program("awq_mistral", pack).status == 0);
+  CHECK(run(root / "packed", "packed.gguf", {}) == "float32");
+}
+
 TEST_CASE("a calibration that cannot be is refused in one sentence, and leaves nothing") {
   const test::temporary_directory root;
   const fs::path model = root / "model", text = root / "t.txt";
@@ -207,6 +262,8 @@ TEST_CASE("a calibration that cannot be is refused in one sentence, and leaves n
              Contains("--imatrix auto"));
   CHECK_THAT(refuses(2, {"--calibration", text.string()}), Contains("--calibration is for --imatrix auto"));
   CHECK_THAT(refuses(2, {"--seed", "3"}), Contains("--seed is for --imatrix auto"));
+  CHECK_THAT(refuses(2, {"--matmul-precision", "float32"}), Contains("--matmul-precision is for --imatrix auto"));
+  CHECK_THAT(refuses(2, {"--imatrix", "auto", "--matmul-precision", "int8"}), Contains("--matmul-precision"));
   const auto with = [&](int status, words more) {
     more.insert(more.end(), {"--imatrix", "auto"});
     return refuses(status, more);

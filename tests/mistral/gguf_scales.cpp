@@ -70,7 +70,7 @@ struct scaled_model {
       seen.push_back(statistics);
     };
     told.head = [](const std::vector<double>&) {};
-    calibrate(files, c, samples, told);
+    calibrate(files, c, samples, host::matmul_precision::float32, told);
   }
 
   gguf_plan plan_as(const char* type) const {
