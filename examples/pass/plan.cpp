@@ -94,8 +94,12 @@ struct products {
       all += loss * (2 + j.o.sweeps * (gram ? 2 : 3) * (j.o.solved() ? 2 : 1));
       if (j.o.solved()) all += k * k * k / 3 + n * k * k * (j.o.drift_followed() ? 5 : 1);
     }
-    if (block) all += 2 * j.o.grid * of_forward() / tokens * std::min(tokens, static_cast<double>(block_loss_tokens));
     return all;
+  }
+  /// Forward passes of both blocks on a sample, for each candidate.
+  double of_blocks() const {
+    if (!j.o.blocks_judged()) return 0;
+    return 2 * j.o.grid * of_forward() / tokens * std::min(tokens, static_cast<double>(block_loss_tokens));
   }
 };
 
@@ -264,7 +268,8 @@ plan plan_run(const job& j) {
   const products p{j, tokens, tokens / std::max<double>(1, static_cast<double>(j.samples.sequences.size()))};
   double seconds = 0, weights = 0;
   for (index_t layer = 0; layer < j.model.layers; ++layer)
-    if (j.o.calibrated()) seconds += p.of_statistics() / calibration_rate + p.of_search(j.packings(layer)) / rate;
+    if (j.o.calibrated())
+      seconds += (p.of_statistics() + p.of_blocks()) / calibration_rate + p.of_search(j.packings(layer)) / rate;
   for (const auto& [name, t] : j.files.tensors()) weights += static_cast<double>(t.size());
   constexpr double read_and_pack =
       20e-9;  // seconds a weight on one thread: convert, fit, round, pack, write, read back
