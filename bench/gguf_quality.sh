@@ -14,7 +14,7 @@ texts=$root/examples/awq_mistral/text
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 types=("$@")
-[[ ${#types[@]} -gt 0 ]] || types=(Q2_K Q3_K_S Q3_K_M IQ4_XS Q4_0 Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K Q8_0)
+[[ ${#types[@]} -gt 0 ]] || types=(Q2_K Q3_K_S Q3_K_M IQ4_XS IQ4_NL Q4_0 Q4_1 Q4_K_S Q4_K_M Q5_0 Q5_1 Q5_K_S Q5_K_M Q6_K Q8_0)
 samples=(--num-calibration-samples "${SAMPLES:-128}")
 
 field() { sed -n "s/^ *\"$2\": *\([0-9.e+-]*\),*$/\1/p" "$1" | head -1; }
