@@ -172,7 +172,7 @@ std::vector<text> spaced_tokens(const gguf_metadata& file, const tokenizer& own)
   const std::vector<std::int32_t> word = own.encode("x");  // with the space that is put before a text
   std::vector<text> out;
   for (size_t id = 0; id < tokens.size(); ++id) {
-    if (types[id] != control_token) continue;
+    if (types[id] != control_token && types[id] != user_token && types[id] != unknown_token) continue;
     std::vector<std::int32_t> behind = {static_cast<std::int32_t>(id)};
     behind.insert(behind.end(), word.begin(), word.end());
     if (own.encode(tokens[id] + " x") == behind) out.push_back(tokens[id]);

@@ -23,8 +23,8 @@ namespace nibble::mistral {
 std::string modelfile_text(const std::filesystem::path& weights, const chat_template* chat, const std::string& bos,
                            const std::vector<std::string>& spaced, std::vector<std::string>& notes);
 
-/// Control tokens of the file behind which llama.cpp puts a space into the text, as it does before a text, where the model's own
-/// tokenizer puts none, or none before a space. @param file  its keys.
+/// Special tokens of the file behind which llama.cpp puts a space into the text, as it does before a text, where the model's own
+/// tokenizer puts none, or none before a space. @pre the keys of `file` are those of add_tokenizer().
 std::vector<std::string> spaced_tokens(const gguf_metadata& file, const tokenizer& own);
 
 }  // namespace nibble::mistral

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "gguf/calibrate.hpp"
 #include "gguf/carry.hpp"
@@ -43,7 +44,9 @@ std::string modelfile_for(const gguf_options& o, gguf_plan& plan) {
     plan.notes.push_back(std::string("the Modelfile takes prompts as they are: ") + unknown.what());
   }
   const std::string bos = read_tokenizer_settings(o.model).bos.value_or("");
-  return modelfile_text(o.output, chat.get(), bos, spaced_tokens(plan.metadata, *open_tokenizer(o.model)), plan.notes);
+  std::vector<std::string> spaced;
+  if (chat) spaced = spaced_tokens(plan.metadata, *open_tokenizer(o.model));
+  return modelfile_text(o.output, chat.get(), bos, spaced, plan.notes);
 }
 
 /// The samples to calibrate on, and what is odd about them; nothing where nothing is calibrated.

@@ -22,7 +22,14 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 /// llama.cpp's token types, which are SentencePiece's.
-enum token_type : std::int32_t { normal = 1, unknown = 2, control = control_token, user = 4, unused = 5, byte = 6 };
+enum token_type : std::int32_t {
+  normal = 1,
+  unknown = unknown_token,
+  control = control_token,
+  user = user_token,
+  unused = 5,
+  byte = 6
+};
 
 struct token_table {
   std::vector<std::string> tokens;  ///< by id; an empty one is nobody's

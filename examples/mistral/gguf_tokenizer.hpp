@@ -13,8 +13,9 @@
 
 namespace nibble::mistral {
 
-/// llama.cpp's type of tokens such as <s> and [INST], which no text is made of.
-inline constexpr std::int32_t control_token = 3;
+/// llama.cpp's types of tokens that it finds in a text before it makes tokens of the rest: <unk>, those such as <s> and [INST], and others
+/// that were added.
+inline constexpr std::int32_t unknown_token = 2, control_token = 3, user_token = 4;
 
 /// Adds the keys of a model directory's tokenizer, its chat template's included. Ids that only the embedding has become
 /// unused tokens [PAD…].

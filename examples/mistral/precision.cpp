@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "precision.hpp"
 
-#include "forward.hpp"
-
 namespace nibble::mistral {
 
 host::matmul_precision calibration_precision(std::optional<host::matmul_precision> asked, const checkpoint& files) {
   if (asked) return *asked;
-  const std::string first = projection_name(0, projection::q) + ".weight";
-  const bool rounded = files.contains(first) && files.at(first).dtype == "BF16";
-  return rounded ? host::fastest_precision() : host::matmul_precision::float32;
+  for (const auto& [name, t] : files.tensors()) {
+    const size_t at = name.find("_proj.");
+    if (at == name.npos || name.compare(at, name.npos, "_proj.bias") == 0) continue;
+    if (name.compare(at, name.npos, "_proj.weight") != 0 || t.dtype != "BF16") return host::matmul_precision::float32;
+  }
+  return host::fastest_precision();
 }
 
 std::string precision_note(host::matmul_precision precision) {

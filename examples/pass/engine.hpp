@@ -116,7 +116,7 @@ class engine {
   /// sum (inputs) += how much each weight of a column is of its group's largest.
   virtual void add_importance(projection p, const packed& as, double* sum) = 0;
   /// Output error of rounding w · diag(s), ranges found as the codes' will be but for the Gram matrix; where GPTQ chooses the codes, of
-  /// what it chooses for judged_rows.
+  /// what it chooses for judged_rows, and loss_elsewhere().
   virtual double scaled_loss(projection p, const packed& as, const float* s) = 0;
   /// Mean squared error of the attention's or the MLP's output on some tokens when what reads `input` is rounded.
   virtual double block_loss(layer_input input, const layer_packing& how, const float* s) = 0;

@@ -240,6 +240,18 @@ TEST_CASE(
       "32"};
   REQUIRE(test::run_program("awq_mistral", pack).status == 0);
   CHECK(run(root / "packed", "packed.gguf", {}) == "float32");
+  words some = pack;
+  some.insert(some.end(), {"--ignore", "lm_head,re:.*layers.0.*", "--overwrite"});
+  REQUIRE(test::run_program("awq_mistral", some).status == 0);
+  CHECK(run(root / "packed", "packed.gguf", {}) == "float32");
+
+  const auto loss_in = [&](const std::string& word) {
+    run(root / "model", "awq.gguf", {"--awq", "--matmul-precision", word});
+    return nlohmann::json::parse(test::read_bytes(root / "figures.json")).at("awq").at(0).at("loss").get<double>();
+  };
+  const double exact = loss_in("float32"), rounded = loss_in("bfloat16");
+  CHECK(rounded != exact);
+  CHECK(rounded == Approx(exact).epsilon(0.05));
 }
 
 TEST_CASE("a calibration that cannot be is refused in one sentence, and leaves nothing") {

@@ -75,6 +75,7 @@ TEST_CASE("a checkpoint as F32 in GGUF is the same model: settings, every weight
   test::write_model(spec, root / "model");
   test::converted_to_gguf(root / "model", root / "a.gguf", {"--type", "F32"});
   CHECK(test::listing(root.path()) == "a.Modelfile a.gguf model");
+  CHECK_THAT(test::read_bytes(root / "a.Modelfile"), Contains("}}[INST]{{") && Contains("}}{{ .Content }}</s>"));
   const config own = read_config(root / "model"), theirs = read_config(root / "a.gguf");
   CHECK(theirs.tied_embeddings == own.tied_embeddings);
   CHECK(std::tie(theirs.hidden, theirs.intermediate, theirs.layers, theirs.heads, theirs.kv_heads, theirs.head_dim) ==

@@ -128,7 +128,7 @@ TEST_CASE(
     add_tokenizer(keys, root / "model", settings);
     return spaced_tokens(keys, *open_tokenizer(root / "model"));
   };
-  const std::vector<std::string> control = {"<s>", "</s>", "[INST]", "[/INST]"};
+  const std::vector<std::string> control = {"<unk>", "<s>", "</s>", "[INST]", "[/INST]"};
   CHECK(spaced(c) == control);
   auto file = read_json<nlohmann::json>(root / "model/tokenizer.json");
   REQUIRE(file["pre_tokenizer"]["prepend_scheme"] == "first");

@@ -78,7 +78,7 @@ template <class Block, class Lanes, class T>
 void encode_run_along(const T* from, uint8_t* to, index_t blocks) noexcept {
   constexpr index_t batch = Lanes::count;
   const index_t half = blocks / (2 * batch) * batch, rest = 2 * half;
-  const bool asks = !is_zen4();
+  const bool asks = !is_amd_with_avx512();
   const auto encode = [&](index_t at, index_t count) {
     Lanes::template encode_along<Block>(from + 32 * at, to + at * index_t(sizeof(Block)), count, asks);
   };

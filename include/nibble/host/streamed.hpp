@@ -23,9 +23,9 @@ constexpr index_t streamed_bytes = index_t(32) << 20;
 
 namespace detail {
 
-/// AMD's processors with AVX-512 (Zen 4): memory is best left to them, written through the caches, and read in order without being asked
+/// AMD's processors with AVX-512 (Zen 4 and later; measured on Zen 4): memory is best left to them, written through the caches, and read in order without being asked
 /// for ahead (docs/block.md).
-inline bool is_zen4() noexcept {
+inline bool is_amd_with_avx512() noexcept {
 #if defined(__GNUC__) && defined(__x86_64__)
   return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
 #else
@@ -35,7 +35,7 @@ inline bool is_zen4() noexcept {
 
 /// Whether so many bytes are streamed on this machine.
 inline bool is_streamed(index_t bytes) noexcept {
-  return !is_zen4() && bytes >= streamed_bytes;
+  return !is_amd_with_avx512() && bytes >= streamed_bytes;
 }
 
 /// The least power of two that is no less than x.
