@@ -77,12 +77,12 @@ void encode_rows(matrix<const T> w, uint8_t* blocks, index_t stride, const float
 template <class Block, class Lanes, class T>
 void encode_run_along(const T* from, uint8_t* to, index_t blocks) noexcept {
   constexpr index_t batch = Lanes::count;
-  const index_t half = blocks / (2 * batch) * batch, rest = 2 * half;
   const bool asks = !is_amd_with_avx512();
   const auto encode = [&](index_t at, index_t count) {
     Lanes::template encode_along<Block>(from + 32 * at, to + at * index_t(sizeof(Block)), count, asks);
   };
   if (!asks) return encode(0, blocks);
+  const index_t half = blocks / (2 * batch) * batch, rest = 2 * half;
   for (index_t at = 0; at < half; at += batch) {
     encode(at, batch);
     encode(half + at, batch);

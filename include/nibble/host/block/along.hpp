@@ -89,6 +89,12 @@ NIBBLE_LANE lanes<N> loaded(const float* from) noexcept {
   return x;
 }
 
+/// What is loaded before in the text is loaded before: a compiler that mixes the loads of a batch's blocks, as gcc 12 does, makes a run of
+/// them 0.7 to 0.8 times as fast, as a Zen 4 reads ahead where lines are asked for in order only.
+NIBBLE_LANE void keep_order() noexcept {
+  asm volatile("" ::: "memory");
+}
+
 // No loops from here on: gcc 12 leaves short ones at -O2, with what they carry in memory.
 
 /// Of Vectors · N weights, lane by lane.
@@ -111,6 +117,7 @@ template <int Level, bool Magnitude, int N>
 NIBBLE_LANE void range_of(const float* x, block_range<N>& to) noexcept {
   if constexpr (Level == 0) {
     range_of_vectors<32 / N, Magnitude>(x, to);
+    keep_order();
   } else {
     block_range<N> a, b;
     range_of<Level - 1, Magnitude>(x, a);
