@@ -10,6 +10,7 @@
 #include "mistral/sizes.hpp"
 #include "mistral/validators.hpp"
 #include "nibble/version.hpp"
+#include "pass/options.hpp"
 
 namespace nibble::mistral {
 
@@ -78,8 +79,7 @@ void check_importance_output(const gguf_options& o) {
 }  // namespace
 
 std::optional<host::matmul_precision> gguf_options::matmul_precision() const {
-  if (precision == "auto") return std::nullopt;
-  return precision == "bfloat16" ? host::matmul_precision::bfloat16 : host::matmul_precision::float32;
+  return value_of(precision_choices, precision);
 }
 
 std::string gguf_type_names() {

@@ -30,6 +30,7 @@
 #include "mistral/tokenizer_files.hpp"
 #include "mistral/utf8.hpp"
 #include "nibble/host/parallel.hpp"
+#include "pass/options.hpp"
 
 using namespace nibble::mistral;
 namespace fs = std::filesystem;
@@ -198,7 +199,7 @@ int run(const gguf_options& o) {
   add_plan(out, plan, mixed);
   if (chosen) add_choice(out, *chosen, o.target);
   if (o.awq) out["awq"] = to_json(scales.found());
-  if (samples) out["matmul_precision"] = precision == nibble::host::matmul_precision::bfloat16 ? "bfloat16" : "float32";
+  if (samples) out["matmul_precision"] = word_of(precision_choices, {precision});
   out["bytes"] = bytes;
   out["seconds"] = seconds.count();
   const std::string text = json_text(out);
