@@ -353,16 +353,32 @@ void forward_layer(const config& c, const layer_weights& w, matrix<float> x, con
 }
 
 void observe_half(const config& c, const layer_weights& w, layer_part half, matrix<const float> x,
-                  const std::vector<index_t>& starts, const observer& observe) {
+                  const std::vector<index_t>& starts, const observer& observe, half_inputs told) {
+  const bool attends = half == layer_part::attention;
+  const observer tell = [&](layer_input input, matrix<const float> activations) {
+    if (belongs(input, told)) observe(input, activations);
+  };
   in_chunks(c, starts, [&](const rotary_table& rotary, const std::vector<index_t>& chunk, index_t tokens, scratch& s) {
     const auto normed = view(s.normed, tokens, c.hidden);
-    const bool attends = half == layer_part::attention;
     rms_norm(x.rows_at(chunk.front(), tokens), attends ? w.input_norm : w.post_norm, c.rms_norm_eps, normed);
-    if (attends)
-      attention_block(c, w, rotary, normed, chunk, {}, observe, s);
+    if (told == half_inputs::first)
+      observe(first_input(half), normed);
+    else if (attends)
+      attention_block(c, w, rotary, normed, chunk, {}, tell, s);
     else
-      mlp_block(c, w, normed, {}, observe, s);
+      mlp_block(c, w, normed, {}, tell, s);
   });
+}
+
+void finish_half(const config& c, const layer_weights& w, layer_part half, matrix<const float> made, matrix<float> x) {
+  const index_t chunk_tokens = max(least_chunk_tokens, chunk_bytes / (4 * (made.cols + 2 * c.hidden)));
+  scratch s;
+  for (index_t first = 0; first < x.rows; first += chunk_tokens) {
+    const index_t tokens = min(chunk_tokens, x.rows - first);
+    const auto out = view(s.out, tokens, c.hidden);
+    rounding_reader(c, w, made.rows_at(first, tokens), s).multiply(last_linear(half), out);
+    add<forward_tile>(out, x.rows_at(first, tokens));
+  }
 }
 
 cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t index) {
@@ -372,25 +388,26 @@ cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t 
   return {read_single_scale(from, prefix + "k_scale"), read_single_scale(from, prefix + "v_scale")};
 }
 
-cache_scales largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
+cache_maxima largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
                             const std::vector<index_t>& starts) {
   const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
-  row_buffer normed_data, k_data, v_data;
+  scratch buffers;
   std::vector<float> largest_k(static_cast<size_t>(c.kv_width())), largest_v = largest_k;
   for (size_t s = 0; s + 1 < starts.size(); ++s) {
     const index_t first = starts[s], length = starts[s + 1] - first;
-    const auto normed = view(normed_data, length, c.hidden);
-    const auto k = view(k_data, length, c.kv_width()), v = view(v_data, length, c.kv_width());
+    const auto normed = view(buffers.normed, length, c.hidden);
+    const auto k = view(buffers.k, length, c.kv_width()), v = view(buffers.v, length, c.kv_width());
     rms_norm(x.rows_at(first, length), w.input_norm, c.rms_norm_eps, normed);
-    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::k), k, w.precision);
-    host::matmul_nt(matrix<const float>(normed), w.at(c, projection::v), v, w.precision);
+    rounding_reader input(c, w, normed, buffers);
+    input.multiply(projection::k, k);
+    input.multiply(projection::v, v);
     over_rows<forward_tile>(length, [&](index_t position) {
       for (index_t h = 0; h < c.kv_heads; ++h) rotary.rotate(k.row(position) + h * c.head_dim, position);
     });
     host::absolute_maximum(matrix<const float>(k), largest_k.data());
     host::absolute_maximum(matrix<const float>(v), largest_v.data());
   }
-  return {*std::max_element(largest_k.begin(), largest_k.end()), *std::max_element(largest_v.begin(), largest_v.end())};
+  return {std::move(largest_k), std::move(largest_v)};
 }
 
 lm_head load_head(const checkpoint& from, const config& c) {

@@ -97,16 +97,42 @@ inline bool belongs(layer_input input, layer_part part) {
   return input == layer_input::attention || input == layer_input::o ? has_attention(part) : has_mlp(part);
 }
 
+/// Of a half's inputs: the first, which is the residual stream, normed; the last, which o or down reads; or both.
+enum class half_inputs { both, first, last };
+inline bool is_last(layer_input input) {
+  return input == layer_input::o || input == layer_input::down;
+}
+inline bool belongs(layer_input input, half_inputs to) {
+  return to == half_inputs::both || is_last(input) == (to == half_inputs::last);
+}
+inline layer_input first_input(layer_part half) {
+  return half == layer_part::attention ? layer_input::attention : layer_input::mlp;
+}
+inline layer_input last_input(layer_part half) {
+  return half == layer_part::attention ? layer_input::o : layer_input::down;
+}
+/// The linear that a half ends with: o or down.
+inline projection last_linear(layer_part half) {
+  return half == layer_part::attention ? projection::o : projection::down;
+}
+
 /// x (tokens, hidden) through one layer, or a half of it, in place.
 void forward_layer(const config& c, const layer_weights& w, matrix<float> x, const std::vector<index_t>& starts,
                    const observer& observe = nullptr, layer_part part = layer_part::whole);
 
-/// Tells what the linears of a half of a layer read on x (tokens, hidden), which stays. @param half attention or mlp.
+/// Tells what the linears of a half of a layer, or some of them, read on x (tokens, hidden), which stays. @param half attention or mlp.
 void observe_half(const config& c, const layer_weights& w, layer_part half, matrix<const float> x,
-                  const std::vector<index_t>& starts, const observer& observe);
+                  const std::vector<index_t>& starts, const observer& observe, half_inputs told = half_inputs::both);
 
-/// The largest |k|, turned, and the largest |v| that a layer makes of x (tokens, hidden); NaN and ±inf count as 0.
-cache_scales largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
+/// x (tokens, hidden) through the last linear of a half, which reads `made` (tokens, its inputs), in place.
+void finish_half(const config& c, const layer_weights& w, layer_part half, matrix<const float> made, matrix<float> x);
+
+/// The largest magnitudes of keys and values, by channel.
+struct cache_maxima {
+  std::vector<float> k, v;  ///< (kv_width)
+};
+/// Those of the keys, turned, and the values that a layer makes of x (tokens, hidden); NaN and ±inf count as 0.
+cache_maxima largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
                             const std::vector<index_t>& starts);
 
 /// The parts of a layer, for passes that judge a block by its output.

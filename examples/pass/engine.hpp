@@ -30,6 +30,9 @@ inline constexpr index_t smoothing_tokens = 1024;
 /// better codes that could be told from chance (docs/gptq.md).
 inline constexpr index_t drift_tokens_per_channel = 40;
 
+/// Bytes for what o or down reads: of as many sequences as they hold the host computes it once.
+inline constexpr index_t kept_bytes = index_t(256) << 20;
+
 /// Tokens of the first sequences that a block's loss is measured on.
 inline constexpr index_t block_loss_tokens = 4096;
 
@@ -90,22 +93,28 @@ class engine {
   virtual void set(std::vector<float> x) = 0;
   /// x (tokens, hidden), and as much again where the original model's activations are followed too; valid until the next call.
   virtual const std::vector<float>& get() = 0;
-  /// Through a layer of the checkpoint, or through w or a half of it.
+  /// Through a layer of the checkpoint, or through w or a half of it, which was gathered last.
   virtual void forward(index_t layer) = 0;
   virtual void forward(const layer_weights& w, layer_part part) = 0;
 
-  /// Statistics of what the linears of w, or of a half of it, read; that part is the one of the checkpoint's layer `layer`. The
-  /// activations become its output, unless `keep`; those of the original model do in any case, where they are followed.
-  /// @pre where a layer is quantized half by half, so is this: attention, forward(), mlp, and `keep`.
-  virtual void gather(index_t layer, const layer_weights& w, layer_part part, bool keep) = 0;
+  /// Statistics of what the linears of a layer of the checkpoint read, whose weights w are. The activations become its output, unless `keep`.
+  virtual void gather(index_t layer, const layer_weights& w, bool keep) = 0;
+  /// Of what the linears of a half of w read, whose activations stay. Where a layer is quantized half by half, in this order: `first`, or
+  /// `both` where scales are to be found, of the half as the checkpoint has it; `last`, once the linears that read the first input are
+  /// quantized; forward(); attention, then mlp. The original model's activations, where they are followed, go through the half as the
+  /// checkpoint has it by `last`; drift is seen of the first input by `first` and `both`, of the last by `last`.
+  /// @param w  is as it was on return.
+  /// @param room  bytes that may be taken to keep what the last linear reads for forward(), by `last`: what comes before it in the half must
+  /// not change any more.
+  virtual void gather_half(index_t layer, layer_weights& w, layer_part half, half_inputs seen, index_t room) = 0;
   /// NaN and ±inf among what was gathered, each counted as 0 otherwise.
   virtual index_t non_finite() const = 0;
   /// Lets the statistics go.
   virtual void forget() = 0;
   /// x̄ of an input's channels.
   virtual const std::vector<float>& absolute_mean(layer_input input) const = 0;
-  /// The largest |k|, turned, and the largest |v| that the layer made, NaN and ±inf as 0. @pre the options ask for it.
-  virtual cache_scales largest_cached() const = 0;
+  /// Of the keys and values that the layer, or its attention by `last`, made when it was gathered. @pre the options ask for it.
+  virtual const cache_maxima& largest_cached() const = 0;
   /// What SmoothQuant looks at. @pre the options ask for it, as for what is told of samples below.
   virtual const input_sample& sample(layer_input input) const = 0;
 

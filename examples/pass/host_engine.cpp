@@ -62,55 +62,51 @@ class host_arithmetic : public engine {
   void forward(index_t layer) override { forward(j_.load_layer(layer), layer_part::whole); }
   void forward(const layer_weights& w, layer_part part) override {
     const stopwatch watch(times_, phase::forward);
-    forward_layer(j_.model, w, x(), tokens_.starts, nullptr, part);
+    const auto sequences = static_cast<index_t>(tokens_.starts.size()) - 1;
+    if (kept_ > 0) {
+      const index_t width = mistral::width(j_.model, last_input(part));
+      finish_half(j_.model, w, part, {made_.data(), tokens_of(kept_), width}, x().rows_at(0, tokens_of(kept_)));
+    }
+    if (kept_ < sequences)
+      forward_layer(j_.model, w, x_of(kept_, sequences), starts_of(kept_, sequences), nullptr, part);
+    kept_ = 0;
+    made_.clear();
   }
 
-  void gather(index_t layer, const layer_weights& w, layer_part part, bool keep) override {
-    const auto& c = j_.model;
-    solver_.begin(layer);
-    unfinite_ = 0;
-    inputs_ = {};
-    for (const layer_input input : layer_inputs)
-      if (belongs(input, part))
-        inputs_[static_cast<size_t>(input)] = host::second_moment(
-            width(c, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage, j_.precision);
-    const index_t sampled = sample_starts_.back();
-    if (j_.o.smoothed()) rounding_.begin(max(index_t(1), tokens_.tokens() / smoothing_tokens));
+  void gather(index_t layer, const layer_weights& w, bool keep) override {
+    begin_gathering(layer, layer_part::whole, half_inputs::both);
     phase_times here{};
-    const auto observe = [&](layer_input input, matrix<const float> activations) {
-      const stopwatch watch(here, phase::statistics);
-      if (j_.o.correlations_seen())
-        inputs_[static_cast<size_t>(input)].add(activations);
-      else
-        unfinite_ += host::count_non_finite(activations);
-      if (j_.o.smoothed()) rounding_.take(input, activations);
-      if (input != layer_input::attention && input != layer_input::mlp) return;
-      auto& sample = input == layer_input::attention ? attention_sample_ : mlp_sample_;
-      const auto missing = static_cast<index_t>(static_cast<size_t>(sampled * c.hidden) - sample.size());
-      for (index_t row = 0; row < min(activations.rows, missing / c.hidden); ++row)
-        sample.insert(sample.end(), activations.row(row), activations.row(row) + c.hidden);
-    };
     {
       const stopwatch watch(here, phase::forward);
-      if (j_.o.cache_rounded && has_attention(part)) cached_ = mistral::largest_cached(c, w, x(), tokens_.starts);
-      if (j_.o.drift_followed()) {
-        gather_both(w, part, here, observe);
-      } else if (part != layer_part::whole) {
-        observe_half(c, w, part, x(), tokens_.starts, observe);
-      } else {
-        std::vector<float> copy;
-        if (keep) copy = data_;
-        const matrix<float> all(keep ? copy.data() : data_.data(), tokens_.tokens(), c.hidden);
-        forward_layer(c, w, all, tokens_.starts, observe);
-      }
+      if (j_.o.cache_rounded) cached_ = mistral::largest_cached(j_.model, w, x(), tokens_.starts);
+      std::vector<float> copy;
+      if (keep) copy = data_;
+      const matrix<float> all(keep ? copy.data() : data_.data(), tokens_.tokens(), j_.model.hidden);
+      forward_layer(j_.model, w, all, tokens_.starts, observing(here));
     }
-    const double observed = here[static_cast<size_t>(phase::statistics)];
-    times_[static_cast<size_t>(phase::forward)] += here[static_cast<size_t>(phase::forward)] - observed;
-    times_[static_cast<size_t>(phase::statistics)] += observed;
-    const stopwatch watch(times_, phase::statistics);
-    if (!j_.o.correlations_seen()) look_at_samples();
-    for (const layer_input input : layer_inputs)
-      if (belongs(input, part)) inputs_[static_cast<size_t>(input)].finish();
+    end_gathering(layer_part::whole, half_inputs::both, here);
+  }
+  void gather_half(index_t layer, layer_weights& w, layer_part half, half_inputs seen, index_t room) override {
+    begin_gathering(layer, half, seen);
+    const bool last = seen == half_inputs::last;
+    if (!last) remember(w, half);
+    kept_ = last ? sequences_in(room, half) : 0;
+    phase_times here{};
+    {
+      const stopwatch watch(here, phase::forward);
+      if (j_.o.cache_rounded && half == layer_part::attention && last)
+        cached_ = mistral::largest_cached(j_.model, w, x(), tokens_.starts);
+      const observer observe = keeping(observing(here), half);
+      const half_inputs compared = last ? half_inputs::last : half_inputs::first;
+      if (j_.o.drift_followed()) gather_drift(w, half, compared, here, observe);
+      const auto all = static_cast<index_t>(tokens_.starts.size()) - 1;
+      const auto followed = static_cast<index_t>(j_.followed);
+      if (followed < all)
+        observe_half(j_.model, w, half, x_of(followed, all), starts_of(followed, all), observe, compared);
+      if (seen == half_inputs::both) observe_half(j_.model, w, half, x(), tokens_.starts, observe, half_inputs::last);
+    }
+    if (last) original_ = {};
+    end_gathering(half, seen, here);
   }
   index_t non_finite() const override {
     index_t count = unfinite_;
@@ -128,7 +124,7 @@ class host_arithmetic : public engine {
     return inputs_[static_cast<size_t>(input)].absolute_mean();
   }
 
-  cache_scales largest_cached() const override { return cached_; }
+  const cache_maxima& largest_cached() const override { return cached_; }
   const input_sample& sample(layer_input input) const override { return rounding_.sample(input); }
 
   void hold(layer_weights& w, const std::vector<projection>& linears) override {
@@ -182,7 +178,29 @@ class host_arithmetic : public engine {
   /// Those of the original model, of the first tokens. @pre j.o.drift_followed()
   matrix<float> original() { return {data_.data() + x().size(), j_.followed_tokens(), j_.model.hidden}; }
   void look_at_samples();
-  void gather_both(const layer_weights& w, layer_part half, phase_times& here, const observer& observe);
+  void begin_gathering(index_t layer, layer_part part, half_inputs seen);
+  observer observing(phase_times& here);
+  observer keeping(observer tell, layer_part half);
+  void end_gathering(layer_part part, half_inputs seen, const phase_times& here);
+  void remember(const layer_weights& w, layer_part half);
+  void exchange_with_original(layer_weights& w);
+  void gather_drift(layer_weights& w, layer_part half, half_inputs seen, phase_times& here, const observer& observe);
+  /// How many of the first sequences there is room for of what the last linear of a half reads.
+  index_t sequences_in(index_t room, layer_part half) const {
+    const index_t most = room / (index_t{sizeof(float)} * width(j_.model, last_input(half)));
+    const auto& starts = tokens_.starts;
+    return static_cast<index_t>(std::upper_bound(starts.begin(), starts.end(), most) - starts.begin()) - 1;
+  }
+  index_t tokens_of(index_t sequences) const { return tokens_.starts[static_cast<size_t>(sequences)]; }
+  /// Of sequences [first, last): x's rows, and where each starts in them.
+  matrix<float> x_of(index_t first, index_t last) {
+    return x().rows_at(tokens_of(first), tokens_of(last) - tokens_of(first));
+  }
+  std::vector<index_t> starts_of(index_t first, index_t last) const {
+    std::vector<index_t> starts;
+    for (index_t i = first; i <= last; ++i) starts.push_back(tokens_of(i) - tokens_of(first));
+    return starts;
+  }
   matrix<const float> held(projection p) const { return w_->at(j_.model, p); }
   const host::second_moment& moment(projection p) const { return inputs_[static_cast<size_t>(input_of(p))]; }
   void run_block(bool attention, size_t sequence, std::vector<float>& out) const;
@@ -190,8 +208,12 @@ class host_arithmetic : public engine {
   const job& j_;
   batch tokens_;
   std::vector<float> data_;  ///< of x, then of original
+  /// What of a half will change before its last linear is quantized, as the checkpoint has it; linears that will not are empty.
+  layer_weights original_;
+  std::vector<float> made_;  ///< what the last linear of the half that was gathered last reads
+  index_t kept_ = 0;         ///< of so many sequences
   std::array<host::second_moment, 4> inputs_;
-  cache_scales cached_;
+  cache_maxima cached_;
   index_t unfinite_ = 0;  ///< NaN and ±inf among tokens that inputs_ did not see
   host_solver solver_;
   host_rounding rounding_;  ///< where SmoothQuant looks at samples
@@ -213,55 +235,117 @@ void host_arithmetic::look_at_samples() {
   }
 }
 
-/// A chunk of sequences of the original model's activations through a half of w, then of the quantized one's, which stay: what linears
-/// read of the first, and the residual stream that the half adds to, are kept to be compared with the second. Then the quantized one's of
-/// sequences on which the original is not followed.
-void host_arithmetic::gather_both(const layer_weights& w, layer_part half, phase_times& here, const observer& observe) {
+void host_arithmetic::begin_gathering(index_t layer, layer_part part, half_inputs seen) {
+  solver_.begin(layer);
+  unfinite_ = 0;
+  inputs_ = {};
+  for (const layer_input input : layer_inputs)
+    if (belongs(input, part) && belongs(input, seen))
+      inputs_[static_cast<size_t>(input)] = host::second_moment(
+          width(j_.model, input), j_.o.correlations_seen() ? tokens_.tokens() : 0, j_.o.shrinkage, j_.precision);
+  if (j_.o.smoothed()) rounding_.begin(max(index_t(1), tokens_.tokens() / smoothing_tokens));
+}
+
+/// Adds what it is told to the statistics. @param here  outlives it; where their time goes
+observer host_arithmetic::observing(phase_times& here) {
+  return [this, &here](layer_input input, matrix<const float> activations) {
+    const stopwatch watch(here, phase::statistics);
+    if (j_.o.correlations_seen())
+      inputs_[static_cast<size_t>(input)].add(activations);
+    else
+      unfinite_ += host::count_non_finite(activations);
+    if (j_.o.smoothed()) rounding_.take(input, activations);
+    if (is_last(input)) return;
+    auto& sample = input == layer_input::attention ? attention_sample_ : mlp_sample_;
+    const index_t hidden = j_.model.hidden;
+    const auto missing = static_cast<index_t>(static_cast<size_t>(sample_starts_.back() * hidden) - sample.size());
+    for (index_t row = 0; row < min(activations.rows, missing / hidden); ++row)
+      sample.insert(sample.end(), activations.row(row), activations.row(row) + hidden);
+  };
+}
+
+/// Copies what the last linear of a half reads of the first kept_ sequences, besides.
+observer host_arithmetic::keeping(observer tell, layer_part half) {
+  made_.clear();
+  if (kept_ == 0) return tell;
+  const index_t wanted = tokens_of(kept_);
+  made_.reserve(static_cast<size_t>(wanted * width(j_.model, last_input(half))));
+  return [this, wanted, tell = std::move(tell)](layer_input input, matrix<const float> activations) {
+    tell(input, activations);
+    const index_t missing = wanted - static_cast<index_t>(made_.size()) / activations.cols;
+    made_.insert(made_.end(), activations.data, activations.data + min(missing, activations.rows) * activations.cols);
+  };
+}
+
+/// @param here  of a forward pass and the statistics that were seen on its way.
+void host_arithmetic::end_gathering(layer_part part, half_inputs seen, const phase_times& here) {
+  const double observed = here[static_cast<size_t>(phase::statistics)];
+  times_[static_cast<size_t>(phase::forward)] += here[static_cast<size_t>(phase::forward)] - observed;
+  times_[static_cast<size_t>(phase::statistics)] += observed;
+  const stopwatch watch(times_, phase::statistics);
+  if (!j_.o.correlations_seen()) look_at_samples();
+  for (const layer_input input : layer_inputs)
+    if (belongs(input, part) && belongs(input, seen)) inputs_[static_cast<size_t>(input)].finish();
+}
+
+/// Copies what the original model's activations are still to go through when w has changed: scales change all of a half.
+void host_arithmetic::remember(const layer_weights& w, layer_part half) {
+  original_ = {};
+  if (!j_.o.drift_followed()) return;
+  for (const projection p : projections)
+    if (belongs(input_of(p), half) && (j_.o.scaled() || p != last_linear(half)))
+      original_.w[static_cast<size_t>(p)] = w.w[static_cast<size_t>(p)];
+  original_.input_norm = w.input_norm, original_.post_norm = w.post_norm, original_.rounded = w.rounded;
+}
+
+void host_arithmetic::exchange_with_original(layer_weights& w) {
+  for (size_t p = 0; p < w.w.size(); ++p)
+    if (!original_.w[p].empty()) std::swap(w.w[p], original_.w[p]);
+  std::swap(w.input_norm, original_.input_norm);
+  std::swap(w.post_norm, original_.post_norm);
+  std::swap(w.rounded, original_.rounded);
+}
+
+/// Of sequences on which the original model is followed, a chunk at a time: what linears of a half of it read is kept to be compared with
+/// what those of w read, as is the residual stream that the half adds to. @param seen  first or last @param observe  told of the second
+void host_arithmetic::gather_drift(layer_weights& w, layer_part half, half_inputs seen, phase_times& here,
+                                   const observer& observe) {
   constexpr index_t chunk_bytes = index_t(16) << 20;  // of what is kept: the allocator has such buffers again at once
   const config& c = j_.model;
-  index_t widths = c.hidden;
-  for (const layer_input input : layer_inputs)
-    if (belongs(input, half)) widths += width(c, input);
-  const index_t chunk_tokens = chunk_bytes / (4 * widths);
-  const auto& starts = tokens_.starts;
-  const auto followed = static_cast<size_t>(j_.followed), sequences = starts.size() - 1;
-  const auto sequences_of = [&](size_t first, size_t last) {
-    std::vector<index_t> chunk;
-    for (size_t i = first; i <= last; ++i) chunk.push_back(starts[i] - starts[first]);
-    return chunk;
-  };
-  std::array<std::vector<float>, 4> kept;
-  std::vector<float> residual;
-  for (size_t first = 0, last; first < followed; first = last) {
-    for (last = first + 1; last < followed && starts[last + 1] - starts[first] <= chunk_tokens;) ++last;
-    const std::vector<index_t> chunk = sequences_of(first, last);
-    const auto before = original().rows_at(starts[first], chunk.back()), now = x().rows_at(starts[first], chunk.back());
+  const bool through = seen == half_inputs::last;
+  const layer_input compared = through ? last_input(half) : first_input(half);
+  const index_t cols = width(c, compared), chunk_tokens = chunk_bytes / (4 * (cols + c.hidden));
+  const auto followed = static_cast<index_t>(j_.followed);
+  std::vector<float> kept, residual;
+  for (index_t first = 0, last; first < followed; first = last) {
+    for (last = first + 1; last < followed && tokens_of(last + 1) - tokens_of(first) <= chunk_tokens;) ++last;
+    const std::vector<index_t> chunk = starts_of(first, last);
+    const auto before = original().rows_at(tokens_of(first), chunk.back()), now = x_of(first, last);
     residual.assign(before.data, before.data + before.size());
-    for (auto& each : kept) each.clear();
-    forward_layer(
-        c, w, before, chunk,
-        [&](layer_input input, matrix<const float> activations) {
-          auto& to = kept[static_cast<size_t>(input)];
-          for (index_t row = 0; row < activations.rows; ++row)
-            to.insert(to.end(), activations.row(row), activations.row(row) + activations.cols);
-        },
-        half);
-    std::array<index_t, 4> compared{};
-    observe_half(c, w, half, now, chunk, [&](layer_input input, matrix<const float> activations) {
+    kept.clear();
+    const observer keep = [&](layer_input input, matrix<const float> activations) {
+      if (input == compared) kept.insert(kept.end(), activations.data, activations.data + activations.size());
+    };
+    if (through) {
+      exchange_with_original(w);
+      forward_layer(c, w, before, chunk, keep, half);
+      exchange_with_original(w);
+    } else {
+      observe_half(c, w, half, before, chunk, keep, seen);
+    }
+    index_t at = 0;
+    const auto compare = [&](layer_input input, matrix<const float> activations) {
       observe(input, activations);
       const stopwatch watch(here, phase::statistics);
-      index_t& at = compared[static_cast<size_t>(input)];
-      const auto part = [&](const std::vector<float>& from, index_t cols) {
-        return matrix<const float>(from.data() + at * cols, activations.rows, cols);
+      const auto of_chunk = [&](const std::vector<float>& from, index_t width) {
+        return matrix<const float>(from.data() + at * width, activations.rows, width);
       };
-      solver_.drift_of(input, c).add(part(kept[static_cast<size_t>(input)], activations.cols), activations,
-                                     part(residual, c.hidden), now.rows_at(at, activations.rows));
+      solver_.drift_of(input, c).add(of_chunk(kept, cols), activations, of_chunk(residual, c.hidden),
+                                     now.rows_at(at, activations.rows));
       at += activations.rows;
-    });
+    };
+    observe_half(c, w, half, now, chunk, compare, seen);
   }
-  if (followed == sequences) return;
-  const std::vector<index_t> rest = sequences_of(followed, sequences);
-  observe_half(c, w, half, x().rows_at(starts[followed], rest.back()), rest, observe);
 }
 
 /// The attention's or the MLP's output on one sequence of its sample.

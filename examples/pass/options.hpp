@@ -144,13 +144,15 @@ struct pass_options {
 
   bool calibrated() const { return how_found.calibrated; }
   bool scales_searched() const { return how_found.scales == scaling::awq; }
+  /// Whether scales are folded into weights.
+  bool scaled() const { return how_found.scales != scaling::none; }
   /// Whether scales are judged by outputs of blocks.
   bool blocks_judged() const { return scales_searched() && loss == search_loss::block; }
   bool smoothed() const { return how_found.scales == scaling::smooth; }
   bool solved() const { return how_found.codes == rounding::gptq; }
   /// Whether codes are found under Gram matrices of all tokens; a sample of them does otherwise.
   bool correlations_seen() const { return !smoothed() || solved() || clip == clip_search::gram || sweeps > 0; }
-  /// Whether the second half of a layer is quantized under what the first, already quantized, gives it.
+  /// Whether a layer is quantized half by half, and o and down after the other linears of theirs, under what these, quantized, give.
   bool by_halves() const { return solved() && propagate == propagation::quantized; }
   /// Whether the original model's activations are followed beside the quantized one's.
   bool drift_followed() const { return by_halves() && (drift > 0 || residual_drift > 0); }

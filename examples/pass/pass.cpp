@@ -193,36 +193,87 @@ std::unique_ptr<engine> engine_at(const job& j, const std::filesystem::path& dir
 }
 
 /// fp8 scales of the keys and values that a layer makes of the calibration tokens, as they are stored.
-cache_scales scales_of_cache(const job& j, const cache_scales& largest) {
-  return {input_scale(largest.k, code_type::e4m3, j.stored), input_scale(largest.v, code_type::e4m3, j.stored)};
+/// @param of_v  what v's rows were divided by since these were seen; null for 1
+cache_scales scales_of_cache(const job& j, const cache_maxima& largest, const float* of_v) {
+  float k = 0, v = 0;
+  for (size_t i = 0; i < largest.k.size(); ++i) {
+    k = std::max(k, largest.k[i]);
+    v = std::max(v, of_v ? largest.v[i] / of_v[i] : largest.v[i]);
+  }
+  return {input_scale(k, code_type::e4m3, j.stored), input_scale(v, code_type::e4m3, j.stored)};
 }
 
-/// Statistics, search and codes of a layer or a half of it; that part of w becomes what the checkpoint will hold.
-void search_part(const layer_task& task, const job& j, index_t layer, layer_part part, layer_weights& w,
-                 const linear_sink& sink, layer_report& report, pass_result& r) {
-  engine& on = task.on;
-  const bool again = j.o.propagate == propagation::quantized;
-  cache_scales cache = w.cache;
-  {
-    stopwatch watch(r.seconds.forward);
-    on.gather(layer, w, part, again);
-    if (j.o.cache_rounded && has_attention(part)) cache = scales_of_cache(j, on.largest_cached());
-  }
+void check_gathered(const job& j, index_t layer, const engine& on) {
   if (on.non_finite() > 0)
     throw unusable_model(j.o.model + ": layer " + std::to_string(layer) +
                          " turns the calibration text into NaN or infinity: " + cause_of_nan(j.files) +
                          "; check the checkpoint");
+}
+
+void note_memory(const job& j, const engine& on, pass_result& r) {
+  if (on.on_gpu()) r.gpu_bytes = std::max(r.gpu_bytes, j.on->free_bytes - std::min(j.on->free_bytes, gpu_free_bytes()));
+}
+
+/// Statistics, search and codes of a layer; w becomes what the checkpoint will hold.
+void search_whole(const layer_task& task, const job& j, index_t layer, layer_weights& w, const linear_sink& sink,
+                  layer_report& report, pass_result& r) {
+  engine& on = task.on;
+  const bool again = j.o.propagate == propagation::quantized;
+  {
+    stopwatch watch(r.seconds.forward);
+    on.gather(layer, w, again);
+  }
+  check_gathered(j, layer, on);
+  const auto quantizer = quantizer_of(task, w, sink, report);
   {
     stopwatch watch(r.seconds.search);
-    quantize_layer(task, part, w, sink, report);
+    quantizer->search({layer_inputs.begin(), layer_inputs.end()});
+    quantizer->round({layer_inputs.begin(), layer_inputs.end()});
   }
-  if (on.on_gpu()) r.gpu_bytes = std::max(r.gpu_bytes, j.on->free_bytes - std::min(j.on->free_bytes, gpu_free_bytes()));
-  w.cache = cache;
+  note_memory(j, on, r);
+  if (j.o.cache_rounded) w.cache = scales_of_cache(j, on.largest_cached(), quantizer->divided(projection::v));
   on.forget();
   if (again) {
     stopwatch watch(r.seconds.forward);
-    on.forward(w, part);
+    on.forward(w, layer_part::whole);
   }
+}
+
+/// The same of a half of it, in two steps: the linears that read the residual stream, then the one that reads what these, quantized, give it.
+void search_half(const layer_task& task, const job& j, index_t layer, layer_part half, layer_weights& w,
+                 const linear_sink& sink, layer_report& report, pass_result& r) {
+  engine& on = task.on;
+  const layer_input first = first_input(half), last = last_input(half);
+  const bool scaled = j.o.scaled();
+  const auto quantizer = quantizer_of(task, w, sink, report);
+  const auto gather = [&](half_inputs seen, index_t room) {
+    {
+      stopwatch watch(r.seconds.forward);
+      on.gather_half(layer, w, half, seen, room);
+    }
+    check_gathered(j, layer, on);
+  };
+  gather(scaled ? half_inputs::both : half_inputs::first, 0);
+  {
+    stopwatch watch(r.seconds.search);
+    quantizer->search(scaled ? std::vector{first, last} : std::vector{first});
+    quantizer->round({first});
+  }
+  note_memory(j, on, r);
+  on.forget();
+  const bool caches = j.o.cache_rounded && half == layer_part::attention;
+  quantizer->with_rows_undivided(
+      half, [&] { gather(half_inputs::last, caches || quantizer->divides_rows(half) ? 0 : kept_bytes); });
+  {
+    stopwatch watch(r.seconds.search);
+    if (!scaled) quantizer->search({last});
+    quantizer->round({last});
+  }
+  note_memory(j, on, r);
+  if (caches) w.cache = scales_of_cache(j, on.largest_cached(), quantizer->divided(projection::v));
+  on.forget();
+  stopwatch watch(r.seconds.forward);
+  on.forward(w, half);
 }
 
 /// Statistics, search and codes of one layer; w becomes what the checkpoint will hold. @returns what the bar shows.
@@ -231,10 +282,10 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
   layer_report report;
   const layer_task task{j.model, j.o, j.packings(layer), j.stored, on};
   if (j.o.by_halves()) {
-    search_part(task, j, layer, layer_part::attention, w, sink, report, r);
-    search_part(task, j, layer, layer_part::mlp, w, sink, report, r);
+    search_half(task, j, layer, layer_part::attention, w, sink, report, r);
+    search_half(task, j, layer, layer_part::mlp, w, sink, report, r);
   } else {
-    search_part(task, j, layer, layer_part::whole, w, sink, report, r);
+    search_whole(task, j, layer, w, sink, report, r);
   }
   r.phases = on.times();
   r.layers.push_back(to_json(report, true));
@@ -359,6 +410,7 @@ nlohmann::ordered_json key_of(const job& j) {
   nlohmann::ordered_json key = {{"nibble", NIBBLE_VERSION}, {"options", options_json(j.o)}};
   for (const char* place : {"model", "output", "calibration", "recipe"}) key["options"].erase(place);
   key["options"]["max_shard_bytes"] = j.o.max_shard_bytes;
+  key["codes"] = 2;  // raised when the same options begin to give other codes
   key["model"] = identity_of(j.o.model, j.files);
   if (j.o.calibrated()) key["calibration"] = sha256_of_file(j.o.calibration);
   return key;

@@ -54,6 +54,15 @@ struct products {
     for (const projection p : projections) weights += static_cast<double>(outputs(j.model, p) * inputs(j.model, p));
     return tokens * (2 * weights + 2 * sequence * static_cast<double>(j.model.q_width()));
   }
+  /// Where a layer is quantized half by half, as often as the quantized model's tokens go through it: up to o and down for what these read,
+  /// once more where scales are searched, and through them, again from the half's beginning but for what was kept.
+  double of_halves() const {
+    const double all = of_forward();
+    const auto tail = 2 * tokens * static_cast<double>(j.model.hidden * (j.model.q_width() + j.model.intermediate));
+    const double kept =
+        std::min(1.0, static_cast<double>(kept_bytes) / (4 * tokens * static_cast<double>(j.model.intermediate)));
+    return (all - tail) * (j.o.scaled() ? 3 : 2 - kept) + tail;
+  }
   /// Forward, and the Gram matrices of the four inputs where there are tokens enough to need them.
   double of_statistics() const {
     double gram = 0;
@@ -62,10 +71,11 @@ struct products {
       if (j.o.correlations_seen() && (tokens >= k || j.o.solved())) gram += tokens * k * k;
     }
     const auto followed = static_cast<double>(j.followed_tokens());
-    const double forwards = (j.o.propagate == propagation::quantized ? 2 : 1) + followed / tokens;
+    const double forwards =
+        j.o.by_halves() ? of_halves() : of_forward() * (j.o.propagate == propagation::quantized ? 2 : 1);
     const double joined =
         j.o.residual_followed() ? 2 * followed * static_cast<double>(j.model.hidden * j.model.intermediate) : 0;
-    return of_forward() * forwards + gram * (1 + 2 * followed / tokens) + joined;
+    return forwards + of_forward() * followed / tokens + gram * (1 + 2 * followed / tokens) + joined;
   }
   /// GPTQ's codes of some rows and their loss; and a factor, which linears that read one input share.
   double of_judging(projection p) const {
@@ -179,9 +189,19 @@ std::uint64_t sample_bytes(const job& j) {
   return static_cast<std::uint64_t>(4 * tokens * (channels + most + 2 * j.model.intermediate));
 }
 
+/// What changes of a half of a layer before its last linear is quantized, as it was, for the original's activations.
+std::uint64_t remembered_bytes(const job& j, layer_part half) {
+  if (!j.o.drift_followed()) return 0;
+  index_t elements = 0;
+  for (const projection p : projections)
+    if (belongs(input_of(p), half) && (j.o.scaled() || p != last_linear(half)))
+      elements += outputs(j.model, p) * inputs(j.model, p);
+  return static_cast<std::uint64_t>(4 * elements);
+}
+
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
 std::uint64_t memory_needed(const job& j, bool on_gpu) {
-  std::uint64_t layer = 0, largest = 0, grams = 0, first_half = 0, solver = 0;
+  std::uint64_t layer = 0, largest = 0, grams = 0, before = 0, before_solver = 0, sums = 0, solvers = 0;
   for (const projection p : projections) {
     const auto size = static_cast<std::uint64_t>(outputs(j.model, p) * inputs(j.model, p));
     layer += 4 * size;
@@ -191,14 +211,29 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
       const index_t seen = j.o.correlations_seen() ? j.samples.tokens() : min(j.samples.tokens(), 2 * smoothing_tokens);
-      grams += 4 * k * std::min(k, static_cast<std::uint64_t>(seen));
-      if (j.o.drift_followed()) grams += 4 * k * k;
-      if (j.o.residual_followed() && p == projection::down) grams += 4 * k * static_cast<std::uint64_t>(j.model.hidden);
+      const std::uint64_t moment = 4 * k * std::min(k, static_cast<std::uint64_t>(seen));
+      std::uint64_t own = moment;
+      if (j.o.drift_followed()) own += 4 * k * k;
+      if (j.o.residual_followed() && p == projection::down) own += 4 * k * static_cast<std::uint64_t>(j.model.hidden);
       // The factor; the Gram matrix where there are tokens instead, or the drift in the order of the factor.
-      if (j.o.solved()) solver = std::max(solver, 4 * 2 * k * k);
-      if (j.o.by_halves() && p == projection::o) std::swap(grams, first_half);  // which are gone in the second
+      const std::uint64_t solver = j.o.solved() ? 4 * 2 * k * k : 0;
+      if (!j.o.by_halves()) {
+        sums += own, solvers = std::max(solvers, solver);
+        grams = sums + solvers;
+        continue;
+      }
+      // An input's are gone before the next one's are there, but that scales are found under both of a half.
+      const bool last = is_last(input_of(p));
+      const std::uint64_t was =
+          remembered_bytes(j, p == projection::q || p == projection::o ? layer_part::attention : layer_part::mlp);
+      grams = std::max({grams, own + (last ? std::max(solver, was) : solver + was),
+                        last && j.o.scaled() ? before + moment + std::max(before_solver, solver) + was : 0});
+      before = own, before_solver = solver;
     }
-  grams = std::max(grams, first_half) + solver;
+  if (j.o.by_halves() && !on_gpu)
+    grams += static_cast<std::uint64_t>(
+        min(kept_bytes, 4 * j.samples.tokens() * max(j.model.q_width(), j.model.intermediate)));
+  if (j.o.by_halves() && j.o.scaled()) grams += 4 * largest;  // rows that are put back for a moment
   if (j.o.solved() && !on_gpu)
     grams += 5 * largest;  // a linear's target, or its columns in order, and codes a byte each
   if (j.o.smoothed() && !on_gpu) grams += sample_bytes(j);

@@ -4,20 +4,22 @@
 
 #include "mistral/rounding.hpp"
 #include "pass/layer.hpp"
-#include "pass/layer_state.hpp"
 #include "pass/rounded_output.hpp"
 #include "pass/smooth_scaling.hpp"
 
 namespace nibble::mistral {
 namespace {
 
-class layer_smoother {
+class layer_smoother : public layer_quantizer {
  public:
-  layer_smoother(const layer_task& t, layer_weights& w) : t_(t), w_(w), scales_(t.c) {}
+  layer_smoother(const layer_task& t, layer_weights& w, const linear_sink& sink, layer_report& report)
+      : layer_quantizer(t, w, sink, report) {}
 
+ private:
   /// Looks at an input's linears as they are, and smooths the input where it can be.
-  void smooth(layer_input input, layer_report& report) {
-    const std::vector<projection> linears = packed_readers(t_.how, input);
+  void search_input(layer_input input, const std::vector<projection>& linears) override {
+    const std::vector<float>& largest = t_.on.sample(input).largest;
+    report_.largest[static_cast<size_t>(input)] = *std::max_element(largest.begin(), largest.end());
     if (linears.empty()) return;
     const rounding_judge judge(t_, input, linears, w_);
     const std::vector<double> nearest = judge.losses(scales_.at(input), true);
@@ -29,11 +31,11 @@ class layer_smoother {
     auto& s = scales_.at(input) = std::move(found.scale);
     fold(t_.c, *group, s, t_.stored, w_);
     if (group->norm == nullptr) scales_.rows[static_cast<size_t>(group->before)] = s.data();
-    report.inputs.push_back({input, {}, found.identity_loss, found.loss, true, found.strength});
+    report_.inputs.push_back({input, {}, found.identity_loss, found.loss, true, found.strength});
   }
 
   /// Codes of an input's linears, and how the input is rounded.
-  void round(layer_input input, layer_report& report, const linear_sink& sink) {
+  void round_input(layer_input input) override {
     const std::vector<projection> linears = packed_readers(t_.how, input);
     std::vector<matrix<const float>> views;
     for (const projection p : linears) views.push_back(std::as_const(w_).at(t_.c, p));
@@ -41,10 +43,9 @@ class layer_smoother {
     std::vector<double> energies;
     if (scale_in_checkpoint(t_.how, linears)) energies = column_energies(views);
     for (const projection p : linears) rounded(p) = inputs_of(p, energies);
-    for (const projection p : linears) report.linears.push_back(round(p, sink));
+    for (const projection p : linears) report_.linears.push_back(round(p));
   }
 
- private:
   const packing& how(projection p) const { return *t_.how[static_cast<size_t>(p)]; }
   rounded_inputs& rounded(projection p) { return w_.rounded[static_cast<size_t>(p)]; }
 
@@ -56,7 +57,7 @@ class layer_smoother {
     return out;
   }
 
-  linear_report round(projection p, const linear_sink& sink) {
+  linear_report round(projection p) {
     const auto& s = scales_.at(input_of(p));
     const auto w = w_.at(t_.c, p);
     chosen_codes chosen = codes_of(p, s);
@@ -64,7 +65,7 @@ class layer_smoother {
     const float* const rows = scales_.rows[static_cast<size_t>(p)];
     const double loss = t_.on.rounded_loss(w_, p, how(p), chosen.q, s, rounded(p), rows);
     restore(chosen.q, how(p), t_.stored, w);
-    sink(p, chosen.q);
+    sink_(p, chosen.q);
     const original& before = before_[static_cast<size_t>(p)];
     const auto after = count_weights(w, before.weights.unit, rows, s.data());
     return {p, before.rtn_loss, loss, before.weights, after, chosen.range, rounded(p).scale};
@@ -77,28 +78,13 @@ class layer_smoother {
     out.q = round_weights(std::as_const(w_).at(t_.c, p), how(p), t_.stored);
     return out;
   }
-
-  const layer_task& t_;
-  layer_weights& w_;
-  folded_scales scales_;
-  originals before_;
 };
 
 }  // namespace
 
-void smooth_layer(const layer_task& t, layer_part part, layer_weights& w, const linear_sink& sink,
-                  layer_report& report) {
-  for (const layer_input input : layer_inputs) {
-    if (!belongs(input, part)) continue;
-    const std::vector<float>& largest = t.on.sample(input).largest;
-    report.channels[static_cast<size_t>(input)] = rank_channels(t.on.absolute_mean(input));
-    report.largest[static_cast<size_t>(input)] = *std::max_element(largest.begin(), largest.end());
-  }
-  layer_smoother smoother(t, w);
-  for (const layer_input input : scaling_order)
-    if (belongs(input, part)) smoother.smooth(input, report);
-  for (const layer_input input : layer_inputs)
-    if (belongs(input, part)) smoother.round(input, report, sink);
+std::unique_ptr<layer_quantizer> smoother_of(const layer_task& t, layer_weights& w, const linear_sink& sink,
+                                             layer_report& report) {
+  return std::make_unique<layer_smoother>(t, w, sink, report);
 }
 
 }  // namespace nibble::mistral

@@ -267,7 +267,9 @@ TEST_CASE("a layer in bfloat16 gives what it gives in float32 but for rounding, 
   }
 }
 
-TEST_CASE("two halves of a layer are the layer, and what linears read of a half can be told without going through it") {
+TEST_CASE(
+    "two halves of a layer are the layer, and what linears read of a half, or some of them, can be told without going "
+    "through it") {
   test::model_spec spec;
   spec.vocabulary = 50;
   const opened model(spec);
@@ -284,17 +286,24 @@ TEST_CASE("two halves of a layer are the layer, and what linears read of a half 
   const auto of = [&](std::vector<float>& data) { return matrix<float>(data.data(), b.tokens(), c.hidden); };
   embed(*model.files, c, b, of(whole));
   std::vector<float> halves = whole;
-  told of_whole, of_halves, aside;
+  told of_whole, of_halves, aside, in_steps;
   forward_layer(c, w, of(whole), b.starts, tell(of_whole));
   for (const layer_part half : {layer_part::attention, layer_part::mlp}) {
     const std::vector<float> before = halves;
     observe_half(c, w, half, of(halves), b.starts, tell(aside));
+    for (const half_inputs each : {half_inputs::first, half_inputs::last})
+      observe_half(c, w, half, of(halves), b.starts, tell(in_steps), each);
     CHECK(halves == before);
+    std::vector<float> finished = before;
+    const index_t width = inputs(c, last_linear(half));
+    finish_half(c, w, half, {in_steps.back().second.data(), b.tokens(), width}, of(finished));
     forward_layer(c, w, of(halves), b.starts, tell(of_halves), half);
+    CHECK(finished == halves);
   }
   CHECK(halves == whole);
   CHECK(of_halves == of_whole);
   CHECK(aside == of_whole);
+  CHECK(in_steps == of_whole);
   CHECK(of_whole.size() == 4);
 }
 

@@ -47,7 +47,7 @@ struct gathered {
         task{j.model, o, j.packings(layer), j.stored, *on} {
     on->embed();
     for (index_t before = 0; before < layer; ++before) on->forward(before);
-    on->gather(layer, w, layer_part::whole, true);
+    on->gather(layer, w, true);
   }
   static pass_options settled(pass_options o) {
     check(o);

@@ -126,7 +126,7 @@ TEST_CASE("judging blocks takes the GPU memory that the plan says, and too littl
   const auto judge = [&] {
     const auto on = gpu_engine(*at.of, device);
     on->embed();
-    on->gather(0, at.w, layer_part::whole, false);
+    on->gather(0, at.w, false);
     for (const auto& [input, linears] : blocks) {
       const std::vector<float> s(static_cast<size_t>(width(at.of->model, input)), 1.0f);
       on->hold(at.w, linears);

@@ -408,8 +408,10 @@ TEST_CASE("linears of one input may round it each in its way, by tokens, by piec
 TEST_CASE("keys and values in fp8 are rounded on the device as on the host, and seen before that") {
   const rounded_layer layer;
   const std::vector<float> x = layer.x();
-  const cache_scales largest =
+  const cache_maxima by_channel =
       largest_cached(layer.c, layer.w, {x.data(), layer.b.tokens(), layer.c.hidden}, layer.b.starts);
+  const cache_scales largest = {*std::max_element(by_channel.k.begin(), by_channel.k.end()),
+                                *std::max_element(by_channel.v.begin(), by_channel.v.end())};
   for (const cache_scales scales : {cache_scales{largest.k * 200, 0}, cache_scales{0, largest.v * 200}}) {
     CAPTURE(scales.k, scales.v);
     layer_weights as = layer.w;
@@ -487,6 +489,69 @@ struct beside {
 };
 
 }  // namespace
+
+TEST_CASE("linears of a half are staged over those of the layer that ran, which a second stream still goes through") {
+  model_spec spec;
+  spec.vocabulary = 50;
+  made_model made(spec);
+  spec.seed = 2;
+  made_model second(spec);
+  opened& model = made.model;
+  const batch b = random_batch({4, 7, 1, 12}, 50);
+  const index_t tokens = b.tokens();
+  cuda_forward::forward_pass pass(model.c, b.starts, 0, 0, false, tokens), alone(model.c, b.starts),
+      was(model.c, b.starts);
+  CHECK_THROWS_WITH(pass.stage_over({}, layer_part::mlp), Contains("has to run before"));
+  for (cuda_forward::forward_pass* const each : {&pass, &alone, &was}) each->embed(model.files, b.ids);
+  const layer_weights original = load_layer(model.files, model.c, 0),
+                      other = load_layer(second.model.files, model.c, 0);
+  layer_weights w = original;
+  told first, beside, of_first, of_beside;
+  const auto both = [&](layer_input which, const cuda_forward::read_of_both& read, cudaStream_t in) {
+    note(first, which, read.x, in);
+    note(beside, which, read.beside, in);
+  };
+  const auto tell = [](told& to) {
+    return [&to](layer_input which, matrix<const bf16> x, cudaStream_t in) { note(to, which, x, in); };
+  };
+  const auto streams = [&] {
+    std::vector<float> all(static_cast<size_t>(2 * tokens * model.c.hidden));
+    pass.download({all.data(), 2 * tokens, model.c.hidden});
+    return all;
+  };
+  pass.stage(model.files, 0);
+  for (const layer_part half : {layer_part::attention, layer_part::mlp}) {
+    CAPTURE(static_cast<int>(half));
+    if (half == layer_part::mlp) pass.stage_again();
+    const std::vector<float> before = streams();
+    pass.forward_beside(half, both, nullptr, half_inputs::first);
+    CHECK(streams() == before);
+    for (const projection p : projections)
+      if (belongs(input_of(p), half)) w.w[static_cast<size_t>(p)] = other.w[static_cast<size_t>(p)];
+    (half == layer_part::attention ? w.input_norm : w.post_norm) =
+        half == layer_part::attention ? other.input_norm : other.post_norm;
+    pass.stage_over(w, half);
+    pass.forward_beside(half, both, nullptr, half_inputs::last);
+    pass.stage_over(w, half);
+    pass.forward_layer(nullptr, nullptr, half);
+    // What each reads alone: the first input before the half is changed.
+    alone.stage(original);
+    alone.observe_half(half, tell(of_first), nullptr, half_inputs::first);
+    alone.stage(w);
+    alone.observe_half(half, tell(of_first), nullptr, half_inputs::last);
+    alone.stage_again();
+    alone.forward_layer(nullptr, nullptr, half);
+    was.stage(original);
+    was.forward_layer(tell(of_beside), nullptr, half);
+  }
+  CHECK(first == of_first);
+  CHECK(beside == of_beside);
+  CHECK(first[1].second != beside[1].second);
+  std::vector<float> expected = model.downloaded(alone);
+  const std::vector<float> of_was = model.downloaded(was);
+  expected.insert(expected.end(), of_was.begin(), of_was.end());
+  CHECK(streams() == expected);
+}
 
 TEST_CASE("of two streams each ends where it would alone, and what linears read of both is told by pairs") {
   model_spec spec;

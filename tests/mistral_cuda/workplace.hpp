@@ -191,7 +191,7 @@ struct first_layer {
 #endif
     auto on = on_gpu ? gpu_engine(*of, *of->on) : host_engine(*of);
     on->embed();
-    on->gather(0, w, mistral::layer_part::whole, true);
+    on->gather(0, w, true);
     return on;
   }
 };

@@ -60,6 +60,12 @@ std::function<void(index_t, index_t, bf16*)> rounded(index_t cols, std::function
   };
 }
 
+std::function<void(index_t, index_t, bf16*)> rows_of(matrix<const float> all) {
+  return rounded(all.cols, [all](index_t first, index_t count, float* out) {
+    std::copy_n(all.row(first), static_cast<std::size_t>(count * all.cols), out);
+  });
+}
+
 /// The rows of a dense tensor, copied as they are when they are bf16 in a checkpoint's order.
 std::function<void(index_t, index_t, bf16*)> rows_of(const tensor& t, index_t cols) {
   if (t.dtype != "BF16" || t.paired_heads > 0)
@@ -265,7 +271,7 @@ forward_pass::slot& forward_pass::stage(const std::function<row_source(projectio
   copy_norm(s.norms.data(), input_norm);
   copy_norm(s.norms.data() + c_.hidden, post_norm);
   arrived(s);
-  staged_ = &s;
+  staged_ = &s, beside_staged_ = nullptr;
   return s;
 }
 
@@ -290,33 +296,50 @@ void forward_pass::stage(const checkpoint& from, index_t layer) {
 }
 
 void forward_pass::stage(const layer_weights& w) {
-  const auto linear = [&](projection p) -> row_source {
-    const auto all = w.at(c_, p);
-    return rounded(all.cols, [all](index_t first, index_t count, float* out) {
-      std::copy_n(all.row(first), static_cast<std::size_t>(count * all.cols), out);
-    });
-  };
-  slot& s = stage(linear, w.input_norm, w.post_norm);
+  slot& s = stage([&](projection p) { return rows_of(w.at(c_, p)); }, w.input_norm, w.post_norm);
   s.rounded = w.rounded, s.cache = w.cache;
 }
 
 void forward_pass::stage_again() {
   if (ran_ == nullptr) throw error("a layer has to run before it is staged again");
-  staged_ = ran_;
+  staged_ = ran_, beside_staged_ = nullptr;
+}
+
+void forward_pass::stage_over(const layer_weights& w, layer_part half) {
+  if (ran_ == nullptr) throw error("a layer has to run before another is staged over it");
+  slot& from = *ran_;
+  if (&slots_[static_cast<std::size_t>(turn_)] == &from) turn_ = 1 - turn_;
+  slot& s = next_slot();
+  check(cudaMemcpyAsync(s.weights.data(), from.weights.data(),
+                        static_cast<std::size_t>(layer_elements(c_)) * sizeof(bf16), cudaMemcpyDeviceToDevice,
+                        staging_.in()),
+        "copy weights");
+  bf16* to = s.weights.data();
+  for (const projection p : projections) {
+    const index_t rows = outputs(c_, p), cols = inputs(c_, p);
+    if (belongs(input_of(p), half)) copy_rows(to, rows, cols, rows_of(w.at(c_, p)));
+    to += rows * cols;
+  }
+  copy_norm(s.norms.data(), w.input_norm);
+  copy_norm(s.norms.data() + c_.hidden, w.post_norm);
+  arrived(s);
+  s.rounded = w.rounded, s.cache = w.cache;
+  staged_ = &s, beside_staged_ = &from;
 }
 
 void forward_pass::forward_layer(const device_observer& observe, const device_cache_observer& cached, layer_part part) {
   run_alone(part, false, observe, cached);
 }
 
-void forward_pass::observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached) {
-  run_alone(half, true, observe, cached);
+void forward_pass::observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached,
+                                half_inputs told) {
+  run_alone(half, true, observe, cached, told);
 }
 
 void forward_pass::run_alone(layer_part part, bool stays, const device_observer& observe,
-                             const device_cache_observer& cached) {
+                             const device_cache_observer& cached, half_inputs to) {
   std::vector<turn> turns;
-  for (const chunk& each : chunks_) turns.push_back({0, &each, part, stays});
+  for (const chunk& each : chunks_) turns.push_back({0, &each, part, stays, to});
   turn_observer told{nullptr, cached};
   if (observe)
     told.of_linears = [&](const turn&, layer_input which, matrix<const bf16> activations, matrix<const float>) {
@@ -327,12 +350,12 @@ void forward_pass::run_alone(layer_part part, bool stays, const device_observer&
 
 /// A chunk of the second stream, then the same tokens of the first: what linears read of the one is kept until the other's is there.
 void forward_pass::forward_beside(layer_part half, const device_pair_observer& observe,
-                                  const device_cache_observer& cached) {
+                                  const device_cache_observer& cached, half_inputs told) {
   if (beside_ == 0) throw error("there is no second stream of activations");
   std::vector<turn> turns;
   for (const chunk& part : chunks_) {
-    if (part.first < beside_) turns.push_back({1, &part, half, false});
-    turns.push_back({0, &part, half, true});
+    if (part.first < beside_) turns.push_back({1, &part, half, told == half_inputs::first, told});
+    turns.push_back({0, &part, half, true, told});
   }
   const auto keep = [&](auto to, auto from) {
     check(cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(to.size()) * sizeof(*to.data),
@@ -342,8 +365,8 @@ void forward_pass::forward_beside(layer_part half, const device_pair_observer& o
   const auto keep_or_tell = [&](const turn& of, layer_input which, matrix<const bf16> activations,
                                 matrix<const float> residual) {
     if (of.part->first >= beside_) return observe(which, {{}, activations, {}, residual}, compute_);
-    const bool last = which == layer_input::o || which == layer_input::down;
-    const auto kept = view(kept_.data() + (last ? of.part->tokens * c_.hidden : 0), activations.rows, activations.cols);
+    const auto kept =
+        view(kept_.data() + (is_last(which) ? of.part->tokens * c_.hidden : 0), activations.rows, activations.cols);
     const auto stream = view(kept_residual_.data(), residual.rows, residual.cols);
     if (of.stream == 0) return observe(which, {kept, activations, stream, residual}, compute_);
     keep(kept, activations);
@@ -355,21 +378,22 @@ void forward_pass::forward_beside(layer_part half, const device_pair_observer& o
 void forward_pass::run(const std::vector<turn>& turns, const turn_observer& observe) {
   if (staged_ == nullptr) throw error("a layer's weights have to be staged before it runs");
   if (plan_.where == residual::on_host)
-    forward_carried(*staged_, turns, observe);
+    forward_carried(turns, observe);
   else
-    for (const turn& each : turns) forward_here(*staged_, each, observe);
+    for (const turn& each : turns) forward_here(each, observe);
   staged_->used.record(compute_);
-  ran_ = staged_, staged_ = nullptr;
+  if (beside_staged_ != nullptr) beside_staged_->used.record(compute_);
+  ran_ = staged_, staged_ = nullptr, beside_staged_ = nullptr;
 }
 
-void forward_pass::forward_here(const slot& s, const turn& of, const turn_observer& observe) {
-  forward_chunk(s, of, view(x_.data() + first_element(of), of.part->tokens, c_.hidden), observe);
+void forward_pass::forward_here(const turn& of, const turn_observer& observe) {
+  forward_chunk(weights_for(of), of, view(x_.data() + first_element(of), of.part->tokens, c_.hidden), observe);
 }
 
 /// Chunks by turns in two places of x_. A chunk comes when the one before last is back from its place, and goes back when it is
 /// through the layer, unless it stays what it was. One stream carries both ways, so a layer's chunks come after all of the layer
 /// before are back.
-void forward_pass::forward_carried(const slot& s, const std::vector<turn>& turns, const turn_observer& observe) {
+void forward_pass::forward_carried(const std::vector<turn>& turns, const turn_observer& observe) {
   const auto place_of = [&](std::size_t i) {
     return view(x_.data() + static_cast<index_t>(i % 2) * plan_.chunk_tokens * c_.hidden, turns[i].part->tokens,
                 c_.hidden);
@@ -389,7 +413,7 @@ void forward_pass::forward_carried(const slot& s, const std::vector<turn>& turns
     const auto rows = place_of(i);
     if (i + 1 < turns.size()) fetch(i + 1);
     place.arrived.hold(compute_);
-    forward_chunk(s, turns[i], rows, observe);
+    forward_chunk(weights_for(turns[i]), turns[i], rows, observe);
     place.through.record(compute_);
     place.through.hold(carried_);
     if (!turns[i].stays) carry(far_.data() + first_element(turns[i]), rows.data, rows.size(), cudaMemcpyDeviceToHost);
@@ -401,11 +425,12 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   const auto normed = view(normed_.data(), m, hidden);
   const auto aside = view(narrow_.data(), m, hidden);  // of nothing while q, k and v, or gate and up, are multiplied
   const auto tell = [&](layer_input which, matrix<const bf16> activations) {
-    if (observe.of_linears) observe.of_linears(of, which, activations, rows);
+    if (observe.of_linears && belongs(which, of.told)) observe.of_linears(of, which, activations, rows);
   };
   if (has_attention(of.through)) {
     check(rms_norm(rows, s.norms.data(), c_.rms_norm_eps, normed, compute_), "normalise");
     tell(layer_input::attention, normed);
+    if (of.told == half_inputs::first) return;
     const auto qkv = wide(m, qkv_width(c_));
     multiply(s, projection::q, projection::v, normed, aside, 0.0f, qkv);
     const auto attended = attend(s, *of.part, qkv, of.stream == 0 ? observe.of_cache : nullptr);
@@ -416,6 +441,7 @@ void forward_pass::forward_chunk(const slot& s, const turn& of, matrix<float> ro
   if (!has_mlp(of.through)) return;
   check(rms_norm(rows, s.norms.data() + hidden, c_.rms_norm_eps, normed, compute_), "normalise");
   tell(layer_input::mlp, normed);
+  if (of.told == half_inputs::first) return;
   const auto gate_up = wide(m, 2 * c_.intermediate);
   multiply(s, projection::gate, projection::up, normed, aside, 0.0f, gate_up);
   const auto gated = gate(gate_up);

@@ -102,16 +102,20 @@ class forward_pass {
   void stage(const layer_weights& w);
   /// The weights that were used last are to be used once more.
   void stage_again();
+  /// The weights that were used last, but w's norms and linears of a half. The second stream still goes through the half as it was, by forward_beside(); what was
+  /// staged in between is lost.
+  void stage_over(const layer_weights& w, layer_part half);
   /// x through the layer staged last, or a half of it, asynchronous; a second stream stays. `cached` sees x's keys and values before they
   /// are rounded.
   void forward_layer(const device_observer& observe = nullptr, const device_cache_observer& cached = nullptr,
                      layer_part part = layer_part::whole);
   /// As observe_half of forward.hpp: tells what the linears of a half of the layer staged last read of x, which stays. Asynchronous.
-  void observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached = nullptr);
-  /// The second stream through a half of the layer staged last; x stays, and `observe` is told what linears read of both. Asynchronous.
-  /// @pre there is a second stream.
+  void observe_half(layer_part half, const device_observer& observe, const device_cache_observer& cached = nullptr,
+                    half_inputs told = half_inputs::both);
+  /// The second stream through a half of the layer staged last; x stays, and `observe` is told what linears read of both. Of the first input
+  /// alone it is told before anything is multiplied, and the second stream stays as well. Asynchronous. @pre there is a second stream.
   void forward_beside(layer_part half, const device_pair_observer& observe,
-                      const device_cache_observer& cached = nullptr);
+                      const device_cache_observer& cached = nullptr, half_inputs told = half_inputs::both);
 
   /// How much the output of a block of the layer that ran last changes on `of` when `more` (outputs, hidden) is added to its q, k and v,
   /// or its gate and up, one above the other; each element is told once, and gone after that. Asynchronous.
@@ -143,6 +147,7 @@ class forward_pass {
     const chunk* part;
     layer_part through;
     bool stays;
+    half_inputs told = half_inputs::both;
   };
   struct turn_observer {
     std::function<void(const turn&, layer_input, matrix<const bf16>, matrix<const float> residual)> of_linears;
@@ -157,7 +162,11 @@ class forward_pass {
   void copy_norm(float* to, const std::vector<float>& from);
   slot& stage(const std::function<row_source(projection)>& linear, const std::vector<float>& input_norm,
               const std::vector<float>& post_norm);
-  void run_alone(layer_part part, bool stays, const device_observer& observe, const device_cache_observer& cached);
+  void run_alone(layer_part part, bool stays, const device_observer& observe, const device_cache_observer& cached,
+                 half_inputs to = half_inputs::both);
+  const slot& weights_for(const turn& of) const {
+    return of.stream == 1 && beside_staged_ ? *beside_staged_ : *staged_;
+  }
   void run(const std::vector<turn>& turns, const turn_observer& observe);
   void forward_chunk(const slot& s, const turn& of, matrix<float> rows, const turn_observer& observe);
   chunk part_before(chunk part, index_t end) const;
@@ -167,8 +176,8 @@ class forward_pass {
   void multiply(const slot& s, projection first, projection last, matrix<bf16> x, matrix<bf16> room, float beta,
                 matrix<float> to);
   void round_cache(const slot& s, matrix<bf16> turned);
-  void forward_here(const slot& s, const turn& of, const turn_observer& observe);
-  void forward_carried(const slot& s, const std::vector<turn>& turns, const turn_observer& observe);
+  void forward_here(const turn& of, const turn_observer& observe);
+  void forward_carried(const std::vector<turn>& turns, const turn_observer& observe);
   index_t first_element(const turn& of) const { return (of.stream * starts_.back() + of.part->first) * c_.hidden; }
   void norm_rows(matrix<const float> x, const std::vector<row_range>& rows, index_t first, const float* weight,
                  float epsilon, matrix<bf16> out);
@@ -187,7 +196,8 @@ class forward_pass {
   std::array<slot, 2> slots_;
   int turn_ = 0;
   slot* staged_ = nullptr;
-  slot* ran_ = nullptr;  ///< of the layer that ran last, while its weights are there
+  slot* beside_staged_ = nullptr;  ///< for the second stream, where that is another's
+  slot* ran_ = nullptr;            ///< of the layer that ran last, while its weights are there
   std::vector<chunk> chunks_;
   device_memory<index_t> starts_there_;
   device_memory<float> x_, cosine_, sine_, head_norms_, wide_;

@@ -189,16 +189,20 @@ class gpu_arithmetic : public engine {
     run_staged(layer_part::whole);
   }
   void forward(const layer_weights& w, layer_part part) override {
-    forward_.stage(w);
+    if (part == layer_part::whole)
+      forward_.stage(w);
+    else
+      forward_.stage_over(w, part);  // the other half of the layer is there
     run_staged(part);
   }
-  void gather(index_t layer, const layer_weights& w, layer_part part, bool keep) override;
+  void gather(index_t layer, const layer_weights& w, bool keep) override;
+  void gather_half(index_t layer, layer_weights& w, layer_part half, half_inputs seen, index_t room) override;
   index_t non_finite() const override { return non_finite_; }
   void forget() override {
     data_ = {};
     samples_ = {};
   }
-  cache_scales largest_cached() const override { return cached_; }
+  const cache_maxima& largest_cached() const override { return cached_; }
   const std::vector<float>& absolute_mean(layer_input input) const override { return at(input).mean; }
 
   const input_sample& sample(layer_input input) const override { return samples_[static_cast<size_t>(input)]; }
@@ -281,8 +285,12 @@ class gpu_arithmetic : public engine {
     const cuda::phase_clock::span span(linears_.clock(), phase::forward);
     forward_.forward_layer(observer, cached, part);
   }
-  /// A half of what is staged, of which nothing but statistics comes; the original's stream, where it is followed, goes through it.
-  void run_half(layer_part half, const cuda::device_cache_observer& cached);
+  /// A half of what is staged, of which nothing but statistics comes; the original's stream, where it is followed, goes through it as
+  /// forward_beside() says.
+  void run_half(layer_part half, half_inputs seen, const cuda::device_cache_observer& cached);
+  void begin_gathering(index_t layer);
+  void end_gathering(layer_part part, half_inputs seen);
+  cuda::device_cache_observer cache_observer();
   template <class T>
   void clear(const device_memory<T>& memory) {
     check(cudaMemsetAsync(memory.data(), 0, static_cast<size_t>(memory.size()) * sizeof(T), stream()),
@@ -323,11 +331,11 @@ class gpu_arithmetic : public engine {
   std::vector<float> data_;
   std::vector<projection> holding_;
   std::array<index_t, 7> held_at_{};
-  cache_scales cached_;
+  cache_maxima cached_;
   index_t non_finite_ = 0, staged_ = -1;
 };
 
-void gpu_arithmetic::gather(index_t layer, const layer_weights&, layer_part part, bool keep) {
+void gpu_arithmetic::begin_gathering(index_t layer) {
   linears_.forget();
   if (solver_) solver_->begin(layer);
   for (const cuda::input_statistics& each : inputs_) {
@@ -342,31 +350,14 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, layer_part part
   }
   clear(non_finite_there_);
   clear(cached_there_);
-  const bool half = part != layer_part::whole, back = keep && !half;
-  if (back) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
-  if (part == layer_part::mlp)
-    forward_.stage_again();  // forward() brought it for the first half
-  else if (staged_ != layer)
-    forward_.stage(j_.files, layer);
-  cuda::device_cache_observer of_cache;
-  if (j_.o.cache_rounded)
-    of_cache = [&](matrix<const bf16> k, matrix<const bf16> v, cudaStream_t) { observe_cached(k, v); };
-  if (half)
-    run_half(part, of_cache);
-  else
-    run_staged(
-        part, [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, of_cache);
-  if (back) {
-    forward_.upload({data_.data(), tokens_.tokens(), j_.model.hidden});  // data_ lives until the next layer
-  } else if (!keep && layer + 1 < j_.model.layers) {
-    forward_.stage(j_.files, layer + 1);  // its copy runs under this layer's arithmetic
-    staged_ = layer + 1;
+}
+
+void gpu_arithmetic::end_gathering(layer_part part, half_inputs seen) {
+  for (const layer_input input : layer_inputs) {
+    if (!belongs(input, part) || !belongs(input, seen)) continue;
+    if (j_.o.smoothed()) look_at_sample(input);
+    finish(inputs_[static_cast<size_t>(input)]);
   }
-  if (j_.o.smoothed())
-    for (const layer_input input : layer_inputs)
-      if (belongs(input, part)) look_at_sample(input);
-  for (const layer_input input : layer_inputs)
-    if (belongs(input, part)) finish(inputs_[static_cast<size_t>(input)]);
   uint64_t count = 0;
   std::vector<float> cached(static_cast<size_t>(cached_there_.size()));
   linears_.copy_back(&count, non_finite_there_.data(), 1);
@@ -375,15 +366,47 @@ void gpu_arithmetic::gather(index_t layer, const layer_weights&, layer_part part
   non_finite_ = static_cast<index_t>(count);
   if (cached.empty()) return;
   const auto values = cached.begin() + j_.model.kv_width();
-  cached_ = {*std::max_element(cached.begin(), values), *std::max_element(values, cached.end())};
+  cached_ = {{cached.begin(), values}, {values, cached.end()}};
 }
 
-void gpu_arithmetic::run_half(layer_part half, const cuda::device_cache_observer& cached) {
+cuda::device_cache_observer gpu_arithmetic::cache_observer() {
+  if (!j_.o.cache_rounded) return nullptr;
+  return [this](matrix<const bf16> k, matrix<const bf16> v, cudaStream_t) { observe_cached(k, v); };
+}
+
+void gpu_arithmetic::gather(index_t layer, const layer_weights&, bool keep) {
+  begin_gathering(layer);
+  if (keep) forward_.download({room(), tokens_.tokens(), j_.model.hidden});
+  if (staged_ != layer) forward_.stage(j_.files, layer);
+  run_staged(
+      layer_part::whole, [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); },
+      cache_observer());
+  if (keep) {
+    forward_.upload({data_.data(), tokens_.tokens(), j_.model.hidden});  // data_ lives until the next layer
+  } else if (layer + 1 < j_.model.layers) {
+    forward_.stage(j_.files, layer + 1);  // its copy runs under this layer's arithmetic
+    staged_ = layer + 1;
+  }
+  end_gathering(layer_part::whole, half_inputs::both);
+}
+
+void gpu_arithmetic::gather_half(index_t layer, layer_weights& w, layer_part half, half_inputs seen, index_t) {
+  begin_gathering(layer);
+  if (seen == half_inputs::last)
+    forward_.stage_over(w, half);
+  else if (half == layer_part::mlp)
+    forward_.stage_again();  // forward() brought it for the first half
+  else
+    forward_.stage(j_.files, layer);
+  run_half(half, seen, cache_observer());
+  end_gathering(half, seen);
+}
+
+void gpu_arithmetic::run_half(layer_part half, half_inputs seen, const cuda::device_cache_observer& cached) {
   staged_ = -1;
   const cuda::phase_clock::span span(linears_.clock(), phase::forward);
-  if (!j_.o.drift_followed())
-    return forward_.observe_half(
-        half, [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); }, cached);
+  const half_inputs compared = seen == half_inputs::last ? half_inputs::last : half_inputs::first;
+  const auto alone = [&](layer_input input, matrix<const bf16> x, cudaStream_t) { observe(input, x); };
   const auto compare = [&](layer_input input, const cuda::read_of_both& read, cudaStream_t) {
     observe(input, read.x);
     if (read.beside.empty()) return;
@@ -401,7 +424,13 @@ void gpu_arithmetic::run_half(layer_part half, const cuda::device_cache_observer
         },
         "add up the residual stream's drift");
   };
-  forward_.forward_beside(half, compare, cached);
+  if (j_.o.drift_followed())
+    forward_.forward_beside(half, compare, cached, compared);
+  else
+    forward_.observe_half(half, alone, cached, compared);
+  if (seen != half_inputs::both) return;
+  forward_.stage_again();
+  forward_.observe_half(half, alone, nullptr, half_inputs::last);
 }
 
 void gpu_arithmetic::observe_cached(matrix<const bf16> k, matrix<const bf16> v) {
@@ -452,7 +481,7 @@ double gpu_arithmetic::block_loss(layer_input input, const layer_packing& how, c
   {
     const cuda::phase_clock::span span(linears_.clock(), phase::scales);
     clear(judged_);
-    const layer_input last = input == layer_input::attention ? layer_input::o : layer_input::down;
+    const layer_input last = last_input(input == layer_input::attention ? layer_part::attention : layer_part::mlp);
     forward_.change_block(input, {sample_rows(input), sample_rows(last)},
                           linears_.differences(0, rows, width(j_.model, input)),
                           [&](index_t first, matrix<const float> change) {
