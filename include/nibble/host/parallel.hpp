@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -70,13 +71,19 @@ class thread_pool {
       std::lock_guard<std::mutex> guard(mutex_);
       call_ = [](void* state, int thread) { (*static_cast<decltype(body)*>(state))(thread); };
       state_ = &body;
-      pending_ = static_cast<int>(workers_.size());
-      ++generation_;
+      open_ = true;
+      generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     body(0);
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [&] { return pending_ == 0; });
+    open_ = false;  // no tile is left for who has not begun
+    if (active_ > 0) {
+      lock.unlock();
+      await([&] { return active_ == 0; });
+      lock.lock();
+      done_.wait(lock, [&] { return active_ == 0; });
+    }
     lock.unlock();
     if (failure) std::rethrow_exception(failure);
   }
@@ -90,19 +97,37 @@ class thread_pool {
     thread_local int value = 0;
     return value;
   }
+  /// Looks for some microseconds whether `there`: loops that follow each other closely would else wait for the system to wake a thread, which
+  /// takes longer than many a loop.
+  template <class F>
+  static void await(F&& there) {
+    const auto start = std::chrono::steady_clock::now();
+    do {
+      for (int i = 0; i < 16; ++i) {
+        if (there()) return;
+        relax();
+      }
+    } while (std::chrono::steady_clock::now() - start < std::chrono::microseconds(50));
+  }
+  static void relax() noexcept {
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+    __builtin_ia32_pause();
+#endif
+  }
   void work(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
+    for (uint64_t seen = 0;;) {
+      await([&] { return generation_.load(std::memory_order_acquire) != seen; });
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      wake_.wait(lock, [&] { return stopping_ || (open_ && generation_ != seen); });
       if (stopping_) return;
       seen = generation_;
       const auto call = call_;
       void* const state = state_;
+      ++active_;
       lock.unlock();
       call(state, thread);
       lock.lock();
-      if (--pending_ == 0) done_.notify_one();
+      if (--active_ == 0) done_.notify_one();
     }
   }
   void stop() {
@@ -121,8 +146,9 @@ class thread_pool {
   std::condition_variable wake_, done_;
   void (*call_)(void*, int) = nullptr;
   void* state_ = nullptr;
-  uint64_t generation_ = 0;
-  int pending_ = 0;
+  std::atomic<uint64_t> generation_{0};  ///< of loops
+  std::atomic<int> active_{0};           ///< workers that run tiles of the loop
+  bool open_ = false;                    ///< whether the loop may still have some
   bool stopping_ = false;
 };
 
