@@ -17,6 +17,7 @@ class rotary_table {
     reach(positions);
   }
 
+  bool turns(index_t head_dim, double theta) const { return half_ == head_dim / 2 && theta_ == theta; }
   /// Makes positions [0, positions) known.
   void reach(index_t positions) {
     for (; known_ < positions; ++known_)

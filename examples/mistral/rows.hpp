@@ -3,10 +3,12 @@
 /// What the forward passes on the host do with rows of activations, on all threads.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 
 #include "nibble/host/parallel.hpp"
+#include "nibble/math.hpp"
 #include "nibble/matrix.hpp"
 
 namespace nibble::mistral {
@@ -30,6 +32,10 @@ class row_buffer {
     data_.reset(new float[static_cast<size_t>(size)]);
     size_ = size;
   }
+  void release() {
+    data_.reset();
+    size_ = 0;
+  }
 
  private:
   std::unique_ptr<float[]> data_;
@@ -40,6 +46,11 @@ class row_buffer {
 inline matrix<float> view(row_buffer& data, index_t rows, index_t cols) {
   data.reserve(rows * cols);
   return {data.data(), rows, cols};
+}
+
+/// to ← from, of as many rows and columns.
+inline void copy_rows(matrix<const float> from, matrix<float> to) {
+  over_rows<64>(from.rows, [&](index_t row) { std::copy_n(from.row(row), from.cols, to.row(row)); });
 }
 
 /// x += y

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "mistral/rows.hpp"
 #include "nibble/host/awq.hpp"
 #include "pass/engine.hpp"
 #include "pass/host_rounding.hpp"
@@ -55,7 +56,7 @@ class host_arithmetic : public engine {
   void embed() override {
     data_.resize(j_.activations());
     mistral::embed(j_.files, j_.model, tokens_, x());
-    if (j_.o.drift_followed()) std::copy_n(x().data, original().size(), original().data);
+    if (j_.o.drift_followed()) copy_rows(x().rows_at(0, original().rows), original());
   }
   void set(std::vector<float> x) override { data_ = std::move(x); }
   const std::vector<float>& get() override { return data_; }
@@ -65,12 +66,12 @@ class host_arithmetic : public engine {
     const auto sequences = static_cast<index_t>(tokens_.starts.size()) - 1;
     if (kept_ > 0) {
       const index_t width = mistral::width(j_.model, last_input(part));
-      finish_half(j_.model, w, part, {made_.data(), tokens_of(kept_), width}, x().rows_at(0, tokens_of(kept_)));
+      finish_half(j_.model, w, part, matrix<const float>(made_.data(), tokens_of(kept_), width),
+                  x().rows_at(0, tokens_of(kept_)));
     }
     if (kept_ < sequences)
       forward_layer(j_.model, w, x_of(kept_, sequences), starts_of(kept_, sequences), nullptr, part);
     kept_ = 0;
-    made_.clear();
   }
 
   void gather(index_t layer, const layer_weights& w, bool keep) override {
@@ -210,8 +211,8 @@ class host_arithmetic : public engine {
   std::vector<float> data_;  ///< of x, then of original
   /// What of a half will change before its last linear is quantized, as the checkpoint has it; linears that will not are empty.
   layer_weights original_;
-  std::vector<float> made_;  ///< what the last linear of the half that was gathered last reads
-  index_t kept_ = 0;         ///< of so many sequences
+  row_buffer made_;   ///< what the last linear of the half that was gathered last reads
+  index_t kept_ = 0;  ///< of so many sequences
   std::array<host::second_moment, 4> inputs_;
   cache_maxima cached_;
   index_t unfinite_ = 0;  ///< NaN and ±inf among tokens that inputs_ did not see
@@ -266,14 +267,13 @@ observer host_arithmetic::observing(phase_times& here) {
 
 /// Copies what the last linear of a half reads of the first kept_ sequences, besides.
 observer host_arithmetic::keeping(observer tell, layer_part half) {
-  made_.clear();
   if (kept_ == 0) return tell;
-  const index_t wanted = tokens_of(kept_);
-  made_.reserve(static_cast<size_t>(wanted * width(j_.model, last_input(half))));
-  return [this, wanted, tell = std::move(tell)](layer_input input, matrix<const float> activations) {
+  const matrix<float> room = view(made_, tokens_of(kept_), width(j_.model, last_input(half)));
+  return [room, at = index_t(0), tell = std::move(tell)](layer_input input, matrix<const float> activations) mutable {
     tell(input, activations);
-    const index_t missing = wanted - static_cast<index_t>(made_.size()) / activations.cols;
-    made_.insert(made_.end(), activations.data, activations.data + min(missing, activations.rows) * activations.cols);
+    const index_t rows = min(room.rows - at, activations.rows);
+    copy_rows(activations.rows_at(0, rows), room.rows_at(at, rows));
+    at += rows;
   };
 }
 
@@ -316,15 +316,18 @@ void host_arithmetic::gather_drift(layer_weights& w, layer_part half, half_input
   const layer_input compared = through ? last_input(half) : first_input(half);
   const index_t cols = width(c, compared), chunk_tokens = chunk_bytes / (4 * (cols + c.hidden));
   const auto followed = static_cast<index_t>(j_.followed);
-  std::vector<float> kept, residual;
+  row_buffer kept_data, residual_data;
   for (index_t first = 0, last; first < followed; first = last) {
     for (last = first + 1; last < followed && tokens_of(last + 1) - tokens_of(first) <= chunk_tokens;) ++last;
     const std::vector<index_t> chunk = starts_of(first, last);
     const auto before = original().rows_at(tokens_of(first), chunk.back()), now = x_of(first, last);
-    residual.assign(before.data, before.data + before.size());
-    kept.clear();
+    const auto kept = view(kept_data, before.rows, cols), residual = view(residual_data, before.rows, c.hidden);
+    copy_rows(before, residual);
+    index_t at = 0;
     const observer keep = [&](layer_input input, matrix<const float> activations) {
-      if (input == compared) kept.insert(kept.end(), activations.data, activations.data + activations.size());
+      if (input != compared) return;
+      copy_rows(activations, kept.rows_at(at, activations.rows));
+      at += activations.rows;
     };
     if (through) {
       exchange_with_original(w);
@@ -333,16 +336,14 @@ void host_arithmetic::gather_drift(layer_weights& w, layer_part half, half_input
     } else {
       observe_half(c, w, half, before, chunk, keep, seen);
     }
-    index_t at = 0;
+    at = 0;
     const auto compare = [&](layer_input input, matrix<const float> activations) {
       observe(input, activations);
       const stopwatch watch(here, phase::statistics);
-      const auto of_chunk = [&](const std::vector<float>& from, index_t width) {
-        return matrix<const float>(from.data() + at * width, activations.rows, width);
-      };
-      solver_.drift_of(input, c).add(of_chunk(kept, cols), activations, of_chunk(residual, c.hidden),
-                                     now.rows_at(at, activations.rows));
-      at += activations.rows;
+      const index_t rows = activations.rows;
+      solver_.drift_of(input, c).add(kept.rows_at(at, rows), activations, residual.rows_at(at, rows),
+                                     now.rows_at(at, rows));
+      at += rows;
     };
     observe_half(c, w, half, now, chunk, compare, seen);
   }

@@ -294,8 +294,12 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
 
 void quantize_layers(const job& j, const std::filesystem::path& directory, safetensors_writer& writer,
                      run_progress& saved, pass_result& r) {
-  /// Saving activations costs about as much as reading a layer: worth it after so long, and computed again otherwise.
-  constexpr std::chrono::seconds worth_saving(30);
+  const bool needed = j.o.propagate == propagation::quantized;
+  /// Saving activations is worth it after so long. The original model's are computed again otherwise; those that quantized layers give
+  /// are saved as soon as that takes a hundredth of the time.
+  constexpr double disk_bytes_per_second = 1e9, longest = 30;
+  const double taken = sizeof(float) * static_cast<double>(j.activations()) / disk_bytes_per_second;
+  const std::chrono::duration<double> worth_saving(needed ? std::min(longest, 100 * taken) : longest);
   const auto done = static_cast<index_t>(r.layers.size());
   if (done == j.model.layers) return;
   std::unique_ptr<engine> on;
@@ -325,8 +329,7 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
     stopwatch watch(r.seconds.write);
     write_layer_rest(j, layer, w, writer);
     const auto now = std::chrono::steady_clock::now();
-    const bool needed = j.o.propagate == propagation::quantized;
-    const bool worth = on && ((needed && layer == done) || now - saved.saved > worth_saving);
+    const bool worth = on && now - saved.saved > worth_saving;
     if (worth) {
       saved.activations = save_activations(on->get(), directory, layer + 1);
       saved.saved = now;
