@@ -100,20 +100,51 @@ TEST_CASE("a product in bfloat16 reads and writes views whose rows lie apart, an
   untouched();
 }
 
-TEST_CASE(
-    "a product in bfloat16 is the same bytes in plain loops as in this machine's instructions, by infinities and NaN "
-    "too") {
-  if (!host::has_bfloat16()) {
-    WARN("left out: this machine has no AVX512_BF16");
-    return;
-  }
+TEST_CASE("plain tiles and plain pairs are sums of rounded factors, also of columns") {
+  const auto check = [](auto of) {
+    using pairs_t = decltype(of);
+    for (const auto& [m, n, k] : {std::array<index_t, 3>{1, 1, 1}, {31, 33, 31}, {33, 65, 33}, {70, 40, 1100}}) {
+      CAPTURE(m, n, k);
+      const auto x = activations(m, k), w = activations(n, k, 4), t = activations(k, n, 5);
+      const auto rx = rounded(x), rw = rounded(w), rt = rounded(t);
+      owned<float> y(m, n, 99.0f);
+      host::detail::row_pairs packed;
+      packed.pack<pairs_t>(x.view());
+      host::detail::multiply_pairs<pairs_t, true>(packed, 0, w.view(), y.view());
+      near_product(
+          rx.view(), [&](index_t i, index_t col) { return rw.view()(col, i); }, y.view());
+      host::detail::multiply_pairs<pairs_t, false>(packed, 0, t.view(), y.view());
+      near_product(rx.view(), rt.view(), y.view());
+      if (k > host::detail::product_depth) continue;
+      const auto a = activations(k, m, 6), ra = rounded(a);
+      owned<float> turned(m, k);
+      for (index_t i = 0; i < m; ++i)
+        for (index_t j = 0; j < k; ++j) turned.view()(i, j) = ra.view()(j, i);
+      host::detail::packed_columns first, second;
+      first.pack<pairs_t>(a.view());
+      second.pack<pairs_t>(t.view(), false);
+      std::fill(y.data.begin(), y.data.end(), 0.0f);
+      host::detail::add_columns_product<pairs_t>(first, 0, second, 0, y.view());
+      near_product(turned.view(), rt.view(), y.view());
+    }
+  };
+  check(host::detail::plain_pairs{});
+  check(host::detail::plain_tiles{});
+}
+
+namespace {
+
+/// Products of numbers, and of some that are infinite or none, in Own are the bytes that they are in Plain.
+template <class Plain, class Own>
+void same_bytes() {
   std::mt19937 engine(7);
   std::normal_distribution<float> normal;
   constexpr float inf = std::numeric_limits<float>::infinity();
-  // Products stay in float's range, beyond which the instruction, which fuses, may give an infinity where loops give NaN.
+  // Products stay in float's range, beyond which an instruction, which fuses, may give an infinity where loops give NaN.
   const float odd[] = {inf, -inf, std::numeric_limits<float>::quiet_NaN(), 1e15f, -1e15f, 1e-15f, -1e-15f, 0.0f, -0.0f};
   for (const bool nasty : {false, true})
-    for (const auto& [m, n, k] : {std::array<index_t, 3>{8, 32, 64}, {13, 45, 333}, {40, 70, 1025}}) {
+    for (const auto& [m, n, k] :
+         {std::array<index_t, 3>{8, 32, 64}, {13, 45, 333}, {64, 64, 512}, {40, 70, 1025}, {100, 33, 1100}}) {
       CAPTURE(nasty, m, n, k);
       owned<float> x(m, k), w(n, k), t(k, n), y(m, n), wanted(m, n);
       for (owned<float>* each : {&x, &w, &t})
@@ -126,13 +157,60 @@ TEST_CASE(
                    (std::isnan(y.data[i]) && std::isnan(wanted.data[i]))));
         }
       };
-      host::detail::multiply_pairs<host::detail::plain_pairs, true>(x.view(), w.view(), wanted.view());
-      host::detail::multiply_rounded<true>(x.view(), w.view(), y.view());
+      host::detail::row_pairs plain, own;
+      plain.pack<Plain>(x.view());
+      own.pack<Own>(x.view());
+      host::detail::multiply_pairs<Plain, true>(plain, 0, w.view(), wanted.view());
+      host::detail::multiply_pairs<Own, true>(own, 0, w.view(), y.view());
       same();
-      host::detail::multiply_pairs<host::detail::plain_pairs, false>(x.view(), t.view(), wanted.view());
-      host::detail::multiply_rounded<false>(x.view(), t.view(), y.view());
+      host::detail::multiply_pairs<Plain, false>(plain, 0, t.view(), wanted.view());
+      host::detail::multiply_pairs<Own, false>(own, 0, t.view(), y.view());
+      same();
+      const index_t rows = min(k, host::detail::product_depth);
+      owned<float> sums(n, n, 0.5f), wanted_sums(n, n, 0.5f);
+      host::detail::packed_columns plain_columns, own_columns;
+      plain_columns.pack<Plain>(t.view().rows_at(0, rows));
+      own_columns.pack<Own>(t.view().rows_at(0, rows));
+      host::detail::add_columns_product<Plain>(plain_columns, 0, plain_columns, 0, wanted_sums.view());
+      host::detail::add_columns_product<Own>(own_columns, 0, own_columns, 0, sums.view());
+      y = sums, wanted = wanted_sums;
       same();
     }
+}
+
+}  // namespace
+
+TEST_CASE(
+    "a product in bfloat16 is the same bytes in plain loops as in this machine's instructions, by infinities and NaN "
+    "too") {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (host::detail::has_avx512_bf16())
+    same_bytes<host::detail::plain_pairs, host::detail::avx512_pairs>();
+  else
+    WARN("left out: this machine has no AVX512_BF16");
+#endif
+#if defined(NIBBLE_AMX_KNOWN)
+  if (host::detail::has_amx_bf16())
+    same_bytes<host::detail::plain_tiles, host::detail::amx_tiles>();
+  else
+    WARN("left out: this machine has no AMX");
+#endif
+}
+
+TEST_CASE("several products of rows that are packed once are those of rows that are packed for each") {
+  constexpr auto how = host::matmul_precision::bfloat16;
+  host::packed_factor packed;
+  for (const auto& [m, k] : {std::array<index_t, 2>{700, 300}, {5, 1200}}) {  // the second takes the first one's room
+    const auto x = activations(m, k);
+    packed.pack(x.view());
+    for (const index_t n : {1, 40, 600}) {
+      const auto w = activations(n, k, static_cast<unsigned>(n));
+      owned<float> y(m, n, 99.0f), wanted(m, n);
+      host::matmul_nt(packed, w.view(), y.view());
+      host::matmul_nt(x.view(), w.view(), wanted.view(), how);
+      REQUIRE(y.data == wanted.data);
+    }
+  }
 }
 
 TEST_CASE("a product reads and writes views whose rows lie apart, and nothing beside them") {
@@ -166,6 +244,20 @@ TEST_CASE("a product is the same bytes for any number of threads") {
       host::matmul_nt(x.view(), w.view(), y.view(), how);
       return y.data;
     }));
+}
+
+TEST_CASE("a token's product in bfloat16 does not depend on where tiles and blocks end") {
+  constexpr auto how = host::matmul_precision::bfloat16;
+  const auto x = activations(320, 1700), w = activations(64, 1700, 4);
+  owned<float> all(320, 64);
+  host::matmul_nt(x.view(), w.view(), all.view(), how);
+  for (const auto& [m, n] : {std::array<index_t, 2>{301, 64}, {320, 63}, {17, 5}}) {
+    CAPTURE(m, n);
+    owned<float> part(m, n);
+    host::matmul_nt(x.view().rows_at(0, m), w.view().rows_at(0, n), part.view(), how);
+    for (index_t i = 0; i < m; ++i)
+      for (index_t j = 0; j < n; ++j) REQUIRE(part.view()(i, j) == all.view()(i, j));
+  }
 }
 
 TEST_CASE("a token's product does not depend on which other tiles are computed") {

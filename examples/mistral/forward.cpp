@@ -43,6 +43,14 @@ index_t longest(const std::vector<index_t>& starts) {
   return most;
 }
 
+/// A table that this thread keeps, as one pass over a layer follows another. The next call changes it.
+const rotary_table& rotary_of(const config& c, index_t positions) {
+  thread_local rotary_table table(0, 1, 0);
+  if (!table.turns(c.head_dim, c.rope_theta)) table = rotary_table(c.head_dim, c.rope_theta, 0);
+  table.reach(positions);
+  return table;
+}
+
 /// One query tile of one head: out rows = softmax(q kᵀ / √d) v over the keys each query may see.
 void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v, index_t first_query, index_t window,
             matrix<float> out, host::matmul_precision precision) {
@@ -69,6 +77,7 @@ void attend(matrix<const float> q, matrix<const float> k, matrix<const float> v,
 
 struct scratch {
   row_buffer normed, q, k, v, attended, gate, up, out, rounded;
+  host::packed_factor packed;
 };
 
 /// Linears that read the same x one after another; x is rounded again only for one that wants it another way.
@@ -80,14 +89,23 @@ class rounding_reader {
   /// y = rounded x · wᵀ
   void multiply(projection p, matrix<float> y) {
     const rounded_inputs& how = w_.rounded[static_cast<size_t>(p)];
-    if (how.how == input_rounding::none) return host::matmul_nt(x_, w_.at(c_, p), y, w_.precision);
-    const auto rounded = view(s_.rounded, x_.rows, x_.cols);
-    if (!(how == held_)) {
-      over_rows<forward_tile>(x_.rows, [&](index_t row) { std::copy_n(x_.row(row), x_.cols, rounded.row(row)); });
-      round_inputs(rounded, how);
-      held_ = how;
+    matrix<const float> x = x_;
+    if (how.how != input_rounding::none) {
+      const auto rounded = view(s_.rounded, x_.rows, x_.cols);
+      if (!(how == held_)) {
+        copy_rows(x_, rounded);
+        round_inputs(rounded, how);
+      }
+      x = rounded;
     }
-    host::matmul_nt(matrix<const float>(rounded), w_.at(c_, p), y, w_.precision);
+    if (w_.precision == host::matmul_precision::bfloat16) {
+      if (!packed_ || !(how == held_)) s_.packed.pack(x);
+      packed_ = true;
+      host::matmul_nt(s_.packed, w_.at(c_, p), y);
+    } else {
+      host::matmul_nt(x, w_.at(c_, p), y);
+    }
+    held_ = how;
   }
 
  private:
@@ -95,7 +113,8 @@ class rounding_reader {
   const layer_weights& w_;
   matrix<const float> x_;
   scratch& s_;
-  rounded_inputs held_;
+  rounded_inputs held_;  ///< how the last one wanted it
+  bool packed_ = false;
 };
 
 /// Attention of whole sequences: q, k, v already projected (tokens, width); rotates q and k.
@@ -304,7 +323,7 @@ void rms_norm(matrix<const float> x, const std::vector<float>& weight, float eps
 void attention_block(const config& c, const layer_weights& w, matrix<const float> normed,
                      const std::vector<index_t>& starts, matrix<float> out, const observer& observe) {
   scratch s;
-  attention_block(c, w, rotary_table(c.head_dim, c.rope_theta, longest(starts)), normed, starts, out, observe, s);
+  attention_block(c, w, rotary_of(c, longest(starts)), normed, starts, out, observe, s);
 }
 
 void mlp_block(const config& c, const layer_weights& w, matrix<const float> normed, matrix<float> out,
@@ -320,7 +339,7 @@ using chunk_runner =
     std::function<void(const rotary_table&, const std::vector<index_t>& chunk, index_t tokens, scratch&)>;
 
 void in_chunks(const config& c, const std::vector<index_t>& starts, const chunk_runner& run) {
-  const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
+  const rotary_table& rotary = rotary_of(c, longest(starts));
   const index_t widest = max(2 * c.intermediate, 2 * c.q_width() + 2 * c.kv_width()) + 2 * c.hidden;
   const index_t chunk_tokens = max(least_chunk_tokens, chunk_bytes / (4 * widest));
   scratch s;
@@ -390,7 +409,7 @@ cache_scales read_cache_scales(const checkpoint& from, const config& c, index_t 
 
 cache_maxima largest_cached(const config& c, const layer_weights& w, matrix<const float> x,
                             const std::vector<index_t>& starts) {
-  const rotary_table rotary(c.head_dim, c.rope_theta, longest(starts));
+  const rotary_table& rotary = rotary_of(c, longest(starts));
   scratch buffers;
   std::vector<float> largest_k(static_cast<size_t>(c.kv_width())), largest_v = largest_k;
   for (size_t s = 0; s + 1 < starts.size(); ++s) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "nibble/core.hpp"
+#include "nibble/math.hpp"
 
 namespace nibble::mistral {
 
@@ -20,6 +21,7 @@ class rotary_table {
   bool turns(index_t head_dim, double theta) const { return half_ == head_dim / 2 && theta_ == theta; }
   /// Makes positions [0, positions) known.
   void reach(index_t positions) {
+    for (auto* table : {&cosine_, &sine_}) table->reserve(static_cast<size_t>(max(positions, known_) * half_));
     for (; known_ < positions; ++known_)
       for (index_t i = 0; i < half_; ++i) {
         const double angle =

@@ -32,10 +32,6 @@ class row_buffer {
     data_.reset(new float[static_cast<size_t>(size)]);
     size_ = size;
   }
-  void release() {
-    data_.reset();
-    size_ = 0;
-  }
 
  private:
   std::unique_ptr<float[]> data_;

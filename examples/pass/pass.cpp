@@ -296,10 +296,11 @@ void quantize_layers(const job& j, const std::filesystem::path& directory, safet
                      run_progress& saved, pass_result& r) {
   const bool needed = j.o.propagate == propagation::quantized;
   /// Saving activations is worth it after so long. The original model's are computed again otherwise; those that quantized layers give
-  /// are saved as soon as that takes a hundredth of the time.
-  constexpr double disk_bytes_per_second = 1e9, longest = 30;
-  const double taken = sizeof(float) * static_cast<double>(j.activations()) / disk_bytes_per_second;
-  const std::chrono::duration<double> worth_saving(needed ? std::min(longest, 100 * taken) : longest);
+  /// are saved at once if there are few, and else as soon as that takes a hundredth of the time.
+  constexpr double disk_bytes_per_second = 1e9, few = 4e6, longest = 30;
+  const double bytes = sizeof(float) * static_cast<double>(j.activations());
+  const std::chrono::duration<double> worth_saving(
+      needed ? std::clamp(100 * (bytes - few) / disk_bytes_per_second, 0.0, longest) : longest);
   const auto done = static_cast<index_t>(r.layers.size());
   if (done == j.model.layers) return;
   std::unique_ptr<engine> on;

@@ -17,8 +17,9 @@
 namespace nibble::mistral {
 namespace {
 
-/// Share of a plain product's rate that the pass's products reach with all that lies between them (docs/awq_mistral.md).
-constexpr double efficiency = 0.6;
+/// Share of a plain product's rate that the pass's products reach, and seconds that a thread takes for an activation between them, which
+/// where products take least are most of the time (docs/awq_mistral.md).
+constexpr double efficiency = 0.7, between = 1.6e-9;
 /// Rounds of clip_under_gram, in products (n, g) · (g, g) a group.
 constexpr double range_candidates = 66;
 
@@ -63,6 +64,17 @@ struct products {
         std::min(1.0, static_cast<double>(kept_bytes) / (4 * tokens * static_cast<double>(j.model.intermediate)));
     return (all - tail) * (j.o.scaled() ? 3 : 2 - kept) + tail;
   }
+  double of_forwards() const {
+    const auto followed = static_cast<double>(j.followed_tokens());
+    const double own = j.o.by_halves() ? of_halves() : of_forward() * (j.o.propagate == propagation::quantized ? 2 : 1);
+    return own + of_forward() * followed / tokens;
+  }
+  /// Activations and scores that forward passes make of tokens, `operations` in all.
+  double made_by(double operations) const {
+    const config& c = j.model;
+    const auto width = static_cast<double>(4 * c.hidden + 2 * (c.q_width() + 2 * c.kv_width()) + 3 * c.intermediate);
+    return operations / of_forward() * tokens * (width + static_cast<double>(c.heads) * sequence / 2);
+  }
   /// Forward, and the Gram matrices of the four inputs where there are tokens enough to need them.
   double of_statistics() const {
     double gram = 0;
@@ -71,11 +83,9 @@ struct products {
       if (j.o.correlations_seen() && (tokens >= k || j.o.solved())) gram += tokens * k * k;
     }
     const auto followed = static_cast<double>(j.followed_tokens());
-    const double forwards =
-        j.o.by_halves() ? of_halves() : of_forward() * (j.o.propagate == propagation::quantized ? 2 : 1);
     const double joined =
         j.o.residual_followed() ? 2 * followed * static_cast<double>(j.model.hidden * j.model.intermediate) : 0;
-    return forwards + of_forward() * followed / tokens + gram * (1 + 2 * followed / tokens) + joined;
+    return of_forwards() + gram * (1 + 2 * followed / tokens) + joined;
   }
   /// GPTQ's codes of some rows and their loss; and a factor, which linears that read one input share.
   double of_judging(projection p) const {
@@ -199,6 +209,17 @@ std::uint64_t remembered_bytes(const job& j, layer_part half) {
   return static_cast<std::uint64_t>(4 * elements);
 }
 
+/// What products and statistics read, packed in bfloat16, perhaps twice for those that read both sides of it; tokens that are compared with the
+/// original's, as floats.
+std::uint64_t packed_bytes(const job& j) {
+  constexpr index_t tokens = 512;
+  const index_t widest = max(j.model.intermediate, max(j.model.q_width(), j.model.hidden));
+  index_t bytes = 0;
+  if (j.precision == host::matmul_precision::bfloat16) bytes += tokens * 2 * widest * (j.o.drift_followed() ? 6 : 3);
+  if (j.o.drift_followed()) bytes += tokens * 4 * (2 * widest + j.model.hidden);
+  return static_cast<std::uint64_t>(bytes);
+}
+
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
 std::uint64_t memory_needed(const job& j, bool on_gpu) {
   std::uint64_t layer = 0, largest = 0, grams = 0, before = 0, before_solver = 0, sums = 0, solvers = 0;
@@ -238,6 +259,7 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
     grams += 5 * largest;  // a linear's target, or its columns in order, and codes a byte each
   if (j.o.smoothed() && !on_gpu) grams += sample_bytes(j);
   if (j.o.drift_followed() && !on_gpu) grams += std::uint64_t(16) << 20;  // what is kept of the original's chunk
+  if (j.o.calibrated() && !on_gpu) grams += packed_bytes(j);
   // What attention and MLP read and gave; of linears that are rounded on trial, copies have the room of 2 largest.
   if (!on_gpu) grams += static_cast<std::uint64_t>(16 * j.judged_tokens() * j.model.hidden);
   const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
@@ -304,7 +326,8 @@ plan plan_run(const job& j) {
   double seconds = 0, weights = 0;
   for (index_t layer = 0; layer < j.model.layers; ++layer)
     if (j.o.calibrated())
-      seconds += (p.of_statistics() + p.of_blocks()) / calibration_rate + p.of_search(j.packings(layer)) / rate;
+      seconds += (p.of_statistics() + p.of_blocks()) / calibration_rate + p.of_search(j.packings(layer)) / rate +
+                 p.made_by(p.of_forwards() + p.of_blocks()) * between / host::pool().size();
   for (const auto& [name, t] : j.files.tensors()) weights += static_cast<double>(t.size());
   constexpr double read_and_pack =
       20e-9;  // seconds a weight on one thread: convert, fit, round, pack, write, read back
@@ -314,7 +337,9 @@ plan plan_run(const job& j) {
     const double head = 2 * static_cast<double>(j.model.vocabulary * j.model.hidden) * evaluated.tokens;
     const int models = j.o.calibrated() ? 3 : 2;
     // Windows overlap by half: each token is read twice.
-    out.evaluation_seconds = models * (2 * evaluated.of_forward() * static_cast<double>(j.model.layers) + head) / rate;
+    const double operations = 2 * evaluated.of_forward() * static_cast<double>(j.model.layers);
+    out.evaluation_seconds =
+        models * ((operations + head) / rate + evaluated.made_by(operations) * between / host::pool().size());
   }
   return out;
 }

@@ -231,6 +231,7 @@ TEST_CASE("killed again and again, a pass still writes the bytes of an unbroken 
                                                            {"awq_mistral", {"--method", "rtn", "--format", "awq-gemm"}},
                                                            {"gptq_mistral", {}},
                                                            {"gptq_mistral", {"--propagate", "original"}}};
+  int gone_on = 0;
   for (const auto& [program, more] : runs) {
     CAPTURE(program, more);
     workplace w;
@@ -244,6 +245,7 @@ TEST_CASE("killed again and again, a pass still writes the bytes of an unbroken 
       CAPTURE(runs, result.err);
       REQUIRE((result.status == 0 || result.status == -SIGALRM));
       REQUIRE(runs < 1000);
+      gone_on += result.err.find("going on with what an interrupted run left") != result.err.npos ? 1 : 0;
       if (test::fs::exists(w.out)) break;
     }
     test::fs::remove(w.out / resume_file);  // is there when the last kill came right after the output got its name
@@ -251,6 +253,7 @@ TEST_CASE("killed again and again, a pass still writes the bytes of an unbroken 
     CHECK(files_of(w.out) == whole);
     CHECK(!test::fs::exists(w.partial));
   }
+  CHECK(gone_on > 0);
 }
 
 TEST_CASE("a rerun says what it goes on with, and computes no layer again") {

@@ -5,6 +5,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 
@@ -52,6 +53,8 @@ struct workplace {
   }
 
   words options(const std::string& output, const words& more) const {
+    const words precision = {"--matmul-precision", "bfloat16"};  // as a GPU multiplies, whatever this CPU does faster
+    const bool calibrates = std::find(more.begin(), more.end(), "rtn") == more.end();
     return words{"--model",
                  model.string(),
                  "--output",
@@ -65,10 +68,8 @@ struct workplace {
                  "--max-seq-length",
                  "24",
                  "--group-size",
-                 "32",
-                 "--matmul-precision",
-                 "bfloat16"} +  // as a GPU multiplies, whatever this CPU does faster
-           more;
+                 "32"} +
+           (calibrates ? precision : words()) + more;
   }
   outcome run(const std::string& output, const words& more, const std::function<void()>& prepare = nullptr) const {
     return run_program(on_gpu(program), options(output, more), root.path(), prepare);

@@ -34,8 +34,11 @@ inline bool has_bfloat16() noexcept {
 #endif
 }
 
-/// The one that this machine multiplies faster. Of Intel's processors those that have AVX512_BF16 multiply as many floats a cycle.
+/// The one that this machine multiplies faster. Of Intel's processors those that have AVX512_BF16 but not AMX multiply as many floats a cycle.
 inline matmul_precision fastest_precision() noexcept {
+#if defined(NIBBLE_AMX_KNOWN)
+  if (detail::has_amx_bf16()) return matmul_precision::bfloat16;
+#endif
 #if defined(__GNUC__) && defined(__x86_64__)
   if (has_bfloat16() && __builtin_cpu_is("amd")) return matmul_precision::bfloat16;
 #endif
@@ -71,14 +74,47 @@ inline void sgemm(CBLAS_TRANSPOSE trans_a, CBLAS_TRANSPOSE trans_b, index_t m, i
 /// Of y. The BLAS copies x's rows for each 512 columns, and w's for each 256 rows: with tiles of 256 × 256, which copy more, a small
 /// model's pass took 4 % longer, and with 512 × 512, which outgrow a cache, 2 %.
 inline constexpr index_t tile_rows = 256, tile_cols = 512;
+/// Of y where x is packed beforehand, and w for each tile; and the least that one is cut to.
+inline constexpr index_t packed_tile_cols = 256, least_tile = 64;
 
+/// f(row, rows, column, columns) of every tile.
 template <class F>
-void over_tiles(index_t rows, index_t cols, F&& f) {
+void over_tiles(index_t rows, index_t cols, index_t most_rows, index_t most_cols, F&& f) {
+  const index_t across = ceil_div(cols, most_cols);
+  parallel_for(ceil_div(rows, most_rows) * across, [&](index_t tile) {
+    const index_t row = tile / across * most_rows, col = tile % across * most_cols;
+    f(row, min(most_rows, rows - row), col, min(most_cols, cols - col));
+  });
+}
+
+/// y (m, n) = x (m, k) · w (n, k)ᵀ, or · w (k, n). Sums do not depend on where tiles end, so that a product of few is cut for the threads.
+template <bool Rows>
+void matmul_packed(const row_pairs& x, matrix<const float> w, matrix<float> y) {
+  index_t most_rows = 0;
+  with_pairs([&](auto of) { most_rows = decltype(of)::tile_rows; });
+  index_t most_cols = packed_tile_cols;
+  const auto few = [&] {
+    return ceil_div(x.rows(), most_rows) * ceil_div(y.cols, most_cols) < 2 * index_t{pool().size()};
+  };
+  while (few() && most_cols > least_tile) most_cols /= 2;
+  while (few() && most_rows > least_tile) most_rows /= 2;
+  over_tiles(x.rows(), y.cols, most_rows, most_cols, [&](index_t row, index_t rows, index_t col, index_t cols) {
+    multiply_rounded<Rows>(x, row, Rows ? w.rows_at(col, cols) : w.cols_at(col, cols),
+                           y.rows_at(row, rows).cols_at(col, cols));
+  });
+}
+
+template <bool Rows>
+void matmul(matrix<const float> x, matrix<const float> w, matrix<float> y, matmul_precision how) {
+  if (how == matmul_precision::bfloat16) {
+    thread_local row_pairs packing;
+    packing.pack(x);
+    return matmul_packed<Rows>(packing, w, y);
+  }
   single_threaded_blas();
-  const index_t across = ceil_div(cols, tile_cols);
-  parallel_for(ceil_div(rows, tile_rows) * across, [&](index_t tile) {
-    const index_t row = tile / across * tile_rows, col = tile % across * tile_cols;
-    f(row, min(tile_rows, rows - row), col, min(tile_cols, cols - col));
+  over_tiles(x.rows, y.cols, tile_rows, tile_cols, [&](index_t row, index_t rows, index_t col, index_t cols) {
+    sgemm(CblasNoTrans, Rows ? CblasTrans : CblasNoTrans, rows, cols, x.cols, x.rows_at(row, rows),
+          Rows ? w.rows_at(col, cols) : w.cols_at(col, cols), 0.0f, y.rows_at(row, rows).cols_at(col, cols));
   });
 }
 
@@ -96,20 +132,30 @@ inline void multiply_nn(matrix<const float> x, matrix<const float> w, matrix<flo
 
 }  // namespace detail
 
+/// Rows (m, k) that several products in bfloat16 begin with, packed once.
+class packed_factor {
+ public:
+  void pack(matrix<const float> x) { rows_.pack(x); }
+  const detail::row_pairs& rows() const noexcept { return rows_; }
+
+ private:
+  detail::row_pairs rows_;
+};
+
 /// y (m, n) = x (m, k) · w (n, k)ᵀ: a linear layer, as checkpoints store it.
 inline void matmul_nt(matrix<const float> x, matrix<const float> w, matrix<float> y,
                       matmul_precision how = matmul_precision::float32) {
-  detail::over_tiles(x.rows, w.rows, [&](index_t row, index_t rows, index_t col, index_t cols) {
-    detail::multiply_nt(x.rows_at(row, rows), w.rows_at(col, cols), y.rows_at(row, rows).cols_at(col, cols), how);
-  });
+  detail::matmul<true>(x, w, y, how);
+}
+/// The same in bfloat16.
+inline void matmul_nt(const packed_factor& x, matrix<const float> w, matrix<float> y) {
+  detail::matmul_packed<true>(x.rows(), w, y);
 }
 
 /// y (m, n) = x (m, k) · w (k, n).
 inline void matmul_nn(matrix<const float> x, matrix<const float> w, matrix<float> y,
                       matmul_precision how = matmul_precision::float32) {
-  detail::over_tiles(x.rows, w.cols, [&](index_t row, index_t rows, index_t col, index_t cols) {
-    detail::multiply_nn(x.rows_at(row, rows), w.cols_at(col, cols), y.rows_at(row, rows).cols_at(col, cols), how);
-  });
+  detail::matmul<false>(x, w, y, how);
 }
 
 }  // namespace host

@@ -118,9 +118,10 @@ class thread_pool {
     for (uint64_t seen = 0;;) {
       await([&] { return generation_.load(std::memory_order_acquire) != seen; });
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || (open_ && generation_ != seen); });
+      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
       if (stopping_) return;
       seen = generation_;
+      if (!open_) continue;
       const auto call = call_;
       void* const state = state_;
       ++active_;

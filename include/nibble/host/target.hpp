@@ -57,7 +57,7 @@ class drift {
         for (index_t col = 0; col < outputs_; ++col)
           apart(row, k + col) = observed(original_residual(first + row, col)) - observed(residual(first + row, col));
       });
-      if (how_ == matmul_precision::bfloat16) packed_inputs().pack(clean);
+      if (how_ == matmul_precision::bfloat16) packed_inputs().pack(clean, false);
       add_product(apart.cols_at(0, k), clean, {data_.data(), k, k});
       add_product(apart.cols_at(k, outputs_), clean, {residual_.data(), outputs_, k});
     }

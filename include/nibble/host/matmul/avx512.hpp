@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// @file
-/// plain_pairs in the instructions that AVX512_BF16 has for it: the same bits where no number is subnormal and no product overflows. Everything is indexed by
-/// constants, by folds over index sequences, and forms with a full mask stand where plain ones would do, as in host/gemm.
+/// plain_packing and plain_pairs in the instructions that AVX512_BF16 has for it: the same bits where no number is subnormal and no product
+/// overflows. Everything is indexed by constants, by folds over index sequences, and forms with a full mask stand where plain ones would do, as in
+/// host/gemm.
 #pragma once
 
 #include <utility>
@@ -41,6 +42,7 @@ NIBBLE_BF16 __m512i pairs_of(const float* x, index_t count) noexcept {
 /// 16 × 16 pairs, to be transposed.
 struct pair_square {
   pair_square() {}  // leaves the registers alone
+  static constexpr index_t edge = 16;
   static constexpr auto sixteen = std::make_index_sequence<16>{};
   static constexpr auto eight = std::make_index_sequence<8>{};
   static constexpr auto four = std::make_index_sequence<4>{};
@@ -56,6 +58,10 @@ struct pair_square {
   template <std::size_t... I>
   NIBBLE_BF16 void load(const float* x, index_t stride, std::index_sequence<I...>) noexcept {
     ((row[I] = pairs_of(x + static_cast<index_t>(I) * stride)), ...);
+  }
+  template <std::size_t... I>
+  NIBBLE_BF16 void load(const uint32_t* pairs, index_t stride, std::index_sequence<I...>) noexcept {
+    ((row[I] = _mm512_loadu_si512(pairs + static_cast<index_t>(I) * stride)), ...);
   }
   template <std::size_t A>
   NIBBLE_BF16 void interleave_rows() noexcept {
@@ -90,9 +96,10 @@ struct pair_square {
     (interleave_quad<4 * Four>(), ...);
     (exchange_lanes<Four>(), ...);
   }
+  NIBBLE_BF16 void transpose() noexcept { transpose(eight, four); }
   template <std::size_t... I>
-  NIBBLE_BF16 void store(uint32_t* out, index_t rows, std::index_sequence<I...>) const noexcept {
-    ((static_cast<index_t>(I) < rows ? _mm512_store_si512(out + static_cast<index_t>(I) * block_cols, row[I]) : void()),
+  NIBBLE_BF16 void store(uint32_t* out, index_t stride, index_t rows, std::index_sequence<I...>) const noexcept {
+    ((static_cast<index_t>(I) < rows ? _mm512_store_si512(out + static_cast<index_t>(I) * stride, row[I]) : void()),
      ...);
   }
 };
@@ -100,8 +107,8 @@ struct pair_square {
 /// 8 × 32 sums in registers.
 struct pair_sums {
   pair_sums() {}  // leaves the registers alone
-  static constexpr auto rows = std::make_index_sequence<block_rows>{};
-  __m512 low[block_rows], high[block_rows];
+  static constexpr auto rows = std::make_index_sequence<plain_pairs::rows>{};
+  __m512 low[plain_pairs::rows], high[plain_pairs::rows];
 
   template <std::size_t... I>
   NIBBLE_BF16 void clear(std::index_sequence<I...>) noexcept {
@@ -131,12 +138,13 @@ struct pair_sums {
   }
 };
 
-struct avx512_pairs {
+template <index_t Depth>
+struct avx512_packing : plain_packing<Depth> {
   NIBBLE_BF16_ENTRY static void pack_row(const float* x, index_t k, uint32_t* out) noexcept {
     index_t i = 0;
     for (; i + 32 <= k; i += 32) _mm512_storeu_si512(out + i / 2, pairs_of(x + i));
     if (i == k) return;
-    const auto held = static_cast<__mmask16>((1u << ceil_div(k - i, index_t(2))) - 1);
+    const auto held = static_cast<__mmask16>((1u << packed_pairs<Depth>(k - i)) - 1);
     _mm512_mask_storeu_epi32(out + i / 2, held, pairs_of(x + i, k - i));
   }
 
@@ -150,8 +158,8 @@ struct avx512_pairs {
           square.load(from, w.stride, pair_square::sixteen);
         else
           square.load(from, w.stride, rows, min(count, index_t(32)), pair_square::sixteen);
-        square.transpose(pair_square::eight, pair_square::four);
-        square.store(out + i / 2 * block_cols + half, ceil_div(count, index_t(2)), pair_square::sixteen);
+        square.transpose();
+        square.store(out + i / 2 * block_cols + half, block_cols, packed_pairs<Depth>(count), pair_square::sixteen);
       }
   }
 
@@ -170,7 +178,15 @@ struct avx512_pairs {
         _mm512_store_si512(out + row / 2 * block_cols + half,
                            _mm512_maskz_permutexvar_epi16(~__mmask32(0), order, both));
       }
+    for (index_t t = ceil_div(x.rows, index_t(2)); t < packed_pairs<Depth>(x.rows); ++t)
+      for (index_t half = 0; half < block_cols; half += 16)
+        _mm512_store_si512(out + t * block_cols + half, _mm512_setzero_si512());
   }
+};
+
+struct avx512_pairs : avx512_packing<plain_pairs::depth> {
+  static constexpr index_t rows = plain_pairs::rows, apart = plain_pairs::apart, tile_rows = plain_pairs::tile_rows;
+  static constexpr bool takes_panels = true;
 
   NIBBLE_BF16_ENTRY static void block(const uint32_t* a, index_t row, index_t step, const uint32_t* b, index_t pairs,
                                       float* c, index_t stride, bool add) noexcept {
@@ -183,6 +199,17 @@ struct avx512_pairs {
       sums.store<false>(c, stride, pair_sums::rows);
   }
 };
+
+/// plain_tiles::turn.
+NIBBLE_BF16_ENTRY inline void turn_panel(const uint32_t* panel, index_t pairs, index_t stride, uint32_t* out) noexcept {
+  pair_square square;
+  for (index_t col = 0; col < block_cols; col += pair_square::edge)
+    for (index_t t = 0; t < pairs; t += pair_square::edge) {
+      square.load(panel + t * block_cols + col, block_cols, pair_square::sixteen);
+      square.transpose();
+      square.store(out + col * stride + t, stride, pair_square::edge, pair_square::sixteen);
+    }
+}
 
 }  // namespace detail
 }  // namespace host
