@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pass/activations.hpp"
 
+#include <algorithm>
 #include <fstream>
 
 #include "mistral/file.hpp"
@@ -14,6 +15,11 @@ std::string_view bytes_of(const std::vector<float>& data) {
 }
 
 }  // namespace
+
+std::chrono::duration<double> worth_saving_after(double bytes) {
+  constexpr double disk_bytes_per_second = 1e9, few = 4e6, longest = 30;
+  return std::chrono::duration<double>(std::clamp(100 * (bytes - few) / disk_bytes_per_second, 0.0, longest));
+}
 
 nlohmann::json save_activations(const std::vector<float>& x, const std::filesystem::path& directory, index_t layer) {
   const std::string name = "activations-" + std::to_string(layer) + ".f32";

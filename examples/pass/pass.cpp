@@ -295,12 +295,9 @@ std::string search_layer(const job& j, index_t layer, layer_weights& w, engine& 
 void quantize_layers(const job& j, const std::filesystem::path& directory, safetensors_writer& writer,
                      run_progress& saved, pass_result& r) {
   const bool needed = j.o.propagate == propagation::quantized;
-  /// Saving activations is worth it after so long. The original model's are computed again otherwise; those that quantized layers give
-  /// are saved at once if there are few, and else as soon as that takes a hundredth of the time.
-  constexpr double disk_bytes_per_second = 1e9, few = 4e6, longest = 30;
-  const double bytes = sizeof(float) * static_cast<double>(j.activations());
-  const std::chrono::duration<double> worth_saving(
-      needed ? std::clamp(100 * (bytes - few) / disk_bytes_per_second, 0.0, longest) : longest);
+  /// The original model's activations can be computed again, which takes about as long as reading a layer.
+  const std::chrono::duration<double> worth_saving =
+      needed ? worth_saving_after(sizeof(float) * static_cast<double>(j.activations())) : std::chrono::seconds(30);
   const auto done = static_cast<index_t>(r.layers.size());
   if (done == j.model.layers) return;
   std::unique_ptr<engine> on;

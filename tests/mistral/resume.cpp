@@ -17,6 +17,7 @@
 #include "mistral/file.hpp"
 #include "mistral/sha256.hpp"
 #include "nibble/host/matmul.hpp"
+#include "pass/activations.hpp"
 #include "support/limits.hpp"
 #include "support/model.hpp"
 #include "support/program.hpp"
@@ -231,7 +232,6 @@ TEST_CASE("killed again and again, a pass still writes the bytes of an unbroken 
                                                            {"awq_mistral", {"--method", "rtn", "--format", "awq-gemm"}},
                                                            {"gptq_mistral", {}},
                                                            {"gptq_mistral", {"--propagate", "original"}}};
-  int gone_on = 0;
   for (const auto& [program, more] : runs) {
     CAPTURE(program, more);
     workplace w;
@@ -239,21 +239,25 @@ TEST_CASE("killed again and again, a pass still writes the bytes of an unbroken 
     const auto [whole, seconds] = w.undisturbed(more);
     std::mt19937 random(7);
     std::uniform_real_distribution<double> moment(0.2 * seconds, 0.7 * seconds);
-    int runs = 1;
-    for (;; ++runs) {
-      const auto result = w.killed_after(moment(random) * (1 + 0.1 * runs), more);
-      CAPTURE(runs, result.err);
-      REQUIRE((result.status == 0 || result.status == -SIGALRM));
-      REQUIRE(runs < 1000);
-      gone_on += result.err.find("going on with what an interrupted run left") != result.err.npos ? 1 : 0;
-      if (test::fs::exists(w.out)) break;
+    int gone_on = 0;
+    for (int attempt = 0; attempt < 10 && gone_on == 0; ++attempt) {  // all kills may come before a layer is done
+      test::fs::remove_all(w.out);
+      int runs = 1;
+      for (;; ++runs) {
+        const auto result = w.killed_after(moment(random) * (1 + 0.1 * runs), more);
+        CAPTURE(attempt, runs, result.err);
+        REQUIRE((result.status == 0 || result.status == -SIGALRM));
+        REQUIRE(runs < 1000);
+        gone_on += result.err.find("going on with what an interrupted run left") != result.err.npos ? 1 : 0;
+        if (test::fs::exists(w.out)) break;
+      }
+      test::fs::remove(w.out / resume_file);  // is there when the last kill came right after the output got its name
+      CHECK(runs > 1);
+      CHECK(files_of(w.out) == whole);
+      CHECK(!test::fs::exists(w.partial));
     }
-    test::fs::remove(w.out / resume_file);  // is there when the last kill came right after the output got its name
-    CHECK(runs > 1);
-    CHECK(files_of(w.out) == whole);
-    CHECK(!test::fs::exists(w.partial));
+    CHECK(gone_on > 0);
   }
-  CHECK(gone_on > 0);
 }
 
 TEST_CASE("a rerun says what it goes on with, and computes no layer again") {
@@ -429,6 +433,14 @@ TEST_CASE("activations that a run saved are computed again when they are damaged
   CAPTURE(result.err);
   CHECK(result.status == 1);
   CHECK_THAT(result.err, Contains("activations") && Contains("damaged") && Contains("--restart"));
+}
+
+TEST_CASE("activations are saved at once where they are few, and else when that takes a hundredth of the time") {
+  const auto seconds = [](double bytes) { return mistral::worth_saving_after(bytes).count(); };
+  CHECK(seconds(0) == 0);
+  CHECK(seconds(4e6) == 0);
+  CHECK(seconds(98e6) == Approx(9.4));  // of a run of some seconds, none
+  CHECK(seconds(1e12) == 30);
 }
 
 TEST_CASE("a dry run tells shapes, treatment, time, memory and disk, and writes nothing") {
