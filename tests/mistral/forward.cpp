@@ -273,6 +273,25 @@ TEST_CASE("a layer in bfloat16 gives what it gives in float32 but for rounding, 
   }
 }
 
+TEST_CASE("models that turn positions by other angles do not share them") {
+  test::model_spec spec;
+  spec.vocabulary = 50;
+  const opened model(spec);
+  config c = model.settings;
+  const batch b = random_batch({13, 40}, 50);
+  const layer_weights w = load_layer(*model.files, c, 0);
+  const auto run = [&](double theta) {
+    c.rope_theta = theta;
+    std::vector<float> x(static_cast<size_t>(b.tokens() * c.hidden));
+    embed(*model.files, c, b, {x.data(), b.tokens(), c.hidden});
+    forward_layer(c, w, {x.data(), b.tokens(), c.hidden}, b.starts);
+    return x;
+  };
+  const auto first = run(1e4), other = run(1e6);
+  CHECK(first != other);
+  CHECK(run(1e4) == first);
+}
+
 TEST_CASE(
     "two halves of a layer are the layer, and what linears read of a half, or some of them, can be told without going "
     "through it") {
