@@ -8,6 +8,7 @@
 #include "pass/job.hpp"
 #include "pass/layer.hpp"
 #include "support/model.hpp"
+#include "support/program.hpp"
 
 namespace halves_tests {
 
