@@ -92,6 +92,30 @@ TEST_CASE("no group ends worse under its diagonal block than it began, and all e
   REQUIRE(other <= groups / 200);
 }
 
+TEST_CASE("ranges judged in bfloat16 lose as little, but for a hundredth") {
+  const auto x = activations(600, 200);
+  const auto exact = exact_gram(x, 0.25f);
+  const auto w = heavy_tailed(130, 200);
+  const auto s = scales(200, false);
+  host::second_moment seen(200, 600, 0.25f, host::matmul_precision::bfloat16);
+  seen.add(x.view());
+  seen.finish();
+  for (const int bits : {3, 4}) {
+    const any_scheme scheme = scheme_of(bits, false);
+    const auto start = fitted(w, 64, scheme, minmax{});
+    auto p = start, plain = start;
+    host::clip_under_gram(w.view(), s.data(), seen, 64, scheme, p.view());
+    host::clip_under_gram(w.view(), s.data(), gathered(x, 600, 0.25f), 64, scheme, plain.view());
+    const auto total = [&](const owned<params>& of) {
+      double sum = 0;
+      for (const double loss : group_losses(w, s, exact, 64, scheme, of).loss) sum += loss;
+      return sum;
+    };
+    REQUIRE(total(p) < 1.01 * total(plain));
+    REQUIRE(total(p) < 0.9 * total(start));
+  }
+}
+
 TEST_CASE("heavy tails are clipped where that pays") {
   const auto x = activations(600, 128);
   const auto exact = exact_gram(x, 0.0f);

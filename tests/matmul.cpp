@@ -213,6 +213,79 @@ TEST_CASE("several products of rows that are packed once are those of rows that 
   }
 }
 
+namespace {
+
+/// y's distance from `wanted`, plus x·w in double, is at most `off` of Σ|x·w|.
+void near_sum(matrix<const float> x, matrix<const float> w, double off, float wanted, matrix<const float> y) {
+  for (index_t row = 0; row < y.rows; ++row)
+    for (index_t col = 0; col < y.cols; ++col) {
+      double sum = static_cast<double>(wanted), size = std::fabs(sum);
+      for (index_t i = 0; i < x.cols; ++i) {
+        const double term = static_cast<double>(x(row, i)) * static_cast<double>(w(i, col));
+        sum += term, size += std::fabs(term);
+      }
+      INFO("element " << row << ", " << col);
+      REQUIRE(std::fabs(static_cast<double>(y(row, col)) - sum) <= off * size);
+    }
+}
+
+template <class Pairs>
+void split_products() {
+  using namespace host::detail;
+  const double off = std::ldexp(1.0, -16);
+  for (const auto& [m, n, k] :
+       {std::array<index_t, 3>{1, 1, 1}, {33, 45, 31}, {5, 70, 512}, {130, 33, 513}, {9, 40, 1100}}) {
+    CAPTURE(m, n, k);
+    const auto x = activations(m, k), w = activations(k, n, 5);
+    packed_panels high, low;
+    high.pack<Pairs>(w.view());
+    low.pack<Pairs>(w.view(), true);
+    REQUIRE(high.rows() == k);
+    split_rows rows;
+    const auto pack = [&](matrix<const float> from) {
+      rows.pack(from);
+      rows.high.template pack<Pairs>(from);
+      rows.low.template pack<Pairs>({rows.rest.data(), from.rows, from.cols});
+    };
+    pack(x.view());
+    owned<float> y(m, n, 0.5f);
+    multiply_split<Pairs>(rows, high, low, 0, 0, y.view(), true);
+    near_sum(x.view(), w.view(), off, 0.5f, y.view());
+    multiply_split<Pairs>(rows, high, low, 0, 0, y.view(), false);
+    near_sum(x.view(), w.view(), off, 0, y.view());
+    if (k < 96 || n <= block_cols) continue;
+    // Rows 64 to 95 of w, and its columns from 32 on.
+    pack(x.view().cols_at(64, 32));
+    const auto part = y.view().cols_at(block_cols, n - block_cols);
+    multiply_split<Pairs>(rows, high, low, 64, block_cols, part, false);
+    near_sum(x.view().cols_at(64, 32), w.view().rows_at(64, 32).cols_at(block_cols, n - block_cols), off, 0, part);
+    // Some runs of rounded factors.
+    const auto rx = rounded(x), rw = rounded(w);
+    pack(x.view());
+    const index_t last = min(k, product_depth);
+    for (const auto& [first, end] : {std::array<index_t, 2>{0, last}, {last, k}, {0, k}, {last, last}}) {
+      multiply_pairs<Pairs>(rows.high, high, first, end, block_cols, part);
+      near_sum(rx.view().cols_at(first, end - first),
+               rw.view().rows_at(first, end - first).cols_at(block_cols, n - block_cols),
+               static_cast<double>(k) * roundoff, 0, part);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE(
+    "factors split into two bfloat16 give the product of floats but for a 2^16th, also of some rows and columns") {
+  split_products<host::detail::plain_pairs>();
+  split_products<host::detail::plain_tiles>();
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (host::detail::has_avx512_bf16()) split_products<host::detail::avx512_pairs>();
+#endif
+#if defined(NIBBLE_AMX_KNOWN)
+  if (host::detail::has_amx_bf16()) split_products<host::detail::amx_tiles>();
+#endif
+}
+
 TEST_CASE("a product reads and writes views whose rows lie apart, and nothing beside them") {
   const auto x = activations(300, 90), w = activations(70, 90, 4);
   owned<float> y(300, 80, 99.0f);

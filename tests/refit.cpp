@@ -190,6 +190,40 @@ TEST_CASE("codes and parameters moved by turns lose less than codes alone") {
   REQUIRE(total(both.losses(g)) < 0.95 * total(codes.losses(g)));
 }
 
+TEST_CASE(
+    "codes and parameters moved by turns say what they lose then, from tokens, from Gram matrices of either "
+    "precision") {
+  for (const auto& [rows, cols, group] :
+       {shape{130, 600, 128}, shape{7, 1100, 32}, shape{5, 90, -1}, shape{4, 200, 24}, shape{300, 64, 64}})
+    for (const auto how : {host::matmul_precision::float32, host::matmul_precision::bfloat16})
+      for (const index_t tokens : {index_t(50), 2 * cols}) {
+        const auto x = activations(tokens, cols);
+        host::second_moment moment(cols, tokens, 0.25f, how);
+        moment.add(x.view());
+        moment.finish();
+        rounded linear(weights<float>(rows, cols), scales(cols), group, scheme_of(3, false)), plain = linear;
+        std::vector<float> of_row(static_cast<size_t>(rows));
+        for (index_t row = 0; row < rows; ++row) of_row[static_cast<size_t>(row)] = 0.5f + static_cast<float>(row % 5);
+        const double loss = host::sweep_and_refit(std::as_const(linear.w).view(), linear.s.data(), moment, group,
+                                                  linear.scheme, 2, linear.p.view(), linear.q.view(), of_row.data());
+        const auto g = exact_gram(x, 0.25f);
+        const auto losses = linear.losses(g), before = plain.losses(g);
+        double wanted = 0;
+        for (size_t row = 0; row < losses.size(); ++row)
+          wanted += losses[row] * static_cast<double>(of_row[row]) * static_cast<double>(of_row[row]);
+        INFO(rows << " x " << cols << ", group " << group << ", " << tokens << " tokens, "
+                  << (how == host::matmul_precision::float32 ? "float32" : "bfloat16"));
+        // In bfloat16 the tokens are rounded before they are summed.
+        const bool rounded_tokens = how == host::matmul_precision::bfloat16 && !moment.sampled();
+        REQUIRE(loss == Approx(wanted).epsilon(rounded_tokens ? 5e-3 : 1e-4));
+        REQUIRE(total(losses) < 0.97 * total(before));
+        // As good as in float32, but for codes that a rounding sent another way.
+        host::sweep_and_refit(std::as_const(plain.w).view(), plain.s.data(), gathered(x, tokens, 0.25f), group,
+                              plain.scheme, 2, plain.p.view(), plain.q.view());
+        REQUIRE(total(losses) < 1.02 * total(plain.losses(g)));
+      }
+}
+
 TEST_CASE("weights that lie on a grid of another scale are met exactly once the scale is refitted") {
   const auto x = activations(300, 64);
   rounded linear(owned<float>(10, 64), std::vector<float>(64, 1.0f), 64, scheme_of(4, false));

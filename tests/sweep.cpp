@@ -102,6 +102,25 @@ TEST_CASE(
         }
 }
 
+TEST_CASE(
+    "changes of codes reach the columns of other spans, before and after, and of the last one, which is narrower") {
+  constexpr index_t cols = 2 * host::detail::span_cols + 77;
+  const auto x = integer_activations(cols);
+  const auto exact = exact_gram(x, 0.5f);
+  rounded linear(eighths(5, cols), scales(cols, true), 128, scheme_of(3, false));
+  for (params& p : linear.p.data) p.scale = 0.5f;
+  const auto start = linear.q.data;
+  reference::sweep(std::as_const(linear.w).view(), linear.s.data(), exact.view(), std::as_const(linear.p).view(), 128,
+                   linear.scheme, 3, linear.q.view());
+  const auto expected = linear.q.data;
+  REQUIRE(expected != start);
+  for (const index_t announced : {index_t(64), index_t(2 * cols)}) {
+    linear.q.data = start;
+    linear.sweep(gathered(x, announced, 0.5f), 3);
+    REQUIRE(linear.q.data == expected);
+  }
+}
+
 TEST_CASE("on ordinary numbers nearly every row of a sweep is the reference's, and the others lose no more") {
   const auto x = activations(300, 200);
   const auto exact = exact_gram(x, 0.5f);
@@ -302,6 +321,24 @@ TEST_CASE("the loss of codes is the Gram loss of what they stand for") {
                                          gathered(seen, announced, 0.5f), 32, linear.scheme);
     const double bound = static_cast<double>(2 * 130 + 2 * announced + 70) * roundoff * loss_magnitude(d.view(), gram);
     REQUIRE(std::fabs(loss - reference::gram_loss(d.view(), gram.view())) <= bound);
+  }
+}
+
+TEST_CASE("losses under a Gram matrix of more than one block of columns are those in double, in bfloat16 nearly") {
+  const auto x = activations(1400, 1100);
+  const auto gram = exact_gram(x, 0.5f);
+  const rounded linear(weights<float>(33, 1100), scales(1100, false), 32, scheme_of(3, false));
+  const auto d = linear.difference();
+  const double exact = reference::gram_loss(d.view(), gram.view());
+  for (const auto how : {host::matmul_precision::float32, host::matmul_precision::bfloat16}) {
+    host::second_moment seen(1100, 1400, 0.5f, how);
+    seen.add(x.view());
+    seen.finish();
+    const double loss =
+        host::codes_loss(linear.w.view(), linear.q.view(), linear.p.view(), linear.s.data(), seen, 32, linear.scheme);
+    CAPTURE(loss, exact);
+    REQUIRE(std::fabs(loss - exact) <= (how == host::matmul_precision::float32 ? 1e-5 : 1e-3) * exact);
+    REQUIRE((seen.packed_gram() != nullptr) == (how == host::matmul_precision::bfloat16));
   }
 }
 

@@ -141,6 +141,28 @@ TEST_CASE("a moved target is the solution of the normal equations, whatever the 
       }
 }
 
+TEST_CASE("targets that are solved for once, for several linears, are those of each by itself") {
+  for (const auto how : {activation_order::none, activation_order::descending}) {
+    const problem of(500, 200, 70);
+    const auto s = scales(200, true);
+    const host::hessian h(gathered(of.x, 500, 0.2f), s.data(), 32, how, 0.02f);
+    REQUIRE(h.usable());
+    const host::moved_targets shared(s.data(), of.d, h, {0.75f, 0.5f}, 0.2f, true);
+    for (const unsigned seed : {3u, 4u}) {
+      const auto w = activations(70, 200, seed);
+      owned<float> together(70, 200), alone(70, 200);
+      shared.of(w.view(), together.view());
+      host::moved_target(w.view(), s.data(), of.d, h, {0.75f, 0.5f}, 0.2f, alone.view());
+      double moved = 0;
+      for (size_t i = 0; i < w.data.size(); ++i) {
+        REQUIRE(together.data[i] == Approx(alone.data[i]).epsilon(1e-4).margin(1e-4));
+        moved += std::fabs(static_cast<double>(alone.data[i] - w.data[i]));
+      }
+      REQUIRE(moved > 1);
+    }
+  }
+}
+
 TEST_CASE("a moved target without scales is that of scales of 1") {
   const problem of(90, 33, 17);
   const std::vector<float> ones(33, 1.0f);

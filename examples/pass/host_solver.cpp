@@ -32,6 +32,7 @@ void fit_beforehand(const pass_options& o, matrix<const float> w, const std::vec
 
 void host_solver::begin(index_t layer) {
   layer_ = layer;
+  targets_.reset();
   drifts_ = {};
   hessian_.reset();
   reordered_.reset();
@@ -48,6 +49,7 @@ const host::hessian& host_solver::hessian_of(projection p, const std::vector<flo
                                              index_t group, bool judged) {
   const layer_input input = input_of(p);
   if (hessian_ && of_ == input && group_ == group && judged_ == judged && scale_ == s) return *hessian_;
+  targets_.reset();
   hessian_.reset();
   reordered_.reset();
   hessian_.emplace(x, s.data(), group, o_.order, o_.damping);
@@ -64,7 +66,11 @@ double host_solver::choose(projection p, matrix<const float> w, const std::vecto
   if (h.usable() && drift && drift->tokens() > 0) {
     moved.resize(static_cast<size_t>(w.size()));
     const matrix<float> target(moved.data(), w.rows, w.cols);
-    host::moved_target(w, s.data(), *drift, h, {o_.drift, o_.residual_drift}, x.shrinkage(), target);
+    if (!targets_)
+      targets_.emplace(s.data(), *drift, h, host::drift_shares{o_.drift, o_.residual_drift}, x.shrinkage(),
+                       !is_last(input_of(p)));
+    targets_->of(w, target);
+    if (is_last(input_of(p))) targets_.reset();  // there is no other linear: its room is for sweeps
     w = target;
   }
   return solve(h, w, s, of_row, x, as, o_.sweeps, q);
@@ -97,7 +103,9 @@ double host_solver::improve(matrix<const float> w, const std::vector<float>& s, 
     fit_beforehand(o_, w, s, x, as, q.param_matrix());
     host::quantize(w, matrix<const params>(q.param_matrix()), q.code_matrix(), per_group(as.group), as.scheme);
   }
-  if (sweeps > 0) host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, sweeps, q.param_matrix(), q.code_matrix());
+  if (sweeps > 0)
+    return host::sweep_and_refit(w, s.data(), x, as.group, as.scheme, sweeps, q.param_matrix(), q.code_matrix(),
+                                 of_row);
   return host::codes_loss(w, matrix<const uint8_t>(q.code_matrix()), matrix<const params>(q.param_matrix()), s.data(),
                           x, as.group, as.scheme, of_row);
 }

@@ -63,6 +63,7 @@ class host_solver {
   index_t layer_ = 0;
   std::array<std::optional<host::drift>, 4> drifts_;
   std::optional<host::hessian> hessian_;
+  std::optional<host::moved_targets> targets_;    ///< of hessian_ and its input's drift
   std::optional<host::second_moment> reordered_;  ///< what hessian_ was made of, inputs in its order
   layer_input of_ = layer_input::attention;       ///< whose hessian_ is
   index_t group_ = 0;

@@ -411,7 +411,7 @@ nlohmann::ordered_json key_of(const job& j) {
   nlohmann::ordered_json key = {{"nibble", NIBBLE_VERSION}, {"options", options_json(j.o)}};
   for (const char* place : {"model", "output", "calibration", "recipe"}) key["options"].erase(place);
   key["options"]["max_shard_bytes"] = j.o.max_shard_bytes;
-  if (j.o.by_halves()) key["solver_revision"] = 2;  // raised when the same options begin to give other codes
+  if (j.o.calibrated()) key["solver_revision"] = 3;  // raised when the same options begin to give other codes
   key["model"] = identity_of(j.o.model, j.files);
   if (j.o.calibrated()) key["calibration"] = sha256_of_file(j.o.calibration);
   return key;

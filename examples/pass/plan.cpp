@@ -12,6 +12,7 @@
 #include "mistral/machine.hpp"
 #include "mistral/progress.hpp"
 #include "nibble/host/matmul.hpp"
+#include "nibble/host/output_loss.hpp"
 #include "pass/judged_rows.hpp"
 
 namespace nibble::mistral {
@@ -20,8 +21,13 @@ namespace {
 /// Share of a plain product's rate that the pass's products reach, and seconds that a thread takes for an activation between them, which
 /// where products take least are most of the time (docs/awq_mistral.md).
 constexpr double efficiency = 0.7, between = 1.6e-9;
+/// Seconds that a thread takes to find a weight's range among those of ends_search and to round it.
+constexpr double fit_and_round = 12e-9;
 /// Rounds of clip_under_gram, in products (n, g) · (g, g) a group.
 constexpr double range_candidates = 66;
+
+/// What the changes of a sweep take of a product of all, and rows of a group whose parameters a round changes (docs/gptq.md).
+constexpr double few_changes = 0.15, refitted_rows = 0.55;
 
 /// Products of the sample that SmoothQuant's search, and judging what came of it, take for a linear.
 constexpr double smoothing_losses = 17;
@@ -93,27 +99,48 @@ struct products {
     const bool first = p == projection::q || p == projection::o || p == projection::gate || p == projection::down;
     return (first ? k * k * k / 3 : 0) + 3 * n * k * k / static_cast<double>(judged_rows::apart(outputs(j.model, p)));
   }
+  /// Of a search: those that only choose, which are taken as statistics are, and those of floats.
+  struct searched {
+    double choosing = 0, floats = 0;
+  };
   /// Candidates, ranges, sweeps and the losses that are reported.
-  double of_search(const layer_packing& how) const {
+  searched of_search(const layer_packing& how) const {
     const bool block = j.o.blocks_judged();
-    double all = 0;
+    searched all;
     for (const projection p : projections) {
       const auto& packed = how[static_cast<size_t>(p)];
       if (!packed) continue;
       const auto n = static_cast<double>(outputs(j.model, p)), k = static_cast<double>(inputs(j.model, p));
       const bool gram = tokens >= k;
-      const double loss = 2 * n * k * std::min(k, tokens);
+      const double product = 2 * n * k * std::min(k, tokens);
+      double& judged = gram ? all.choosing : all.floats;
+      const double loss = gram ? product / 2 : product;  // a Gram matrix is symmetric
       const bool scaled = j.o.scales_searched() && (p != projection::o || j.model.kv_heads == j.model.heads);
       const bool by_block = block && p != projection::o && p != projection::down;
-      if (scaled && !by_block)
-        all += j.o.grid * (j.o.solved() ? of_judging(p) : loss * (j.o.clip == clip_search::none ? 1 : 1.25));
+      if (scaled && !by_block) (j.o.solved() ? all.floats : judged) += j.o.grid * (j.o.solved() ? of_judging(p) : loss);
       if (j.o.clip == clip_search::gram)
-        all +=
+        all.choosing +=
             range_candidates * 2 * n * k * std::min(packed->group > 0 ? static_cast<double>(packed->group) : k, tokens);
-      if (j.o.smoothed()) all += smoothing_losses * 2 * n * k * std::min(static_cast<double>(smoothing_tokens), tokens);
-      all += loss * (2 + j.o.sweeps * (gram ? 2 : 3) * (j.o.solved() ? 2 : 1));
-      if (j.o.solved()) all += k * k * k / 3 + n * k * k * (j.o.drift_followed() ? 5 : 1);
+      if (j.o.smoothed())
+        all.floats += smoothing_losses * 2 * n * k * std::min(static_cast<double>(smoothing_tokens), tokens);
+      // What rounding to nearest would lose, and what the codes do unless sweeps have kept their products.
+      judged += loss * (j.o.sweeps > 0 && j.o.solved() ? 1 : 2);
+      const double round = (gram ? few_changes : 2) + (j.o.solved() ? refitted_rows * (gram ? 1 : 2) : 0);
+      if (j.o.sweeps > 0) all.floats += product * (1 + j.o.sweeps * round);
+      const bool first = p == projection::q || p == projection::gate || is_last(input_of(p));
+      if (j.o.solved()) all.floats += (first ? k * k * k / 3 : 0) + n * k * k;
+      if (j.o.solved() && j.o.drift_followed())
+        all.floats += is_last(input_of(p)) ? 4 * n * k * k : 2 * n * k * k + (first ? 2 * k * k * k : 0);
     }
+    return all;
+  }
+  /// Weights that candidates are fitted and rounded for.
+  double fitted(const layer_packing& how) const {
+    if (!j.o.scales_searched() || j.o.solved() || j.o.blocks_judged()) return 0;
+    double all = 0;
+    for (const projection p : projections)
+      if (how[static_cast<size_t>(p)] && (p != projection::o || j.model.kv_heads == j.model.heads))
+        all += j.o.grid * static_cast<double>(outputs(j.model, p) * inputs(j.model, p));
     return all;
   }
   /// Forward passes of both blocks on a sample, for each candidate.
@@ -220,6 +247,14 @@ std::uint64_t packed_bytes(const job& j) {
   return static_cast<std::uint64_t>(bytes);
 }
 
+/// What each thread packs of a tile of rows: rounded to bfloat16, and where sweeps split them what that leaves, which is also there as floats.
+std::uint64_t tile_bytes(const job& j) {
+  if (j.precision != host::matmul_precision::bfloat16) return 0;
+  const bool split = host::detail::splitting_pays() && j.o.solved() && j.o.sweeps > 0;
+  const index_t widest = max(j.model.intermediate, max(j.model.q_width(), j.model.hidden));
+  return static_cast<std::uint64_t>(host::pool().size() * host::detail::loss_rows * widest * (split ? 10 : 2));
+}
+
 /// What was measured to be resident at the worst moment, tensor by tensor (docs/awq_mistral.md).
 std::uint64_t memory_needed(const job& j, bool on_gpu) {
   std::uint64_t layer = 0, largest = 0, grams = 0, before = 0, before_solver = 0, sums = 0, solvers = 0;
@@ -232,12 +267,16 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
     for (const projection p : {projection::q, projection::o, projection::gate, projection::down}) {
       const auto k = static_cast<std::uint64_t>(inputs(j.model, p));
       const index_t seen = j.o.correlations_seen() ? j.samples.tokens() : min(j.samples.tokens(), 2 * smoothing_tokens);
-      const std::uint64_t moment = 4 * k * std::min(k, static_cast<std::uint64_t>(seen));
+      std::uint64_t moment = 4 * k * std::min(k, static_cast<std::uint64_t>(seen));
+      // The same in bfloat16, and what that leaves.
+      if (j.precision == host::matmul_precision::bfloat16 && static_cast<std::uint64_t>(seen) >= k)
+        moment += 2 * k * k * (host::detail::splitting_pays() && j.o.solved() && j.o.sweeps > 0 ? 2 : 1);
       std::uint64_t own = moment;
       if (j.o.drift_followed()) own += 4 * k * k;
       if (j.o.residual_followed() && p == projection::down) own += 4 * k * static_cast<std::uint64_t>(j.model.hidden);
       // The factor; the Gram matrix where there are tokens instead, or the drift in the order of the factor.
-      const std::uint64_t solver = j.o.solved() ? 4 * 2 * k * k : 0;
+      std::uint64_t solver = j.o.solved() ? 4 * 2 * k * k : 0;
+      if (j.o.solved() && j.o.order == activation_order::descending) solver += moment;  // its statistics in that order
       if (!j.o.by_halves()) {
         sums += own, solvers = std::max(solvers, solver);
         grams = sums + solvers;
@@ -259,7 +298,7 @@ std::uint64_t memory_needed(const job& j, bool on_gpu) {
     grams += 5 * largest;  // a linear's target, or its columns in order, and codes a byte each
   if (j.o.smoothed() && !on_gpu) grams += sample_bytes(j);
   if (j.o.drift_followed() && !on_gpu) grams += std::uint64_t(16) << 20;  // what is kept of the original's chunk
-  if (j.o.calibrated() && !on_gpu) grams += packed_bytes(j);
+  if (j.o.calibrated() && !on_gpu) grams += packed_bytes(j) + tile_bytes(j);
   // What attention and MLP read and gave; of linears that are rounded on trial, copies have the room of 2 largest.
   if (!on_gpu) grams += static_cast<std::uint64_t>(16 * j.judged_tokens() * j.model.hidden);
   const std::uint64_t rest = static_cast<std::uint64_t>(j.model.vocabulary * j.model.hidden * size_of(j.stored));
@@ -326,8 +365,10 @@ plan plan_run(const job& j) {
   double seconds = 0, weights = 0;
   for (index_t layer = 0; layer < j.model.layers; ++layer)
     if (j.o.calibrated())
-      seconds += (p.of_statistics() + p.of_blocks()) / calibration_rate + p.of_search(j.packings(layer)) / rate +
-                 p.made_by(p.of_forwards() + p.of_blocks()) * between / host::pool().size();
+      seconds += (p.of_statistics() + p.of_blocks() + p.of_search(j.packings(layer)).choosing) / calibration_rate +
+                 p.of_search(j.packings(layer)).floats / rate +
+                 (p.made_by(p.of_forwards() + p.of_blocks()) * between + p.fitted(j.packings(layer)) * fit_and_round) /
+                     host::pool().size();
   for (const auto& [name, t] : j.files.tensors()) weights += static_cast<double>(t.size());
   constexpr double read_and_pack =
       20e-9;  // seconds a weight on one thread: convert, fit, round, pack, write, read back

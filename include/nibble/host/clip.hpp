@@ -30,11 +30,14 @@ template <class Scheme>
 class clip_tile {
  public:
   /// w (rows, g), s (g), gram (g, g); p (rows, 1) holds the parameters to begin with, and receives better ones.
-  clip_tile(matrix<const float> w, const float* s, matrix<const float> gram, Scheme scheme, matrix<params> p)
+  /// @param how losses are taken.
+  clip_tile(matrix<const float> w, const float* s, matrix<const float> gram, Scheme scheme, matrix<params> p,
+            matmul_precision how = matmul_precision::float32)
       : w_(w),
         s_(s),
         gram_(gram),
         scheme_(scheme),
+        how_(how),
         p_(p),
         ranges_(static_cast<size_t>(w.rows)),
         ends_(ranges_.size()),
@@ -52,6 +55,7 @@ class clip_tile {
       }
       tried_[row] = p(static_cast<index_t>(row), 0);
     }
+    if (how_ == matmul_precision::bfloat16) packed_.pack(gram_);
     judge();
     for (size_t row = 0; row < ranges_.size(); ++row) ranges_[row].loss = losses_[row];
   }
@@ -110,7 +114,13 @@ class clip_tile {
     const matrix<const params> p(tried_.data(), w_.rows, 1);
     quantize(w_, p, q, per_channel, scheme_);
     codes_difference(w_, matrix<const uint8_t>(q), p, s_, nullptr, per_channel, scheme_, d);
-    sgemm(CblasNoTrans, CblasNoTrans, w_.rows, w_.cols, w_.cols, d, gram_, 0.0f, product);
+    if (how_ == matmul_precision::bfloat16) {
+      thread_local row_pairs rows;
+      rows.pack(d);
+      with_pairs([&](auto of) { multiply_pairs<decltype(of)>(rows, packed_, 0, w_.cols, 0, product); });
+    } else {
+      sgemm(CblasNoTrans, CblasNoTrans, w_.rows, w_.cols, w_.cols, d, gram_, 0.0f, product);
+    }
     for (size_t row = 0; row < losses_.size(); ++row)
       losses_[row] = dot(d.row(static_cast<index_t>(row)), product.row(static_cast<index_t>(row)), w_.cols);
   }
@@ -119,6 +129,7 @@ class clip_tile {
   const float* s_;
   matrix<const float> gram_;
   Scheme scheme_;
+  matmul_precision how_;
   matrix<params> p_;
   std::vector<range> ranges_;
   std::vector<ends> ends_;
@@ -126,12 +137,13 @@ class clip_tile {
   std::vector<double> losses_;
   std::vector<uint8_t> codes_;
   std::vector<float> difference_, product_;
+  packed_panels packed_;  ///< gram_, where losses are taken in bfloat16
 };
 
 }  // namespace detail
 
 /// p (n, ⌈k / group_size⌉) ← better ranges of w (n, k), which is already scaled by s (k); x is not. p holds a fit to begin
-/// with, which stays where nothing beats it, so no group ends worse under its diagonal block. @pre w is finite.
+/// with, which stays where nothing beats it, so no group ends worse under its diagonal block, up to rounding in x.precision(). @pre w is finite.
 template <class Scheme>
 void clip_under_gram(matrix<const float> w, const float* s, const second_moment& x, index_t group_size, Scheme scheme,
                      matrix<params> p, int steps = clip_steps) {
@@ -142,7 +154,7 @@ void clip_under_gram(matrix<const float> w, const float* s, const second_moment&
     const index_t group = tile % groups, col = group * width, count = min(width, w.cols - col);
     const index_t row = tile / groups * detail::loss_rows, rows = min(detail::loss_rows, w.rows - row);
     detail::clip_tile<Scheme>(w.rows_at(row, rows).cols_at(col, count), s + col, blocks(group), scheme,
-                              p.rows_at(row, rows).cols_at(group, 1))
+                              p.rows_at(row, rows).cols_at(group, 1), x.precision())
         .search(steps);
   });
 }

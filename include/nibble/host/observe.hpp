@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -174,6 +175,7 @@ class second_moment {
       for (index_t j = 0; j < inputs_; ++j) g(i, j) = shrink(g(i, j), i, j, shrinkage_);
       diagonal_[static_cast<size_t>(i)] = g(i, i);
     });
+    pack();
   }
 
   /// The same of the inputs in another order: input i is what column[i] (k, a permutation) was. @pre finish() was called.
@@ -190,6 +192,7 @@ class second_moment {
       float* const to = out.data_.data() + row * inputs_;
       for (index_t j = 0; j < inputs_; ++j) to[j] = from[column[static_cast<size_t>(j)]];
     });
+    out.pack();
     return out;
   }
 
@@ -205,6 +208,10 @@ class second_moment {
   const std::vector<float>& diagonal() const noexcept { return diagonal_; }
   /// The shrunk Gram matrix (k, k). @pre !sampled()
   matrix<const float> gram_matrix() const noexcept { return {data_.data(), inputs_, inputs_}; }
+  /// The same rounded to bfloat16, for losses that candidates are judged by; null where products are taken of floats, or sampled().
+  const detail::packed_panels* packed_gram() const noexcept { return packed_.get(); }
+  /// How products are taken that only choose.
+  matmul_precision precision() const noexcept { return sampled() ? matmul_precision::float32 : how_; }
   /// The tokens (m, k), not shrunk, not divided. @pre sampled()
   matrix<const float> samples() const noexcept { return {data_.data(), tokens_, inputs_}; }
 
@@ -240,11 +247,19 @@ class second_moment {
   }
 
  private:
+  void pack() {
+    if (precision() != matmul_precision::bfloat16) return;
+    const auto packed = std::make_shared<detail::packed_panels>();
+    packed->pack(gram_matrix());
+    packed_ = packed;
+  }
+
   index_t inputs_ = 0, announced_ = 0, tokens_ = 0, non_finite_ = 0;
   float shrinkage_ = 0;
   matmul_precision how_ = matmul_precision::float32;
   std::vector<float> data_, mean_, diagonal_;
   std::vector<double> absolute_;
+  std::shared_ptr<const detail::packed_panels> packed_;
 };
 
 /// The diagonal blocks of the shrunk Gram matrix, `width` wide, the last one perhaps narrower, for readers that come back

@@ -66,24 +66,56 @@ inline double dot(const float* a, const float* b, index_t count) {
   return sum;
 }
 
-/// tr(D·G'·Dᵀ) of a tile of rows.
-inline double tile_loss(matrix<const float> d, const second_moment& x, std::vector<float>& product) {
-  const auto projected = project(d, x, product);
-  double loss = 0;
-  if (!x.sampled()) {
-    for (index_t row = 0; row < d.rows; ++row) loss += dot(d.row(row), projected.row(row), d.cols);
-    return loss;
-  }
+/// d·G'·dᵀ of one row d (k), by its product of project().
+inline double row_loss(const float* d, const float* projected, const second_moment& x) {
+  if (!x.sampled()) return dot(d, projected, x.inputs());
   double apart = 0;  // Σ d²·diag(G), all that full shrinkage would leave
-  for (index_t row = 0; row < d.rows; ++row) {
-    loss += dot(projected.row(row), projected.row(row), projected.cols);
-    for (index_t col = 0; col < d.cols; ++col) {
-      const auto difference = static_cast<double>(d(row, col));
-      apart += difference * difference * static_cast<double>(x.diagonal()[static_cast<size_t>(col)]);
-    }
+  for (index_t col = 0; col < x.inputs(); ++col) {
+    const auto difference = static_cast<double>(d[col]);
+    apart += difference * difference * static_cast<double>(x.diagonal()[static_cast<size_t>(col)]);
   }
   const auto shrinkage = static_cast<double>(x.shrinkage());
-  return (1 - shrinkage) * loss / static_cast<double>(max(x.tokens(), index_t(1))) + shrinkage * apart;
+  const double together = dot(projected, projected, x.tokens());
+  return (1 - shrinkage) * together / static_cast<double>(max(x.tokens(), index_t(1))) + shrinkage * apart;
+}
+
+/// Columns of G' that a loss takes at a time, of k.
+inline index_t loss_cols(index_t k) noexcept {
+  return clamp(round_up(k / 8, index_t(32)), index_t(32), index_t(512));
+}
+
+/// tr(D·G'·Dᵀ) of a tile of rows. G' is symmetric, so that of each pair of its columns' blocks one is multiplied: half of project().
+inline double tile_loss(matrix<const float> d, const second_moment& x, std::vector<float>& product) {
+  double loss = 0;
+  if (x.sampled()) {
+    const auto projected = project(d, x, product);
+    for (index_t row = 0; row < d.rows; ++row) loss += row_loss(d.row(row), projected.row(row), x);
+    return loss;
+  }
+  const matrix<const float> g = x.gram_matrix();
+  const detail::packed_panels* const packed = x.packed_gram();
+  thread_local row_pairs packing;
+  if (packed != nullptr) packing.pack(d);
+  const index_t k = d.cols, wide = packed != nullptr ? product_depth : loss_cols(k);
+  for (index_t col = 0; col < k; col += wide) {
+    const index_t cols = min(wide, k - col);
+    const auto before = tile_buffers::view(product, 2 * d.rows, cols).rows_at(0, d.rows);
+    const matrix<float> own(before.data + before.size(), d.rows, cols);
+    const auto of_d = d.cols_at(col, cols);
+    if (packed != nullptr) {
+      with_pairs([&](auto of) {
+        multiply_pairs<decltype(of)>(packing, *packed, 0, col, col, before);
+        multiply_pairs<decltype(of)>(packing, *packed, col, col + cols, col, own);
+      });
+    } else {
+      const auto beside = g.cols_at(col, cols);
+      sgemm(CblasNoTrans, CblasNoTrans, d.rows, cols, col, d.cols_at(0, col), beside.rows_at(0, col), 0.0f, before);
+      sgemm(CblasNoTrans, CblasNoTrans, d.rows, cols, cols, of_d, beside.rows_at(col, cols), 0.0f, own);
+    }
+    for (index_t row = 0; row < d.rows; ++row)
+      loss += 2 * dot(of_d.row(row), before.row(row), cols) + dot(of_d.row(row), own.row(row), cols);
+  }
+  return loss;
 }
 
 /// (ŵ − w) / s · of_row, ŵ what codes q stand for; a tile of rows of each, and difference too. of_row null: 1.

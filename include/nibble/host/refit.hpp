@@ -34,16 +34,17 @@ class refit_tile {
     for (index_t col = 0; col < w_.cols; col += width_) {
       const index_t count = min(width_, w_.cols - col);
       const auto change = tile_buffers::view(change_, w_.rows, count);
-      if (!refit_group(col, change)) continue;
-      residual_.spread(col, change);
+      refit_group(col, change);
+      if (moved_.empty()) continue;
+      residual_.spread(col, moved_, change);
       any = true;
     }
     return any;
   }
 
  private:
-  /// change ← what new parameters of the group at `col` add to D.
-  bool refit_group(index_t col, matrix<float> change) {
+  /// moved_ ← the rows where the group at `col` has new parameters, change ← what these add to D there.
+  void refit_group(index_t col, matrix<float> change) {
     const index_t rows = w_.rows, count = change.cols, group = col / width_;
     const auto block = blocks_(group);
     const auto c = tile_buffers::view(steps_, rows + 1, count), ch = tile_buffers::view(product_, rows + 1, count);
@@ -56,19 +57,18 @@ class refit_tile {
     sgemm(CblasNoTrans, CblasNoTrans, rows + 1, count, count, c, block, 0.0f, ch);
     residual_.slopes(col, slope);
     const double ee = dot(ch.row(rows), e, count);
-    bool any = false;
+    moved_.clear();
     for (index_t row = 0; row < rows; ++row) {
       const float* const of = c.row(row);
       const group_products m{dot(ch.row(row), of, count), dot(ch.row(row), e, count), ee,
                              dot(slope.row(row), of, count), dot(slope.row(row), e, count)};
       params& p = p_(row, group);
       const params better = refitted(p, m, scheme_);
-      const bool moved = better.scale != p.scale || better.zero != p.zero;
-      any = any || moved;
+      if (better.scale == p.scale && better.zero == p.zero) continue;
       p = better;
-      for (index_t j = 0; j < count; ++j) change(row, j) = moved ? move(row, col + j, better) : 0.0f;
+      moved_.push_back(row);
+      for (index_t j = 0; j < count; ++j) change(row, j) = move(row, col + j, better);
     }
-    return any;
   }
 
   float move(index_t row, index_t col, params p) {
@@ -87,6 +87,7 @@ class refit_tile {
   matrix<const uint8_t> q_;
   matrix<params> p_;
   std::vector<float> steps_, product_, slope_, change_;
+  std::vector<index_t> moved_;
 };
 
 }  // namespace detail
@@ -111,23 +112,33 @@ void refit(matrix<const float> w, const float* s, const second_moment& x, matrix
 }
 
 /// Up to `rounds` times a sweep over the codes and a round over the parameters; ends early when neither changes anything.
+/// @returns what codes_loss() gives of them in float, of_row as there.
 template <class Scheme>
-void sweep_and_refit(matrix<const float> w, const float* s, const second_moment& x, index_t group_size, Scheme scheme,
-                     int rounds, matrix<params> p, matrix<uint8_t> q) {
+double sweep_and_refit(matrix<const float> w, const float* s, const second_moment& x, index_t group_size, Scheme scheme,
+                       int rounds, matrix<params> p, matrix<uint8_t> q, const float* of_row = nullptr) {
   const group_shape g = per_group(group_size);
   const index_t width = g.width(w.cols);
   const diagonal_blocks sweep_blocks(x, detail::sweep_cols), refit_blocks(x, width);
-  detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
+  detail::packed_panels rest;
+  const bool split = rounds > 0 && x.packed_gram() != nullptr && detail::splitting_pays();
+  if (split) rest.pack(x.gram_matrix(), true);
+  return detail::sum_over_row_tiles(w.rows, [&](index_t first, index_t rows) {
     const auto of_tile = p.rows_at(first, rows);
     const auto weights = w.rows_at(first, rows);
     const auto codes = q.rows_at(first, rows);
-    const detail::tile_residual residual(weights, codes, of_tile, s, g, scheme, x);
+    const detail::tile_residual residual(weights, codes, of_tile, s, g, scheme, x, split ? &rest : nullptr);
     detail::sweep_tile<Scheme> sweeping(residual, of_tile, s, sweep_blocks, width, scheme, codes);
     detail::refit_tile<Scheme> refitting(residual, weights, s, refit_blocks, width, scheme, codes, of_tile);
     for (int round = 0; round < rounds; ++round) {
       const bool moved = sweeping.improve();
       if (!refitting.improve() && !moved) break;
     }
+    double loss = 0;
+    for (index_t row = 0; row < rows; ++row) {
+      const double times = of_row == nullptr ? 1.0 : static_cast<double>(of_row[first + row]);
+      loss += times * times * residual.loss_of(row);
+    }
+    return loss;
   });
 }
 

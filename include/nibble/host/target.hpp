@@ -105,49 +105,86 @@ struct drift_shares {
   float inputs = 1, residual = 0;
 };
 
-/// target (n, k) ← w + w·E[(x₀ − x)·xᵀ]·H⁻¹ and E[(r₀ − r)·xᵀ]·H⁻¹, shares of each, for w (n, k), whose columns are scaled by s (k), or
-/// null for 1, as h's are; d is not. Where that is not finite, w. @param shrinkage λ, of what is beside the diagonal of d.sum().
-/// @pre h.usable(), d.tokens() > 0; where d follows a residual stream, w has a row for each of its channels.
+/// w + w·E[(x₀ − x)·xᵀ]·H⁻¹ and E[(r₀ − r)·xᵀ]·H⁻¹, shares of each, for linears that read one input.
+class moved_targets {
+ public:
+  /// @param s (k), or null for 1: what columns of the linears are scaled by, as h's are; d is not. @param shrinkage λ, of what is beside the
+  /// diagonal of d.sum(). @param several  linears follow: E[(x₀ − x)·xᵀ]·H⁻¹ is solved for once, k rows, instead of each linear's own.
+  /// d and h are to outlive it. @pre h.usable(), d.tokens() > 0
+  moved_targets(const float* s, const drift& d, const hessian& h, const drift_shares& share, float shrinkage,
+                bool several)
+      : s_(s == nullptr ? std::vector<float>() : std::vector<float>(s, s + d.inputs())),
+        d_(d),
+        h_(h),
+        residual_(share.residual > 0 && d.residual_sum().rows > 0),
+        solved_(several),
+        data_(static_cast<size_t>(d.inputs() * d.inputs())) {
+    const index_t k = d.inputs();
+    const auto& column = h.order().column;
+    const double unit = h.unit() * static_cast<double>(d.tokens());
+    const double per_token = static_cast<double>(share.inputs) / unit;
+    of_residual_ = static_cast<double>(share.residual) / unit;
+    // d in the units and the order of h: diag(1/s)·E[(x₀ − x)·xᵀ]·diag(1/s) / unit
+    const matrix<float> o(data_.data(), k, k);
+    parallel_for(k, [&](index_t row) {
+      const double of_row = per_token / scale(row);
+      for (index_t i = 0; i < k; ++i) {
+        const index_t col = column[static_cast<size_t>(i)];
+        const float sum = shrink(d.sum()(row, col), row, col, shrinkage);
+        o(row, i) = static_cast<float>(of_row / scale(col) * static_cast<double>(sum));
+      }
+    });
+    if (solved_) detail::for_row_tiles(k, [&](index_t first, index_t rows) { solve(o.rows_at(first, rows)); });
+  }
+
+  /// target (n, k) ← what w (n, k) should be; where that is not finite, w. @pre where d follows a residual stream, w has a row for each of its
+  /// channels.
+  void of(matrix<const float> w, matrix<float> target) const {
+    const index_t k = w.cols;
+    const auto& column = h_.order().column;
+    const matrix<const float> o(data_.data(), k, k);
+    detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
+      const auto moved = detail::tile_buffers::view(detail::buffers().product, rows, k);
+      for (index_t row = 0; residual_ && row < rows; ++row)
+        for (index_t i = 0; i < k; ++i) {
+          const index_t col = column[static_cast<size_t>(i)];
+          const float sum = d_.residual_sum()(first + row, col);
+          moved(row, i) = static_cast<float>(of_residual_ / scale(col) * static_cast<double>(sum));
+        }
+      if (solved_ && residual_) solve(moved);
+      detail::sgemm(CblasNoTrans, CblasNoTrans, rows, k, k, w.rows_at(first, rows), o, residual_ ? 1.0f : 0.0f, moved);
+      if (!solved_) solve(moved);
+      for (index_t row = 0; row < rows; ++row)
+        for (index_t i = 0; i < k; ++i) {
+          const index_t col = column[static_cast<size_t>(i)];
+          const float own = w(first + row, col), there = own + moved(row, i);
+          target(first + row, col) = is_finite(there) ? there : own;
+        }
+    });
+  }
+
+ private:
+  double scale(index_t at) const { return s_.empty() ? 1.0 : static_cast<double>(s_[static_cast<size_t>(at)]); }
+  /// rows ← rows · (Lᵀ·L)⁻¹
+  void solve(matrix<float> rows) const {
+    for (const auto transposed : {CblasNoTrans, CblasTrans})
+      cblas_strsm(CblasRowMajor, CblasRight, CblasLower, transposed, CblasNonUnit, static_cast<int>(rows.rows),
+                  static_cast<int>(rows.cols), 1.0f, h_.factor().data, detail::leading(h_.factor().stride), rows.data,
+                  detail::leading(rows.stride));
+  }
+
+  std::vector<float> s_;
+  const drift& d_;
+  const hessian& h_;
+  bool residual_, solved_;
+  double of_residual_ = 0;
+  std::vector<float> data_;  ///< of d.sum() in h's order, times H⁻¹ where that is solved for
+};
+
+/// moved_targets::of a single linear.
 inline void moved_target(matrix<const float> w, const float* s, const drift& d, const hessian& h,
                          const drift_shares& share, float shrinkage, matrix<float> target) {
-  const index_t k = w.cols;
-  const bool residual = share.residual > 0 && d.residual_sum().rows > 0;
-  const auto& column = h.order().column;
-  // d in the units and the order of h: diag(1/s)·E[(x₀ − x)·xᵀ]·diag(1/s) / unit
-  std::vector<float> ordered(static_cast<size_t>(k * k));
-  const matrix<float> o(ordered.data(), k, k);
-  const double unit = h.unit() * static_cast<double>(d.tokens());
-  const double per_token = static_cast<double>(share.inputs) / unit;
-  const double of_residual = static_cast<double>(share.residual) / unit;
-  const auto scale = [&](index_t at) { return s == nullptr ? 1.0 : static_cast<double>(s[at]); };
-  parallel_for(k, [&](index_t row) {
-    const double of_row = per_token / scale(row);
-    for (index_t i = 0; i < k; ++i) {
-      const index_t col = column[static_cast<size_t>(i)];
-      const float sum = shrink(d.sum()(row, col), row, col, shrinkage);
-      o(row, i) = static_cast<float>(of_row / scale(col) * static_cast<double>(sum));
-    }
-  });
-  detail::for_row_tiles(w.rows, [&](index_t first, index_t rows) {
-    const auto moved = detail::tile_buffers::view(detail::buffers().product, rows, k);
-    for (index_t row = 0; residual && row < rows; ++row)
-      for (index_t i = 0; i < k; ++i) {
-        const index_t col = column[static_cast<size_t>(i)];
-        const float sum = d.residual_sum()(first + row, col);
-        moved(row, i) = static_cast<float>(of_residual / scale(col) * static_cast<double>(sum));
-      }
-    detail::sgemm(CblasNoTrans, CblasNoTrans, rows, k, k, w.rows_at(first, rows), o, residual ? 1.0f : 0.0f, moved);
-    for (const auto transposed : {CblasNoTrans, CblasTrans})  // · (Lᵀ·L)⁻¹
-      cblas_strsm(CblasRowMajor, CblasRight, CblasLower, transposed, CblasNonUnit, static_cast<int>(rows),
-                  static_cast<int>(k), 1.0f, h.factor().data, detail::leading(h.factor().stride), moved.data,
-                  detail::leading(moved.stride));
-    for (index_t row = 0; row < rows; ++row)
-      for (index_t i = 0; i < k; ++i) {
-        const index_t col = column[static_cast<size_t>(i)];
-        const float own = w(first + row, col), there = own + moved(row, i);
-        target(first + row, col) = is_finite(there) ? there : own;
-      }
-  });
+  moved_targets(s, d, h, share, shrinkage, false).of(w, target);
 }
 
 }  // namespace host

@@ -76,6 +76,13 @@ void multiply_panel(const uint32_t* a, index_t row, index_t step, const uint32_t
   }
 }
 
+/// out ← x less what rounding to bfloat16 makes of it, exactly. @pre no x rounds to an infinity
+inline void rest_of(const float* x, index_t count, float* out) noexcept {
+  vectorised([&] {
+    for (index_t i = 0; i < count; ++i) out[i] = x[i] - first_of(bf16_bits(x[i]));
+  });
+}
+
 /// The rows of x (m, k), packed for products whose first factors they are, in runs of product_depth.
 class row_pairs {
  public:
@@ -166,6 +173,132 @@ void multiply_rounded(matrix<const float> x, matrix<const float> w, matrix<float
   thread_local row_pairs packing;
   packing.pack(x);
   multiply_rounded<Rows>(packing, 0, w, y);
+}
+
+/// w (k, n), packed for products whose second factor it is, in runs of product_depth rows: for a factor that many products share.
+class packed_panels {
+ public:
+  void pack(matrix<const float> w, bool rest = false) {
+    with_pairs([&](auto of) { pack<decltype(of)>(w, rest); });
+  }
+  /// @param rest  what rounding to bfloat16 leaves of w, instead of w
+  template <class Pairs>
+  void pack(matrix<const float> w, bool rest = false) {
+    reserve<Pairs>(w.rows, w.cols);
+    for (index_t first = 0; first < rows_; first += product_depth)
+      pack_run<Pairs>(first, w.rows_at(first, min(product_depth, rows_ - first)), rest);
+  }
+  /// The same a run at a time, where w is never there as a whole.
+  template <class Pairs>
+  void reserve(index_t rows, index_t cols) {
+    rows_ = rows, width_ = round_up(cols, block_cols);
+    data_ = buffer_.reserve(width_ * (rows_ / product_depth * packed_pairs<Pairs::depth>(product_depth) +
+                                      packed_pairs<Pairs::depth>(rows_ % product_depth)));
+  }
+  template <class Pairs>
+  void pack_run(index_t first, matrix<const float> w, bool rest = false) {
+    parallel_for(width_ / block_cols, [&](index_t panel) {
+      thread_local std::vector<float> left;
+      const index_t col = panel * block_cols;
+      matrix<const float> from = w.cols_at(col, min(block_cols, w.cols - col));
+      if (rest) {
+        left.resize(static_cast<size_t>(from.size()));
+        for (index_t row = 0; row < from.rows; ++row) rest_of(from.row(row), from.cols, left.data() + row * from.cols);
+        from = {left.data(), from.rows, from.cols};
+      }
+      Pairs::pack_columns(from, place<Pairs>(first, col));
+    });
+  }
+  index_t rows() const noexcept { return rows_; }
+  /// Of the run that begins at row `first`, columns from `col` on. @pre multiples of product_depth and of block_cols
+  template <class Pairs>
+  const uint32_t* at(index_t first, index_t col) const noexcept {
+    return place<Pairs>(first, col);
+  }
+
+ private:
+  template <class Pairs>
+  uint32_t* place(index_t first, index_t col) const noexcept {
+    return data_ + width_ * (first / 2) + col * packed_pairs<Pairs::depth>(min(product_depth, rows_ - first));
+  }
+
+  pair_buffer buffer_;
+  uint32_t* data_ = nullptr;
+  index_t rows_ = 0, width_ = 0;
+};
+
+/// Rows of x (m, k) rounded to bfloat16, and what that leaves of them, also rounded.
+struct split_rows {
+  row_pairs high, low;
+  std::vector<float> rest;
+
+  void pack(matrix<const float> x) {
+    rest.resize(static_cast<size_t>(x.size()));
+    for (index_t row = 0; row < x.rows; ++row) rest_of(x.row(row), x.cols, rest.data() + row * x.cols);
+    high.pack(x);
+    low.pack({rest.data(), x.rows, x.cols});
+  }
+};
+
+/// y (m, n) ← x · w, or y + x · w, of w's rows from `first` on and its columns from `col` on, on the thread that calls: with both factors as a
+/// sum of two bfloat16, three products of the four, which leaves an error of some 2⁻¹⁶ of |x|·|w| (Henry, Tang, Heinecke, arXiv 1904.06376).
+/// @pre first is a multiple of product_depth, or of 32 where x has no more columns than are left of its run; col of block_cols
+template <class Pairs>
+void multiply_split(const split_rows& x, const packed_panels& high, const packed_panels& low, index_t first,
+                    index_t col, matrix<float> y, bool add) {
+  thread_local std::vector<float> sums;
+  [[maybe_unused]] const typename Pairs::session within;
+  const index_t k = x.high.cols();
+  sums.resize(static_cast<size_t>(y.rows * block_cols));
+  for (index_t panel = 0; panel < y.cols; panel += block_cols) {
+    const index_t cols = min(block_cols, y.cols - panel);
+    const matrix<float> to(sums.data(), y.rows, cols, block_cols);
+    for (index_t run = 0; run < k; run += product_depth) {
+      const index_t depth = min(product_depth, k - run), pairs = packed_pairs<Pairs::depth>(depth);
+      const index_t begin = (first + run) / product_depth * product_depth, within_run = first + run - begin;
+      const index_t stride = row_pairs::stride_of<Pairs>(depth);
+      const auto* const of_high = high.at<Pairs>(begin, col + panel) + within_run / 2 * block_cols;
+      const auto* const of_low = low.at<Pairs>(begin, col + panel) + within_run / 2 * block_cols;
+      multiply_panel<Pairs>(x.low.at<Pairs>(0, run), stride, 1, of_high, pairs, to, run > 0);
+      multiply_panel<Pairs>(x.high.at<Pairs>(0, run), stride, 1, of_low, pairs, to, true);
+      multiply_panel<Pairs>(x.high.at<Pairs>(0, run), stride, 1, of_high, pairs, to, true);
+    }
+    for (index_t row = 0; row < y.rows; ++row) {
+      const float* const from = to.row(row);
+      float* const into = y.row(row) + panel;
+      for (index_t j = 0; j < cols; ++j) into[j] = add ? into[j] + from[j] : from[j];
+    }
+  }
+}
+inline void multiply_split(const split_rows& x, const packed_panels& high, const packed_panels& low, index_t first,
+                           index_t col, matrix<float> y, bool add) {
+  with_pairs([&](auto of) { multiply_split<decltype(of)>(x, high, low, first, col, y, add); });
+}
+
+/// Whether three products in bfloat16 take less time than one of floats.
+inline bool splitting_pays() noexcept {
+#if defined(NIBBLE_AMX_KNOWN)
+  return has_amx_bf16();
+#else
+  return false;
+#endif
+}
+
+/// y (m, n) ← the sum over factors [first, last) of all rows of x with columns of w from `col` on, on the thread that calls.
+/// @pre first, and last where it is not all, multiples of product_depth, col of block_cols
+template <class Pairs>
+void multiply_pairs(const row_pairs& x, const packed_panels& w, index_t first, index_t last, index_t col,
+                    matrix<float> y) {
+  [[maybe_unused]] const typename Pairs::session within;
+  for (index_t panel = 0; panel < y.cols; panel += block_cols) {
+    const auto sums = y.cols_at(panel, min(block_cols, y.cols - panel));
+    for (index_t run = first; run < last; run += product_depth) {
+      const index_t depth = min(product_depth, last - run);
+      multiply_panel<Pairs>(x.at<Pairs>(0, run), row_pairs::stride_of<Pairs>(depth), 1, w.at<Pairs>(run, col + panel),
+                            packed_pairs<Pairs::depth>(depth), sums, run > first);
+    }
+    for (index_t row = 0; first == last && row < y.rows; ++row) std::fill_n(sums.row(row), sums.cols, 0.0f);
+  }
 }
 
 /// The columns of x (m, k), packed for sums over its rows. @pre m <= product_depth, of a sum's precision
