@@ -73,7 +73,7 @@ class tile_residual {
       const index_t wide = min(span_cols, projected_.cols - col);
       const auto product = part.cols_at(0, wide);
       if (split)
-        multiply_split(splits(), *x_.packed_gram(), *rest_, first, col, product, false);
+        multiply_split(splits(), *x_.packed_gram(), *rest_, first, col, product);
       else
         sgemm(CblasNoTrans, turned, count, wide, change.cols, change,
               x_.sampled() ? other.rows_at(col, wide) : other.cols_at(col, wide), 0.0f, product);
@@ -101,7 +101,7 @@ class tile_residual {
     if (rest_ == nullptr) return project(difference_, x_, buffers().product);
     const auto out = tile_buffers::view(buffers().product, w.rows, w.cols);
     splits().pack(difference_);
-    multiply_split(splits(), *x_.packed_gram(), *rest_, 0, 0, out, false);
+    multiply_split(splits(), *x_.packed_gram(), *rest_, 0, 0, out);
     return out;
   }
   static split_rows& splits() {
@@ -143,11 +143,19 @@ class few_changes {
   }
   /// Adds all to the products of all other columns.
   void spread_beyond(const tile_residual& to) {
-    constexpr index_t wide = 256, few = 12;
-    const matrix<const float> g = to.inputs().gram_matrix();
+    constexpr index_t few = 8;  // from there on products take less time, whatever k (docs/gptq.md)
     index_t changes = 0;
     for (const extent& of : rows_) changes += of.end;
-    if (few * changes > to.rows() * count_) return spread_many(to);
+    if (few * changes <= to.rows() * count_)
+      spread_few(to);
+    else
+      spread_many(to);
+  }
+
+ private:
+  void spread_few(const tile_residual& to) {
+    constexpr index_t wide = 256;
+    const matrix<const float> g = to.inputs().gram_matrix();
     for (index_t col = 0; col < g.cols; col += wide) {
       if (col >= first_ && col < first_ + count_) continue;  // spans are whole numbers of these
       const index_t cols = min(wide, g.cols - col);
@@ -164,8 +172,7 @@ class few_changes {
     }
   }
 
- private:
-  /// The same by products, where more than a twelfth changed.
+  /// By products.
   void spread_many(const tile_residual& to) {
     const matrix<const float> g = to.inputs().gram_matrix();
     const auto all = tile_buffers::view(near_, to.rows(), count_);

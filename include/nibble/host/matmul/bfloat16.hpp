@@ -184,23 +184,15 @@ class packed_panels {
   /// @param rest  what rounding to bfloat16 leaves of w, instead of w
   template <class Pairs>
   void pack(matrix<const float> w, bool rest = false) {
-    reserve<Pairs>(w.rows, w.cols);
-    for (index_t first = 0; first < rows_; first += product_depth)
-      pack_run<Pairs>(first, w.rows_at(first, min(product_depth, rows_ - first)), rest);
-  }
-  /// The same a run at a time, where w is never there as a whole.
-  template <class Pairs>
-  void reserve(index_t rows, index_t cols) {
-    rows_ = rows, width_ = round_up(cols, block_cols);
+    rows_ = w.rows, width_ = round_up(w.cols, block_cols);
     data_ = buffer_.reserve(width_ * (rows_ / product_depth * packed_pairs<Pairs::depth>(product_depth) +
                                       packed_pairs<Pairs::depth>(rows_ % product_depth)));
-  }
-  template <class Pairs>
-  void pack_run(index_t first, matrix<const float> w, bool rest = false) {
-    parallel_for(width_ / block_cols, [&](index_t panel) {
+    const index_t across = width_ / block_cols;
+    parallel_for(ceil_div(rows_, product_depth) * across, [&](index_t panel) {
       thread_local std::vector<float> left;
-      const index_t col = panel * block_cols;
-      matrix<const float> from = w.cols_at(col, min(block_cols, w.cols - col));
+      const index_t first = panel / across * product_depth, col = panel % across * block_cols;
+      matrix<const float> from =
+          w.rows_at(first, min(product_depth, rows_ - first)).cols_at(col, min(block_cols, w.cols - col));
       if (rest) {
         left.resize(static_cast<size_t>(from.size()));
         for (index_t row = 0; row < from.rows; ++row) rest_of(from.row(row), from.cols, left.data() + row * from.cols);
@@ -209,7 +201,6 @@ class packed_panels {
       Pairs::pack_columns(from, place<Pairs>(first, col));
     });
   }
-  index_t rows() const noexcept { return rows_; }
   /// Of the run that begins at row `first`, columns from `col` on. @pre multiples of product_depth and of block_cols
   template <class Pairs>
   const uint32_t* at(index_t first, index_t col) const noexcept {
@@ -233,19 +224,23 @@ struct split_rows {
   std::vector<float> rest;
 
   void pack(matrix<const float> x) {
+    with_pairs([&](auto of) { pack<decltype(of)>(x); });
+  }
+  template <class Pairs>
+  void pack(matrix<const float> x) {
     rest.resize(static_cast<size_t>(x.size()));
     for (index_t row = 0; row < x.rows; ++row) rest_of(x.row(row), x.cols, rest.data() + row * x.cols);
-    high.pack(x);
-    low.pack({rest.data(), x.rows, x.cols});
+    high.pack<Pairs>(x);
+    low.pack<Pairs>({rest.data(), x.rows, x.cols});
   }
 };
 
-/// y (m, n) ← x · w, or y + x · w, of w's rows from `first` on and its columns from `col` on, on the thread that calls: with both factors as a
+/// y (m, n) ← x · w, of w's rows from `first` on and its columns from `col` on, on the thread that calls: with both factors as a
 /// sum of two bfloat16, three products of the four, which leaves an error of some 2⁻¹⁶ of |x|·|w| (Henry, Tang, Heinecke, arXiv 1904.06376).
 /// @pre first is a multiple of product_depth, or of 32 where x has no more columns than are left of its run; col of block_cols
 template <class Pairs>
 void multiply_split(const split_rows& x, const packed_panels& high, const packed_panels& low, index_t first,
-                    index_t col, matrix<float> y, bool add) {
+                    index_t col, matrix<float> y) {
   thread_local std::vector<float> sums;
   [[maybe_unused]] const typename Pairs::session within;
   const index_t k = x.high.cols();
@@ -263,16 +258,12 @@ void multiply_split(const split_rows& x, const packed_panels& high, const packed
       multiply_panel<Pairs>(x.high.at<Pairs>(0, run), stride, 1, of_low, pairs, to, true);
       multiply_panel<Pairs>(x.high.at<Pairs>(0, run), stride, 1, of_high, pairs, to, true);
     }
-    for (index_t row = 0; row < y.rows; ++row) {
-      const float* const from = to.row(row);
-      float* const into = y.row(row) + panel;
-      for (index_t j = 0; j < cols; ++j) into[j] = add ? into[j] + from[j] : from[j];
-    }
+    for (index_t row = 0; row < y.rows; ++row) std::copy_n(to.row(row), cols, y.row(row) + panel);
   }
 }
 inline void multiply_split(const split_rows& x, const packed_panels& high, const packed_panels& low, index_t first,
-                           index_t col, matrix<float> y, bool add) {
-  with_pairs([&](auto of) { multiply_split<decltype(of)>(x, high, low, first, col, y, add); });
+                           index_t col, matrix<float> y) {
+  with_pairs([&](auto of) { multiply_split<decltype(of)>(x, high, low, first, col, y); });
 }
 
 /// Whether three products in bfloat16 take less time than one of floats.
